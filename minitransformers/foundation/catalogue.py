@@ -1,0 +1,145 @@
+"""The catalogue: every concept in the package, made from the labels on the functions themselves.
+
+Nobody keeps a second list. ``concepts()`` imports the chapters once and maps each concept's name to its entry;
+the generic checks, the command line, the site's tables and the language model's parts all read it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+# What a concept can be to a model (see the table of roles in the documentation). A position acts in one of three places.
+ROLES = ("mixer", "channel", "norm", "position/input", "position/rotation", "position/bias")
+
+# The order in which a reader meets the chapters.
+READING_ORDER = (
+    "basics", "attention", "positional", "norms", "efficient", "sparse_attention", "linear_attention", "long_context",
+    "state_space", "hybrids", "models", "peft", "compression", "bias_mitigation", "vision", "domains", "multimodal", "limits",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Example:
+    """A call of a concept: ``function(*args, **config)``."""
+
+    args: tuple
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A bad call: the example with some arguments replaced, and the name that its ValueError must contain."""
+
+    names: str
+    changes: dict[str, Any]
+
+    def spoil(self, function: Callable, example: Example) -> Example:
+        """The example with the changes put in, each by position or by keyword as the function takes it."""
+        args, config = list(example.args), dict(example.config)
+        positions = list(inspect.signature(function).parameters)
+        for name, value in self.changes.items():
+            place = positions.index(name) if name in positions else len(args)
+            if place < len(args):
+                args[place] = value
+            else:
+                config[name] = value
+        return Example(tuple(args), config)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the museum label of a concept says."""
+
+    name: str
+    chapter: str
+    title: str
+    source: str
+    function: Callable
+    make_example: Callable[[np.random.Generator], Example]
+    roles: tuple[str, ...] = ()
+    rejects: tuple[Rejection, ...] = ()
+    step: Callable | None = None
+
+    @property
+    def module(self) -> str:
+        """The module's dotted name."""
+        return self.function.__module__
+
+    @cached_property
+    def init(self) -> Callable | None:
+        """``init_<name>`` of the same module, or None where the concept has no parameters."""
+        return getattr(sys.modules[self.module], f"init_{self.name}", None)
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """A small float64 call with random arguments."""
+        return self.make_example(rng)
+
+    def has_role(self, role: str) -> bool:
+        """Whether the concept fills the role; "position" stands for all three places."""
+        return any(own == role or own.startswith(f"{role}/") for own in self.roles)
+
+
+_entries: dict[str, Entry] = {}
+
+
+def register(entry: Entry) -> None:
+    """Add an entry. Raises ValueError where the label lacks a part or the name is taken."""
+    for part in ("title", "source"):
+        if not getattr(entry, part).strip():
+            raise ValueError(f"concept {entry.name}: the label has no {part}")
+    if not callable(entry.make_example):
+        raise ValueError(f"concept {entry.name}: example must be a function of a random generator")
+    for role in entry.roles:
+        if role not in ROLES:
+            raise ValueError(f"concept {entry.name}: unknown role {role!r}; the roles are {', '.join(ROLES)}")
+    package, _, file = entry.module.rpartition(".")
+    if package.split(".")[0] == "minitransformers" and file != entry.name:
+        raise ValueError(f"concept {entry.name}: its file must bear its name, not {file}.py")
+    other = _entries.get(entry.name)
+    if other is not None and _place(other.function) != _place(entry.function):
+        raise ValueError(f"concept {entry.name}: the name is taken by {other.module}")
+    _entries[entry.name] = entry
+
+
+def _place(function: Callable) -> tuple:
+    # A module that is loaded again (a reload, a notebook cell that runs twice) may label its function again.
+    code = inspect.unwrap(function).__code__
+    return (code.co_filename, code.co_firstlineno)
+
+
+def concepts(*, role: str | None = None, chapter: str | None = None) -> dict[str, Entry]:
+    """Every concept in reading order: name to entry; only those of a role or a chapter, where one is given."""
+    import minitransformers
+
+    for module in pkgutil.walk_packages(minitransformers.__path__, "minitransformers."):
+        if module.name.split(".")[1] in READING_ORDER:
+            importlib.import_module(module.name)
+    order = {name: i for i, name in enumerate(READING_ORDER)}
+    found = sorted(_entries.values(), key=lambda entry: (order.get(entry.chapter, len(order)), entry.name))
+    return {
+        entry.name: entry
+        for entry in found
+        if (role is None or entry.has_role(role)) and (chapter is None or entry.chapter == chapter)
+    }
+
+
+def find(name: str, *, role: str | None = None) -> Entry:
+    """The entry of that name. Raises ValueError that suggests the nearest name."""
+    import difflib
+
+    known = concepts(role=role)
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    kind = f"{role} " if role else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {kind or 'concept '}{name!r}{hint} (known: {', '.join(known)})")

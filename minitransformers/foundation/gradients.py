@@ -1,0 +1,361 @@
+"""Is this backward right? A judge that needs nothing but the function, and says what is wrong.
+
+    report = check_gradients(rms_norm, params, x, eps=1e-6)
+    assert_gradients(my_layer, params, x)                   # raises AssertionError that teaches
+
+Three witnesses are heard, for a loss L = <dout, f(arguments)> with a *random* dout (with ones, a LayerNorm backward
+that has lost a term still passes):
+
+1. **Central differences**, every element of every argument, by the five-point formula, whose own error falls as h^4.
+   Each element chooses its step: where two estimates at one step disagree (a stiff softmax, a kink), a smaller step
+   is tried. The difference is taken of each output before they are summed, so large outputs that do not move add no
+   rounding noise, and gradients of 1e-8 are judged as sharply as gradients of 1.
+2. **The Taylor remainder** f(x + hv) - f(x) - h<g, v> along a random direction v: halving h must quarter it. With a
+   wrong gradient it only halves. No tolerance is needed.
+3. **HIPS autograd**, where it is installed and can trace the forward (no slice assignment, no ``out=``).
+
+The error of an argument is its largest deviation relative to the largest element of its gradient. Floor: a gradient
+smaller than what rounding does to the difference itself cannot be judged by its own size, so it is judged by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minitransformers.foundation import trees
+
+BOUND = 1e-6  # largest error, relative to the gradient, that passes
+ORDER = 1.8  # smallest order of the Taylor remainder that passes
+AUTOGRAD_BOUND = 1e-10  # largest difference from HIPS autograd that passes
+_STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass
+class ArgumentReport:
+    """What was found for one array among the arguments.
+
+    error is relative to the gradient's largest element; index is where it is largest, analytic and numeric the two
+    values there; cause is the likely mistake in words, empty where the gradient passes.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    error: float
+    index: tuple[int, ...] = ()
+    analytic: float = 0.0
+    numeric: float = 0.0
+    cause: str = ""
+
+
+@dataclass
+class GradientReport:
+    """The verdict on one function.
+
+    order is that of the Taylor remainder (inf where only rounding is left); autograd is the largest difference from
+    HIPS autograd relative to the gradient, None where that could not trace the forward, with the reason.
+    """
+
+    name: str
+    arguments: list[ArgumentReport] = field(default_factory=list)
+    order: float = float("inf")
+    autograd: float | None = None
+    autograd_reason: str = ""
+    bound: float = BOUND
+
+    @property
+    def worst(self) -> ArgumentReport:
+        """The argument with the largest error."""
+        return max(self.arguments, key=lambda argument: (np.nan_to_num(argument.error, nan=np.inf)))
+
+    @property
+    def error(self) -> float:
+        """The largest error of any argument."""
+        return self.worst.error if self.arguments else 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every witness agrees."""
+        return not self.failures()
+
+    def failures(self) -> list[str]:
+        """What is wrong, in words, one entry a finding."""
+        found = []
+        for a in self.arguments:
+            if not a.error <= self.bound:
+                where = f"[{', '.join(map(str, a.index))}]" if a.index else ""
+                found.append(
+                    f"gradient of {a.path}{where} is wrong: backward says {a.analytic:.9g}, central differences say "
+                    f"{a.numeric:.9g} (error {a.error:.2g}, bound {self.bound:.0e}){f'; {a.cause}' if a.cause else ''}"
+                )
+        if not self.order >= ORDER:
+            found.append(f"halving the step shrinks the Taylor remainder with order {self.order:.2f}, wants {ORDER}")
+        if self.autograd is not None and not self.autograd <= AUTOGRAD_BOUND:
+            found.append(f"HIPS autograd's gradient differs by {self.autograd:.2g}, bound {AUTOGRAD_BOUND:.0e}")
+        return found
+
+    def __str__(self) -> str:
+        width = max([len(a.path) for a in self.arguments] + [8])
+        rows = [f"{self.name}: {'passed' if self.passed else 'FAILED'}"]
+        for a in self.arguments:
+            rows.append(f"  {a.path:<{width}}  {a.shape!s:<14} error {a.error:8.1e}  at {a.index}: {a.analytic:.9g} | {a.numeric:.9g}")
+        second = f"{self.autograd:.1e}" if self.autograd is not None else f"not used ({self.autograd_reason})"
+        rows.append(f"  Taylor order {self.order:.2f}   HIPS autograd {second}")
+        return "\n".join(rows + [f"  {finding}" for finding in self.failures()])
+
+
+def assert_gradients(function: Callable, *args: Any, bound: float = BOUND, **config: Any) -> GradientReport:
+    """check_gradients, and AssertionError with the findings where one of them fails."""
+    report = check_gradients(function, *args, bound=bound, **config)
+    if not report.passed:
+        raise AssertionError("\n".join([f"{report.name}:", *(f"  {finding}" for finding in report.failures())]))
+    return report
+
+
+def check_gradients(
+    function: Callable,
+    *args: Any,
+    rng_for_check: np.random.Generator | None = None,
+    bound: float = BOUND,
+    second_opinion: bool = True,
+    **config: Any,
+) -> GradientReport:
+    """Hold the backward of ``function(*args, **config) -> (out, backward)`` against differences of its forward.
+
+    args are float64 arrays or trees of them; config goes through. A generator in config is copied before every call,
+    so that each call draws the same numbers. rng_for_check draws dout and the direction (default: a fixed seed).
+    second_opinion=False leaves HIPS autograd out.
+    Raises ValueError where an argument is not float64; a wrong structure or shape of a gradient is a finding.
+    """
+    rng = rng_for_check if rng_for_check is not None else np.random.default_rng(0)
+    names = _argument_names(function, len(args))
+    tree = dict(zip(names, args, strict=True))
+    paths, values = [], []
+    for name in names:
+        for path, leaf in trees.leaves(tree[name], name):
+            array = np.asarray(leaf)
+            if array.dtype != np.float64:
+                raise ValueError(f"{path}: got {array.dtype}, wants float64 (differences of anything less are noise)")
+            paths.append(path)
+            values.append(array.copy())
+
+    def call(new_values: list[Any]) -> Any:
+        return function(*trees.unflatten(args, new_values), **_fresh(config))
+
+    def outputs(new_values: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.asarray(leaf, np.float64) for _, leaf in trees.leaves(call(new_values)[0])]
+
+    out, backward = call(values)
+    dout = trees.map(lambda leaf: np.asarray(rng.normal(size=np.shape(leaf))), out)
+    weights = [leaf for _, leaf in trees.leaves(dout)]
+    # Contract rule 2: one gradient a positional argument; a lone gradient, no tuple, for a single one.
+    gradients = backward(dout)
+    gradients = (gradients,) if len(args) == 1 else gradients
+    report = GradientReport(getattr(function, "__name__", repr(function)), bound=bound)
+    numeric = [_central_differences(outputs, values, i, weights) for i in range(len(values))]
+    analytic = _matched(report, names, args, gradients)
+    if analytic is None:
+        return report
+    for path, array, own, (differences, noise) in zip(paths, values, analytic, numeric, strict=True):
+        report.arguments.append(_compare(path, array, own, differences, noise, bound))
+    _name_swapped(report, analytic, [d for d, _ in numeric])
+    if all(np.shape(own) == array.shape for own, array in zip(analytic, values, strict=True)):
+        report.order = _taylor_order(outputs, values, analytic, weights, rng)
+        if second_opinion:
+            report.autograd, report.autograd_reason = _autograd(call, values, dout, analytic)
+    return report
+
+
+def _argument_names(function: Callable, count: int) -> list[str]:
+    import inspect
+
+    try:
+        parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    except (TypeError, ValueError):
+        parameters = []
+    names = [p.name for p in parameters][:count]
+    return names + [f"argument {i}" for i in range(len(names), count)]
+
+
+def _fresh(config: dict[str, Any]) -> dict[str, Any]:
+    import copy
+
+    return {k: copy.deepcopy(v) if isinstance(v, np.random.Generator) else v for k, v in config.items()}
+
+
+def _central_differences(
+    outputs: Callable, values: list[np.ndarray], which: int, weights: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The derivative of <weights, outputs> by each element of one argument, and the rounding noise of each."""
+    array = values[which]
+    derivative, noise = np.zeros(array.shape), np.zeros(array.shape)
+    work = [v.copy() if i == which else v for i, v in enumerate(values)]
+    largest = 0.0
+    for index in np.ndindex(array.shape):
+        best = float("inf")
+        for relative_step in _STEPS:
+            h = relative_step * max(1.0, abs(array[index]))
+
+            def moved(by: float, index: tuple = index) -> list[np.ndarray]:
+                work[which][index] = array[index] + by
+                found = outputs(work)
+                work[which][index] = array[index]
+                return found
+
+            near = [(p - m, np.maximum(np.abs(p), np.abs(m))) for p, m in zip(moved(h), moved(-h), strict=True)]
+            far = [p - m for p, m in zip(moved(2 * h), moved(-2 * h), strict=True)]
+            simple = sum(float(np.sum(w * d)) for w, (d, _) in zip(weights, near, strict=True)) / (2 * h)
+            wide = sum(float(np.sum(w * d)) for w, d in zip(weights, far, strict=True)) / (4 * h)
+            estimate = (4 * simple - wide) / 3
+            squares = sum(float(np.sum((w * size)[d != 0] ** 2)) for w, (d, size) in zip(weights, near, strict=True))
+            rounding = 4 * _EPS * squares**0.5 / h
+            # |estimate - simple| is the error of the simple formula; the five-point one has about its square.
+            truncation = (estimate - simple) ** 2 / max(abs(estimate), _EPS)
+            if not truncation + rounding >= best:
+                best, derivative[index], noise[index] = truncation + rounding, estimate, rounding
+            largest = max(largest, abs(estimate))
+            if truncation <= max(1e-9 * largest, rounding):
+                break
+    return derivative, noise
+
+
+def _matched(report: GradientReport, names: list[str], args: tuple, gradients: Any) -> list[Any] | None:
+    """The gradients' leaves beside the arguments', or None with a finding where the structures differ."""
+    if not isinstance(gradients, tuple) or len(gradients) != len(args):
+        report.arguments.append(ArgumentReport("backward", (), np.inf, cause=f"it returns {_plural(gradients)}, wants {len(args)}, one an argument"))
+        return None
+    try:
+        matched: list[Any] = []
+        for name, argument, gradient in zip(names, args, gradients, strict=True):
+            trees.map(lambda leaf, own: matched.append(np.asarray(own)), argument, gradient, path=name)
+        return matched
+    except ValueError as error:
+        report.arguments.append(ArgumentReport("backward", (), np.inf, cause=str(error)))
+        return None
+
+
+def _plural(gradients: Any) -> str:
+    return f"{len(gradients)} gradients" if isinstance(gradients, tuple) else f"a {type(gradients).__name__}"
+
+
+def _compare(path: str, array: np.ndarray, own: np.ndarray, numeric: np.ndarray, noise: np.ndarray, bound: float) -> ArgumentReport:
+    if own.shape != array.shape:
+        return ArgumentReport(path, array.shape, np.inf, cause=_shape_cause(own, numeric))
+    if array.size == 0:
+        return ArgumentReport(path, array.shape, 0.0)
+    largest = max(float(np.max(np.abs(np.nan_to_num(own)))), float(np.max(np.abs(numeric))), float(np.finfo(float).tiny))
+    errors = np.where(np.isfinite(own), np.abs(own - numeric) / np.maximum(largest, noise / bound), np.inf)
+    index = tuple(int(i) for i in np.unravel_index(np.argmax(errors), array.shape))
+    found = ArgumentReport(path, array.shape, float(errors[index]), index, float(own[index]), float(numeric[index]))
+    if not found.error <= bound:
+        found.cause = _cause(own, numeric, bound)
+    return found
+
+
+def _shape_cause(own: np.ndarray, numeric: np.ndarray) -> str:
+    wants = f"its shape is {own.shape}, wants {numeric.shape}"
+    if own.ndim >= numeric.ndim:
+        extra = own.ndim - numeric.ndim
+        grown = tuple(i for i, n in enumerate(own.shape) if i < extra or numeric.shape[i - extra] != n)
+        summed = own.sum(axis=grown)
+        if summed.size == numeric.size and _close(summed.reshape(numeric.shape), numeric):
+            return f"{wants}: the sum over the broadcast axis {grown} is missing"
+    if own.shape == numeric.shape[::-1] and _close(own.T, numeric):
+        return f"{wants}: it is transposed"
+    return wants
+
+
+def _close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-5) -> bool:
+    return a.shape == b.shape and bool(np.max(np.abs(a - b), initial=0) <= tolerance * max(np.max(np.abs(b), initial=0), 1e-300))
+
+
+def _cause(own: np.ndarray, numeric: np.ndarray, bound: float) -> str:
+    """The likely mistake, where it can be told from the numbers alone."""
+    if not np.all(np.isfinite(own)):
+        return "it is not finite"
+    if not own.any():
+        return "it is zero: is the term missing, or was the argument forgotten?"
+    ratio = float(np.sum(own * numeric) / max(np.sum(numeric * numeric), 1e-300))
+    if _close(own, ratio * numeric):
+        if abs(ratio + 1) < 1e-5:
+            return "its sign is flipped"
+        return f"it is {ratio:.6g} times what it should be: a factor {1 / ratio:.6g} is missing"
+    if own.ndim >= 2 and own.shape[-1] == own.shape[-2] and _close(own.swapaxes(-1, -2), numeric):
+        return "it is transposed"
+    for axis in range(own.ndim):
+        if own.shape[axis] > 1 and _close(own.sum(axis=axis, keepdims=True) * np.ones_like(own), numeric):
+            return f"the sum over the broadcast axis {axis} is missing"
+        if own.shape[axis] > 1:
+            difference = own - numeric
+            if np.ptp(difference, axis=axis).max() <= 1e-5 * np.abs(difference).max():
+                return f"it is off by a number that is the same along axis {axis}: a sum or a mean over that axis is missing"
+    wrong = np.abs(own - numeric) > bound * max(np.max(np.abs(numeric)), 1e-300)
+    return f"{int(wrong.sum())} of {wrong.size} elements are wrong" + (": a term is missing or extra" if wrong.all() else "")
+
+
+def _name_swapped(report: GradientReport, analytic: list[np.ndarray], numeric: list[np.ndarray]) -> None:
+    """Add the cause where two arguments' gradients stand in each other's place."""
+    for i, found in enumerate(report.arguments):
+        for j, other in enumerate(report.arguments):
+            if i != j and found.cause and other.cause and numeric[j].any() and _close(analytic[i], numeric[j]):
+                found.cause = f"it is the gradient of {other.path}: are the two returned in the wrong order?"
+
+
+def _taylor_order(outputs: Callable, values: list, gradients: list, weights: list, rng: np.random.Generator) -> float:
+    """The order with which the first-order Taylor remainder shrinks; inf where it is rounding from the start."""
+    direction = [rng.normal(size=v.shape) for v in values]
+    slope = sum(float(np.sum(g * v)) for g, v in zip(gradients, direction, strict=True))
+    base = outputs(values)
+    best = -np.inf
+    for first in (1e-3, 1e-5):  # a kink inside the longer step spoils the order there, not in the shorter
+        remainders, floors = [], []
+        for h in first * 0.5 ** np.arange(5):
+            moved = outputs([x + h * v for x, v in zip(values, direction, strict=True)])
+            change = sum(float(np.sum(w * (m - b))) for w, m, b in zip(weights, moved, base, strict=True))
+            remainders.append(abs(change - h * slope))
+            size = sum(float(np.sum((w * b) ** 2)) for w, b in zip(weights, base, strict=True)) ** 0.5
+            floors.append(200 * _EPS * (size + abs(slope) * h))
+        orders = [
+            np.log2(remainders[i] / remainders[i + 1]) if remainders[i + 1] > 0 else np.inf
+            for i in range(4)
+            if remainders[i + 1] > floors[i + 1]
+        ]
+        best = max(best, float(np.median(orders)) if orders else (np.inf if remainders[0] <= 4 * floors[0] else -np.inf))
+        if best >= ORDER:
+            break
+    return best
+
+
+def _autograd(call: Callable, values: list, dout: Any, analytic: list) -> tuple[float | None, str]:
+    """The largest relative difference from the gradients of HIPS autograd, or None and why there is none."""
+    try:
+        import autograd
+        import autograd.numpy as anp
+    except ImportError:
+        return None, "autograd is not installed"
+    weights = [leaf for _, leaf in trees.leaves(dout)]
+
+    def loss(boxes: list) -> Any:
+        out = [leaf for _, leaf in trees.leaves(call(boxes)[0])]
+        total = 0.0
+        for w, leaf in zip(weights, out, strict=True):
+            total = total + anp.sum(w * leaf)
+        return total
+
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            traced = autograd.grad(loss)([v.copy() for v in values])
+    except Exception as error:  # whatever a tracer meets: slice assignment, out=, a function it does not know
+        return None, f"not traceable: {type(error).__name__}"
+    worst = 0.0
+    for theirs, own in zip(traced, analytic, strict=True):
+        scale = max(np.max(np.abs(own), initial=0), max((np.max(np.abs(a), initial=0) for a in analytic), default=0) * 1e-3, 1e-300)
+        worst = max(worst, float(np.max(np.abs(theirs - own), initial=0)) / scale)
+    return worst, ""
