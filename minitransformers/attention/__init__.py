@@ -1,1 +1,1 @@
-"""."""
+"""Attention: each position reads from the others by content."""

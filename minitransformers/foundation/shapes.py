@@ -61,9 +61,8 @@ def check_like(name: str, value: Any, pattern: Any) -> None:
             raise ValueError(f"{name}: got {_describe(value)}, wants {len(pattern)} parts, as the output has")
         for i, (part, wanted) in enumerate(zip(value, pattern, strict=True)):
             check_like(f"{name}.{getattr(pattern, '_fields', range(len(pattern)))[i]}", part, wanted)
-    elif pattern is not None:
-        if not hasattr(value, "dtype") or np.shape(value) != np.shape(pattern) or value.dtype != pattern.dtype:
-            raise ValueError(f"{name}: got {_describe(value)}, wants {_describe(pattern)}, as the output is")
+    elif not hasattr(value, "dtype") or np.shape(value) != np.shape(pattern) or value.dtype != pattern.dtype:
+        raise ValueError(f"{name}: got {_describe(value)}, wants {_describe(pattern)}, as the output is")
 
 
 def _describe(value: Any) -> str:
@@ -82,7 +81,7 @@ def _compile(hint: Any) -> Callable | None:
     """A function (value, path, scope, call) that checks one annotation, or None where it says nothing about arrays."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hasattr(hint, "dim_str") and hasattr(hint, "dtypes"):
-        return functools.partial(_check_array, kinds=_KINDS.get(hint.__name__.split("[")[0], None), dims=hint.dim_str.split())
+        return functools.partial(_check_array, kinds=_KINDS.get(hint.__name__.split("[")[0]), dims=hint.dim_str.split())
     if origin is typing.Annotated:
         return _compile_tuple(arguments[0], arguments[1].split())
     if origin in (typing.Union, types.UnionType):

@@ -1,1 +1,1 @@
-"""."""
+"""Normalisation: keeping every layer's input at one scale."""

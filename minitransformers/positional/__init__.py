@@ -1,1 +1,1 @@
-"""."""
+"""Positions: how a set of tokens becomes a sequence."""

@@ -1,0 +1,82 @@
+"""The numbered equations of a concept: in the module's header, on its code lines, on its page.
+
+The three are one set. A header line is indented and ends in `(3)`; a code line ends in a comment that ends
+in `# (3)`, or `# why (3)`, or `# (3) (4)`; the page has one display formula with `\\tag{3}`.
+"""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterable
+
+from _hooks.prose import without_code
+
+_HEADER_LINE = re.compile(r"^[ \t]+\S.*?((?:\(\d{1,3}\)[ \t]*)+)$", re.MULTILINE)
+_COMMENT_END = re.compile(r"[ \t]*((?:\(\d{1,3}\)[ \t]*)+)$")
+_DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
+_TAG = re.compile(r"\\tag\{(\d+)\}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", text))
+
+
+def header_numbers(source: str) -> set[int]:
+    """Numbers at the ends of the indented lines of the module's docstring."""
+    header = ast.get_docstring(ast.parse(source), clean=False) or ""
+    return {n for line in _HEADER_LINE.finditer(header) for n in _numbers(line.group(1))}
+
+
+def split_comments(source: str) -> tuple[list[str], dict[int, tuple[int, ...]]]:
+    """The source's lines without their equation numbers, and the numbers by line (lines count from 1)."""
+    lines, marks = source.splitlines(), {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT or not (found := _COMMENT_END.search(token.string)):
+            continue
+        row, column = token.start
+        comment = token.string[: found.start()]
+        marks[row] = _numbers(found.group(1))
+        lines[row - 1] = (lines[row - 1][:column] + (comment if comment != "#" else "")).rstrip()
+    return lines, marks
+
+
+def line_numbers(source: str) -> set[int]:
+    """Numbers at the ends of the module's comments."""
+    return {n for marked in split_comments(source)[1].values() for n in marked}
+
+
+def page_numbers(markdown: str) -> set[int]:
+    """Numbers of the page's tagged display formulas."""
+    return {int(n) for formula in _DISPLAY.findall(without_code(markdown)) for n in _TAG.findall(formula)}
+
+
+def crowded_formulas(markdown: str) -> list[str]:
+    """Display formulas with more than one tag, which cannot be set."""
+    tags = (_TAG.findall(formula) for formula in _DISPLAY.findall(without_code(markdown)))
+    return [", ".join(numbers) for numbers in tags if len(numbers) > 1]
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(f"({n})" for n in sorted(numbers))
+
+
+def problems(source: str, markdown: str) -> list[str]:
+    """One sentence for each place that lacks numbers the others have; empty when the three sets are one."""
+    places = {
+        "the module's header": header_numbers(source),
+        "the code lines": line_numbers(source),
+        "the page": page_numbers(markdown),
+    }
+    every = set().union(*places.values())
+    found = []
+    for place, numbers in places.items():
+        if missing := every - numbers:
+            holders = [other for other in places if places[other] & missing]
+            found.append(f"{place} lacks {_listed(missing)}, which {' and '.join(holders)} " + _have(holders))
+    found += [f"one formula has the tags {tags}: give each its own $$ block" for tags in crowded_formulas(markdown)]
+    return found
+
+
+def _have(holders: list[str]) -> str:
+    return "have" if len(holders) > 1 or holders[0].endswith("lines") else "has"

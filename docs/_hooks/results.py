@@ -1,0 +1,128 @@
+"""What a chapter script measured, shown on a page: `[[rms_norm.cost.ratio|.2f]]`, `[[table:speed]]`, `[[claims]]`."""
+
+import json
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+NUMBER = re.compile(r"\[\[(/?)([A-Za-z_][\w/-]*(?:\.[\w-]+)+)(?:\|([^\]]+))?\]\]")
+EXHIBIT = re.compile(r"^\[\[(claims|environment|table:([\w-]+))\]\][ \t]*$", re.MULTILINE)
+_EXPONENT = re.compile(r"^(.*?)e([+-]\d+)$")
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Missing(KeyError):
+    """A page asks for something that was not measured."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def load(docs: Path, chapter: str) -> dict[str, Any]:
+    """The chapter's results.json."""
+    path = docs / chapter / "results" / "results.json"
+    if not path.is_file():
+        raise Missing(f"{path.relative_to(docs)} is missing: run the chapter's script")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def look_up(values: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path."""
+    value: Any = values
+    for part in path.split("."):
+        if not isinstance(value, dict) or part not in value:
+            known = ", ".join(value) if isinstance(value, dict) else "nothing, it is a value"
+            raise Missing(f"results.json has no value {path}: {part!r} is not among {known}")
+        value = value[part]
+    return value
+
+
+def written(value: object, spec: str = "") -> str:
+    """A number as people write it: 3·10⁻¹⁰ rather than 3e-10."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return format(value, spec) if spec else str(value)
+    text = format(value, spec or (".3g" if isinstance(value, float) else ""))
+    if found := _EXPONENT.match(text):
+        text = f"{found.group(1)}·10{str(int(found.group(2))).translate(_SUPERSCRIPTS)}"
+    return "−" + text[1:] if text.startswith("-") else text
+
+
+def fill(text: str, docs: Path, chapter: str, warn: Callable[[str], None]) -> str:
+    """Replace every `[[...]]` in a piece of prose; warn of what is missing."""
+
+    def number(found: re.Match[str]) -> str:
+        absolute, path, spec = found.groups()
+        where, name = path.split("/", 1) if absolute and "/" in path else (chapter, path)
+        return _guarded(found, warn, lambda: written(look_up(load(docs, where)["values"], name), spec or ""))
+
+    def exhibit(found: re.Match[str]) -> str:
+        kind, table = found.groups()
+        return _guarded(found, warn, lambda: _exhibit(load(docs, chapter), kind, table))
+
+    return NUMBER.sub(number, EXHIBIT.sub(exhibit, text))
+
+
+def _guarded(found: re.Match[str], warn: Callable[[str], None], make: Callable[[], str]) -> str:
+    try:
+        return make()
+    except (Missing, ValueError, KeyError) as error:
+        reason = error if isinstance(error, Missing) else repr(error)
+        warn(f"{found.group()}: {reason}")
+        return f"`{found.group()}`"
+
+
+def _exhibit(results: dict[str, Any], kind: str, table: str | None) -> str:
+    if kind == "claims":
+        return claims(results["claims"])
+    if kind == "environment":
+        return environment(results)
+    if table not in results.get("tables", {}):
+        raise Missing(f"results.json has no table {table!r}, only {', '.join(results.get('tables', {})) or 'none'}")
+    return markdown_table(results["tables"][table])
+
+
+def claims(entries: list[dict[str, Any]]) -> str:
+    """One card a claim: what the paper says, what to expect here, what was measured, the verdict."""
+    return '<div class="claims" markdown="1">\n\n' + "\n".join(map(_claim, entries)) + "\n</div>\n"
+
+
+def _claim(claim: dict[str, Any]) -> str:
+    verdict = str(claim["verdict"])
+    kind = {"holds": "holds", "fails": "fails"}.get(verdict, "scale")
+    rows = (("The paper", "paper"), ("Expected here", "expect"), ("Measured", "measured"))
+    parts = "".join(
+        f'<div class="claim__part" markdown="1">\n<span class="claim__key">{key}</span>\n'
+        f'<div markdown="span">{written(claim[field])}</div>\n</div>\n'
+        for key, field in rows
+        if claim.get(field) not in (None, "")
+    )
+    return (
+        f'<section class="claim claim--{kind}" markdown="1">\n'
+        f'<div class="claim__head" markdown="1">\n<div class="claim__name" markdown="span">{claim["name"]}</div>\n'
+        f'<span class="claim__verdict">{escape(verdict)}</span>\n</div>\n{parts}</section>\n'
+    )
+
+
+def environment(results: dict[str, Any]) -> str:
+    """Versions and seed in one small line."""
+    facts = [f"{key} {value}" for key, value in results.get("environment", {}).items()]
+    if "seed" in results and not any(fact.startswith("seed ") for fact in facts):
+        facts.append(f"seed {results['seed']}")
+    if results.get("quick"):
+        facts.append("quick run")
+    return f'<p class="environment">Measured with {escape(" · ".join(facts))}</p>\n'
+
+
+def markdown_table(table: dict[str, Any]) -> str:
+    """A Markdown table; columns of numbers stand right."""
+    rows: list[list[object]] = table["rows"]
+    numeric = [all(isinstance(cell, int | float) for cell in column) for column in zip(*rows, strict=True)]
+    align = ["---:" if right else "---" for right in numeric] or ["---"] * len(table["columns"])
+    cells = [table["columns"], align, *rows]
+    return "".join("| " + " | ".join(_cell(cell) for cell in row) + " |\n" for row in cells)
+
+
+def _cell(value: object) -> str:
+    return str(value) if value in ("---", "---:") else written("–" if value is None else value).replace("|", "\\|")

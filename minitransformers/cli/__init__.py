@@ -1,0 +1,1 @@
+"""The command line, and what chapter scripts report with."""
