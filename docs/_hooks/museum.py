@@ -60,7 +60,7 @@ def concept_table(entries: Iterable[Entry], checks: Checks, docs: Path) -> str:
         name = f"[{entry.title}]({page})" if (docs / entry.chapter / page).is_file() else entry.title
         cells = (name, ", ".join(entry.roles), source_markdown(entry.source), checked(checks.get(entry.name, {})))
         rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n{ .concepts }\n"
+    return _framed("concepts", rows)
 
 
 def catalogue_table(chapters: Mapping[str, str], entries: Iterable[Entry], docs: Path) -> str:
@@ -72,7 +72,11 @@ def catalogue_table(chapters: Mapping[str, str], entries: Iterable[Entry], docs:
     for chapter, title in chapters.items():
         head = f"[{title}]({chapter}/index.md)" if (docs / chapter / "index.md").is_file() else title
         rows.append(f"| {head} | " + " · ".join(_link(entry, docs) for entry in by_chapter.get(chapter, [])) + " |")
-    return "\n".join(rows) + "\n{ .catalogue }\n"
+    return _framed("catalogue", rows)
+
+
+def _framed(name: str, rows: list[str]) -> str:
+    return f'<div class="{name}" markdown="1">\n\n' + "\n".join(rows) + "\n\n</div>\n"
 
 
 def _link(entry: Entry, docs: Path) -> str:
