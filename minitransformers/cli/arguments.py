@@ -1,0 +1,52 @@
+"""Arguments of the commands: an error is one line and exit code 2, and every help ends with an example."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, whose options are never abbreviated and whose help keeps its line breaks."""
+
+    def __init__(self, *args, example: str = "", **settings) -> None:
+        settings.setdefault("allow_abbrev", False)
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if example:
+            settings["epilog"] = f"example:\n  {example}"
+        super().__init__(*args, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong, and exit with 2."""
+        fail(message)
+
+
+def fail(message: object) -> NoReturn:
+    """Print one line to stderr and exit with 2."""
+    line = " ".join(str(message).split())
+    print(f"minitransformers: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def natural(text: str) -> int:
+    """An integer that is not negative."""
+    number = _integer(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"got {text}, wants a whole number that is not negative")
+    return number
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    number = _integer(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, wants a whole number of at least 1")
+    return number
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wants a whole number") from None
