@@ -225,6 +225,8 @@ def _central_differences(
 
 def _matched(report: GradientReport, names: list[str], args: tuple, gradients: Any) -> list[Any] | None:
     """The gradients' leaves beside the arguments', or None with a finding where the structures differ."""
+    while isinstance(gradients, tuple) and len(gradients) > len(args) and gradients[-1] is None:
+        gradients = gradients[:-1]  # of an optional argument that was left out
     if not isinstance(gradients, tuple) or len(gradients) != len(args):
         report.arguments.append(ArgumentReport("backward", (), np.inf, cause=f"it returns {_plural(gradients)}, wants {len(args)}, one an argument"))
         return None
