@@ -16,7 +16,7 @@ import numpy as np
 
 from minitransformers.foundation import trees
 from minitransformers.foundation.catalogue import Entry, Example
-from minitransformers.foundation.gradients import GradientReport, check_gradients
+from minitransformers.foundation.gradients import GradientReport, check_gradients, one_each
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _random_like(out: Any, seed: int) -> Any:
 
 
 def _as_tuple(grads: Any, example: Example) -> tuple:
-    return (grads,) if len(example.args) == 1 else grads
+    return one_each(grads, len(example.args))
 
 
 def _forward_and_backward(entry: Entry, example: Example, seed: int) -> tuple:

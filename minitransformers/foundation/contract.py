@@ -96,6 +96,19 @@ def concept(
     return label
 
 
+def trusted(function: F) -> F:
+    """Mark a function as one whose arguments are known to fit: the concepts that it calls check nothing again.
+
+    For inner loops, such as decoding a token at a time, that check once at the door.
+    """
+
+    @functools.wraps(function)
+    def inside(*args: Any, **config: Any) -> Any:
+        return _guarded(function, *args, **config)
+
+    return inside  # type: ignore[return-value]
+
+
 def _guarded(function: Callable, *args: Any, **config: Any) -> Any:
     """Call with the mark set that a concept is running, so that inner concepts are not checked again."""
     before = getattr(_running, "concept", False)

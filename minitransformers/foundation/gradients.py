@@ -152,9 +152,7 @@ def check_gradients(
     out, backward = call(values)
     dout = trees.map(lambda leaf: np.asarray(rng.normal(size=np.shape(leaf))), out)
     weights = [leaf for _, leaf in trees.leaves(dout)]
-    # Contract rule 2: one gradient a positional argument; a lone gradient, no tuple, for a single one.
-    gradients = backward(dout)
-    gradients = (gradients,) if len(args) == 1 else gradients
+    gradients = one_each(backward(dout), len(args))
     report = GradientReport(getattr(function, "__name__", repr(function)), bound=bound)
     numeric = [_central_differences(outputs, values, i, weights) for i in range(len(values))]
     analytic = _matched(report, names, args, gradients)
@@ -168,6 +166,15 @@ def check_gradients(
         if second_opinion:
             report.autograd, report.autograd_reason = _autograd(call, values, dout, analytic)
     return report
+
+
+def one_each(gradients: Any, count: int) -> Any:
+    """Contract rule 2 as a tuple: a lone gradient comes without one, and an optional argument left out has None."""
+    if isinstance(gradients, tuple) and not hasattr(gradients, "_fields"):
+        while len(gradients) > count and gradients[-1] is None:
+            gradients = gradients[:-1]
+        return gradients
+    return (gradients,) if count == 1 else gradients
 
 
 def _argument_names(function: Callable, count: int) -> list[str]:
