@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-_KINDS = {"Float": "f", "Int": "iu", "Integer": "iu", "Bool": "b", "Complex": "c", "Num": "fiuc", "Shaped": None}
-_KIND_WORDS = {"f": "floating", "iu": "integer", "b": "boolean", "c": "complex", "fiuc": "numeric"}
+_KINDS = {"Float": "f", "Int": "iu", "Integer": "iu", "Bool": "b", "Complex": "c", "Real": "fiu", "Num": "fiuc", "Shaped": None}
+_KIND_WORDS = {"f": "floating", "iu": "integer", "b": "boolean", "c": "complex", "fiu": "real", "fiuc": "numeric"}
 
 
 @dataclass

@@ -1,12 +1,15 @@
 """RMSNorm: rescale each feature vector by its root mean square.
 
-Source: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4. Used by Llama in place of LayerNorm.
-Differs from the paper: eps is added under the root, as implementations do.
+LayerNorm without the mean: nothing is subtracted, no bias is added, and half the reductions are gone.
+
+Source: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4. Used in place of LayerNorm by T5, Llama, Mistral and Gemma.
+Differs from the paper: eps is added under the root, as implementations do; an offset is added to the gain (0 in the
+paper and in Llama, 1 in Gemma, whose gains are learned as distances from one).
 
     rms = sqrt(mean_i x_i^2 + eps)                           (1)
     unit = x / rms                                           (2)
-    out = gain * unit                                        (3)
-    dunit = gain * dout                                      (4)
+    out = (gain + offset) * unit                             (3)
+    dunit = (gain + offset) * dout                           (4)
     shared = mean_i dunit_i unit_i                           (5)
     dx = (dunit - unit * shared) / rms                       (6)
     dgain = sum over positions of dout * unit                (7)
@@ -27,9 +30,9 @@ class RmsNorm(NamedTuple):
     gain: Float[Array, "d_model"]
 
 
-def init_rms_norm(rng: np.random.Generator, d_model: int, *, dtype: type = np.float32) -> RmsNorm:
-    """Gains of one: at first the norm only normalises."""
-    return RmsNorm(gain=np.ones(d_model, dtype))
+def init_rms_norm(rng: np.random.Generator, d_model: int, *, offset: float = 0.0, dtype: type = np.float32) -> RmsNorm:
+    """Gains of 1 - offset: at first the norm only normalises."""
+    return RmsNorm(gain=np.full(d_model, 1 - offset, dtype))
 
 
 @concept(
@@ -37,28 +40,37 @@ def init_rms_norm(rng: np.random.Generator, d_model: int, *, dtype: type = np.fl
     source="Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4",
     example=lambda rng: example(RmsNorm(rng.normal(size=7)), rng.normal(size=(2, 3, 7))),
     roles=("norm",),
-    rejects=[bad(eps=-1e-6), bad("params.gain", params=RmsNorm(np.ones((1, 7)))), bad(x=np.ones((2, 3, 5)))],
+    rejects=[
+        bad(eps=-1e-6),
+        bad(eps=float("nan")),
+        bad("params.gain", params=RmsNorm(np.ones((1, 7)))),
+        bad(x=np.ones((2, 3, 5))),
+    ],
 )
-def rms_norm(params: RmsNorm, x: Float[Array, "... d_model"], *, eps: float = 1e-6):
-    """Divide the last axis by its root mean square, then scale by the gain.
+def rms_norm(params: RmsNorm, x: Float[Array, "... d_model"], *, eps: float = 1e-6, offset: float = 0.0):
+    """Divide the last axis by its root mean square, then scale by gain + offset.
 
-    eps is added to the mean square, so it has the units of x squared.
+    eps is added to the mean square, so it has the units of x squared (1e-6 in T5 and Gemma, 1e-5 in Llama 2 and 3).
+    offset says what gain is measured from: 0 as in Llama, 1 as in Gemma.
     Returns out, shaped like x, and backward: dout -> RmsNorm(dgain), dx.
     Raises ValueError when params.gain is not (d_model,) or eps is negative.
     """
     if not eps >= 0:
         raise invalid("eps", got=eps, wants="a number that is not negative")
     d_model = x.shape[-1]
+    scale = params.gain + float(offset)
     mean_square = np.vecdot(x, x)[..., None] * (1 / d_model)  # one pass, no array of squares
     rms = np.sqrt(mean_square + eps)                         # (..., 1)  (1)
     unit = x / rms                                           # (2)
-    out = params.gain * unit                                 # (3)
+    out = scale * unit                                       # (3)
 
     def backward(dout):
-        dunit = params.gain * dout                           # (4)
+        dunit = scale * dout                                 # (4)
         shared = np.vecdot(dunit, unit)[..., None] * (1 / d_model)  # rms sees every x_i  (5)
-        dx = (dunit - unit * shared) / rms                   # (6)
-        dgain = np.sum(dout * unit, axis=tuple(range(dout.ndim - 1)))  # (d_model,)  (7)
+        dx = dunit - unit * shared
+        dx /= rms                                            # (6)
+        rows = np.ones(x.size // d_model, x.dtype)           # a product with ones is a sum over positions
+        dgain = rows @ (dout * unit).reshape(-1, d_model)    # (d_model,)  (7)
         return RmsNorm(dgain), dx
 
     return out, backward

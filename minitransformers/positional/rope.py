@@ -1,0 +1,109 @@
+"""Rotary position embedding (RoPE): turn each pair of features of q and k by an angle that grows with the position.
+
+A query turned by p and a key turned by p' meet at the angle of p - p': their dot product knows how far apart they are
+and not where. Values are not turned. Nothing is learned, and cached keys stay valid as the text grows.
+
+Source: Su et al. 2021, arXiv:2104.09864, eq. 34.
+Two layouts of the pairs (a, b) are in use. "interleaved": pair m is features 2m and 2m + 1, as in the paper, the first
+Llama code and GPT-J. "half": pair m is features m and m + rotary_dim/2, as in Hugging Face's Llama and in GPT-NeoX. One
+is the other with the features in another order, so weights must be permuted when they move between the two.
+Only the first rotary_dim features are turned (all by default); the others pass.
+
+    frequency_m = base^(-2m / rotary_dim)  for m = 0 .. rotary_dim/2 - 1   (1)
+    angle_pm = position_p frequency_m                                     (2)
+    out_a = x_a cos(angle) - x_b sin(angle)                              (3)
+    out_b = x_a sin(angle) + x_b cos(angle)                              (4)
+    dx_a = dout_a cos(angle) + dout_b sin(angle)                         (5)
+    dx_b = -dout_a sin(angle) + dout_b cos(angle)                        (6)
+"""
+
+import functools
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Real
+from numpy import ndarray as Array
+
+from minitransformers.foundation import bad, concept, example, invalid
+
+
+@concept(
+    title="Rotary position embedding (RoPE)",
+    source="Su et al. 2021, arXiv:2104.09864, eq. 34",
+    example=lambda rng: example(rng.normal(size=(2, 3, 5, 8)), positions=np.array([3, 0, 1, 7, 1]), base=100.0, rotary_dim=6),
+    roles=("position/rotation",),
+    rejects=[
+        bad(base=0.0),
+        bad(layout="pairs"),
+        bad(rotary_dim=3),
+        bad(rotary_dim=10),
+        bad(rotary_dim=0),
+        bad("x", x=np.ones((2, 3, 5, 7)), rotary_dim=None),
+        bad(positions=np.arange(4)),
+    ],
+)
+def rope(
+    x: Float[Array, "... length d_head"],
+    *,
+    positions: Real[Array, "length"] | None = None,
+    base: float = 10_000.0,
+    layout: Literal["half", "interleaved"] = "half",
+    rotary_dim: int | None = None,
+):
+    """Turn the feature pairs of queries or keys by the angles of their positions.
+
+    positions count tokens from the start (default 0, 1, ...); they may be negative or real, as when a long text is
+    squeezed into a short range. base is about the number of positions that turn the slowest pair by one radian.
+    Returns out, shaped like x, and backward: dout -> dx.
+    Raises ValueError when d_head or rotary_dim is odd, rotary_dim exceeds d_head, base is not positive or the layout
+    is unknown.
+    """
+    length, d_head = x.shape[-2:]
+    if rotary_dim is None and d_head % 2:
+        raise invalid("x", got=f"d_head = {d_head}", wants="an even d_head: features are turned in pairs")
+    rotary_dim = d_head if rotary_dim is None else rotary_dim
+    if rotary_dim % 2 or not 0 < rotary_dim <= d_head:
+        raise invalid("rotary_dim", got=rotary_dim, wants=f"an even number from 2 to d_head = {d_head}")
+    if not base > 0:
+        raise invalid("base", got=base, wants="a positive number")
+    if layout not in ("half", "interleaved"):
+        raise invalid("layout", got=repr(layout), wants="'half' or 'interleaved'")
+    positions = np.arange(length) if positions is None else positions
+    cos, sin = _cos_and_sin(positions.astype(np.float64).tobytes(), rotary_dim, float(base), x.dtype)
+
+    def turn(features, sin):
+        if rotary_dim == d_head:
+            return _turn_pairs(features, cos, sin, layout)
+        turned = _turn_pairs(features[..., :rotary_dim], cos, sin, layout)
+        return np.concatenate([turned, features[..., rotary_dim:]], axis=-1)
+
+    out = turn(x, sin)                                       # (3) (4)
+
+    def backward(dout):
+        dx = turn(dout, -sin)                                # the same turn the other way: a rotation's transpose  (5) (6)
+        return dx
+
+    return out, backward
+
+
+@functools.lru_cache(maxsize=4)  # queries and keys of all layers turn by the same angles
+def _cos_and_sin(positions: bytes, rotary_dim: int, base: float, dtype: np.dtype) -> tuple[Array, Array]:
+    """The tables, (length, rotary_dim/2) each, read-only because every call with these positions shares them."""
+    # In float64 whatever x is: a float32 angle is off by 0.004 radians at position 100,000.
+    frequency = base ** (-2 * np.arange(rotary_dim // 2) / rotary_dim)     # (1)
+    angle = np.outer(np.frombuffer(positions), frequency)    # (2)
+    cos, sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+    cos.setflags(write=False)
+    sin.setflags(write=False)
+    return cos, sin
+
+
+def _turn_pairs(x: Array, cos: Array, sin: Array, layout: str) -> Array:
+    """Every pair (a, b) becomes (a cos - b sin, a sin + b cos)."""
+    if layout == "half":
+        half = x.shape[-1] // 2
+        swapped = np.concatenate([x[..., half:], x[..., :half]], axis=-1)
+        return x * np.concatenate([cos, cos], axis=-1) + swapped * np.concatenate([-sin, sin], axis=-1)
+    # Neighbours a, b in memory are the complex number a + ib, and turning it is one product: six times faster than slices.
+    turns = cos + 1j * sin
+    return (np.ascontiguousarray(x).view(turns.dtype) * turns).view(x.dtype)
