@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 
@@ -22,11 +24,24 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
+class UsageError(Exception):
+    """A mistake of the caller; its message is what they read."""
+
+
 def fail(message: object) -> NoReturn:
     """Print one line to stderr and exit with 2."""
-    line = " ".join(str(message).split())
-    print(f"minitransformers: {line}", file=sys.stderr)
+    print("minitransformers:", " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(2)
+
+
+def known(name: str, names: Iterable[str], *, kind: str) -> str:
+    """The name, where it is among the names. Raises UsageError that suggests the nearest."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
 
 
 def natural(text: str) -> int:

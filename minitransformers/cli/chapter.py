@@ -142,8 +142,11 @@ class Chapter:
             from matplotlib.figure import Figure
         except ImportError:
             raise SystemExit("minitransformers: figures need matplotlib: pip install 'minitransformers[chapters]'") from None
-        # No pyplot: nothing global is touched and no window is opened.
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
+        # No pyplot: no window is opened. Whatever matplotlibrc says, the figure is the same everywhere.
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            style: Any = {**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
+            matplotlib.rcParams.update(style)
             fig = Figure(figsize=size, layout="constrained")
             yield fig, fig.subplots(**subplots)
             buffer = io.BytesIO()

@@ -1,0 +1,92 @@
+"""Commands about whole chapters: run, tour."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from minitransformers.cli import repository
+from minitransformers.cli.arguments import UsageError, known
+from minitransformers.cli.chapter import progress
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``minitransformers run``: 1 where a chapter fails."""
+    scripts = repository.scripts()
+    chosen = [known(name, scripts, kind="chapter") for name in dict.fromkeys(arguments.chapters)] or list(scripts)
+    options = ["--seed", str(arguments.seed), *(["--quick"] if arguments.quick else [])]
+    results, failed = {}, []
+    for name in progress(chosen, "chapters") if len(chosen) > 1 else chosen:
+        if arguments.json:
+            status, results[name], _ = _measure(scripts[name], options, stderr=None)
+        else:
+            status = _wait(subprocess.Popen([sys.executable, str(scripts[name]), *options]))
+            print(flush=True)
+        if status:
+            failed.append(name)
+    if arguments.json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+    if failed:
+        print(f"minitransformers: failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def tour(arguments: argparse.Namespace) -> int:
+    """``minitransformers tour``: every chapter, then the site; a chapter that fails is reported and the tour goes on."""
+    from minitransformers.cli import site
+
+    scripts = repository.scripts()
+    if not scripts:
+        raise UsageError("there are no chapter scripts in chapters/")
+    site.require_tools()
+    failed = []
+    width = max(map(len, scripts))
+    for name in progress(list(scripts), "chapters"):
+        start = time.perf_counter()
+        status, results, errors = _measure(scripts[name], [] if arguments.full else ["--quick"], stderr=subprocess.PIPE)
+        verdicts = [claim["verdict"] for claim in results["claims"]] if results else []
+        counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)) or "no result"
+        _above_the_bar(f"{name:<{width}}  {time.perf_counter() - start:5.1f} s  {'FAILED: ' if status else ''}{counts}")
+        if status:
+            failed.append(name)
+            _above_the_bar("\n".join(f"    {line}" for line in errors.strip().splitlines()[-5:]))
+    start = time.perf_counter()
+    folder = site.build()
+    print(f"{'the site':<{width}}  {time.perf_counter() - start:5.1f} s  {'FAILED' if folder is None else folder}")
+    if folder is not None:
+        print(f"\nOpen {folder / 'index.html'} in a browser, or run `minitransformers docs` and open http://127.0.0.1:8000")
+    if failed:
+        print(f"minitransformers: failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed) or folder is None)
+
+
+def _measure(script: Path, options: list[str], *, stderr: int | None) -> tuple[int, Any, str]:
+    """Exit code, results (None where there are none) and stderr of a script."""
+    process = subprocess.Popen([sys.executable, str(script), "--json", *options], stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8")
+    out, errors = process.communicate()
+    status = _wait(process)
+    try:
+        return status, json.loads(out), errors or ""
+    except json.JSONDecodeError:
+        return status or 1, None, errors or ""
+
+
+def _wait(process: subprocess.Popen) -> int:
+    """The exit code; KeyboardInterrupt where Ctrl-C ended the script."""
+    status = process.wait()
+    if status in (-signal.SIGINT, 128 + signal.SIGINT):
+        raise KeyboardInterrupt
+    return status
+
+
+def _above_the_bar(text: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()

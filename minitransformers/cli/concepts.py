@@ -1,0 +1,178 @@
+"""Commands about single concepts: list, check, show, bench."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import re
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitransformers.cli.arguments import known
+from minitransformers.cli.chapter import aligned, progress, write_atomically
+from minitransformers.foundation import catalogue, checks, trees
+from minitransformers.foundation.catalogue import Entry
+
+_ARXIV = re.compile(r"arXiv:\s*([a-z-]+(?:\.[A-Z]{2})?/\d{7}|\d{4}\.\d{4,5})")
+_EQUATION = re.compile(r"^ {4,}\S.*\(\d+\)$")
+
+
+def list_concepts(arguments: argparse.Namespace) -> int:
+    """``minitransformers list``."""
+    everything = catalogue.concepts()
+    if arguments.chapter is not None:
+        known(arguments.chapter, dict.fromkeys(entry.chapter for entry in everything.values()), kind="chapter")
+    if arguments.role is not None:
+        known(arguments.role, dict.fromkeys([role.split("/")[0] for role in catalogue.ROLES] + list(catalogue.ROLES)), kind="role")
+    found = catalogue.concepts(role=arguments.role, chapter=arguments.chapter).values()
+    if arguments.json:
+        print(json.dumps([_label(entry) for entry in found], indent=2, ensure_ascii=False))
+        return 0
+    print(aligned(["concept", "chapter", "role", "title"], [[e.name, e.chapter, ", ".join(e.roles), e.title] for e in found]))
+    print(f"\n{len(found)} concepts")
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """``minitransformers show NAME``."""
+    entry = catalogue.find(arguments.name)
+    paper = _ARXIV.search(entry.source)
+    facts = [
+        ("source", entry.source),
+        ("paper", f"https://arxiv.org/abs/{paper.group(1)}" if paper else ""),
+        ("roles", ", ".join(entry.roles)),
+        ("file", str(_file(entry))),
+    ]
+    print(f"{entry.title}\n{'=' * len(entry.title)}\n")
+    print("\n".join(f"{name:<9} {value}" for name, value in facts if value))
+    print(f"signature {_signature(entry)}\n")
+    print(textwrap.indent(inspect.getdoc(entry.function) or "", "  "))
+    header = inspect.getdoc(sys.modules[entry.module]) or ""
+    equations = [line for line in header.splitlines() if _EQUATION.match(line)]
+    if equations:
+        print("\n" + "\n".join(equations))
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """``minitransformers check``: one row a concept; 1 where one fails."""
+    entries = _chosen(arguments.names)
+    measured = {entry.name: _check(entry, arguments.seed) for entry in progress(entries, "checking")}
+    failures = {name: found["failures"] for name, found in measured.items() if found["failures"]}
+    if arguments.write:
+        _write(measured, complete=not arguments.names)
+    if arguments.json:
+        print(json.dumps(measured, indent=2))
+        return int(bool(failures))
+    rows = [
+        [name, f"{found['gradient']:.1e}", "exact" if found["order"] is None else f"{found['order']:.2f}",
+         "–" if found["autograd"] is None else f"{found['autograd']:.1e}", found["checks"], "FAILED" if found["failures"] else "passed"]
+        for name, found in measured.items()
+    ]  # fmt: skip
+    print(aligned(["concept", "gradient error", "Taylor order", "autograd", "checks", "verdict"], rows))
+    for name, messages in failures.items():
+        print("", *(f"{name}: {message}" for message in messages), sep="\n")
+    worst = max(measured, key=lambda name: measured[name]["gradient"])
+    print(f"\n{len(measured)} checked, {len(failures)} failed; worst gradient error {measured[worst]['gradient']:.1e} ({worst})")
+    return int(bool(failures))
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """``minitransformers bench``: time of one call, and its ratio to linear's."""
+    entries = _chosen(arguments.names)
+    measured = {entry.name: _time(entry, arguments.seed) for entry in progress(entries, "timing")}
+    yardstick = measured["linear"] if "linear" in measured else _time(catalogue.find("linear"), arguments.seed)
+    for found in measured.values():
+        found["ratio to linear"] = (found["forward"] + found["backward"]) / (yardstick["forward"] + yardstick["backward"])
+    if arguments.json:
+        print(json.dumps(measured, indent=2))
+        return 0
+    columns = ["forward", "backward", "ratio to linear"]
+    print(aligned(["concept", "forward, µs", "backward, µs", "ratio to linear"], [[n, *(found[c] for c in columns)] for n, found in measured.items()]))
+    print("\nmedian of repeated calls on each label's own small example, float32: sizes differ, and what a call itself costs is in it")
+    return 0
+
+
+def _chosen(names: list[str]) -> list[Entry]:
+    return [catalogue.find(name) for name in dict.fromkeys(names)] if names else list(catalogue.concepts().values())
+
+
+def _label(entry: Entry) -> dict[str, Any]:
+    return {"name": entry.name, "chapter": entry.chapter, "title": entry.title, "source": entry.source,
+            "roles": list(entry.roles), "file": str(_file(entry))}  # fmt: skip
+
+
+def _file(entry: Entry) -> Path:
+    path = Path(inspect.getfile(inspect.unwrap(entry.function)))
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _signature(entry: Entry) -> str:
+    """The signature as its author wrote it; at run time the shapes have lost their names."""
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(entry.function)))
+    definition = ast.parse(source).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    lines = source.splitlines()[definition.lineno - 1 : definition.body[0].lineno - 1]
+    return "\n".join(lines).removeprefix("def ").removesuffix(":")
+
+
+def _check(entry: Entry, seed: int) -> dict[str, Any]:
+    """The gradient's three witnesses, how many of the checks passed, and what failed."""
+    report = checks.gradient_report(entry, seed=seed)
+    failures = {"gradients": "; ".join(report.failures())}
+    for name, generic in checks.CHECKS.items():
+        if name != "gradients":
+            failures[name] = generic(entry, seed=seed).message
+    return {
+        "gradient": float(report.error),
+        "order": None if np.isinf(report.order) else float(report.order),  # nothing but rounding was left to shrink
+        "autograd": None if report.autograd is None else float(report.autograd),
+        "checks": f"{sum(not message for message in failures.values())} of {len(failures)}",
+        "failures": [f"{name}: {message}" for name, message in failures.items() if message],
+    }
+
+
+def _write(measured: dict[str, dict[str, Any]], *, complete: bool) -> None:
+    """Store what was measured beside what others store of a concept; a complete run drops concepts that are gone."""
+    from minitransformers.cli.repository import root
+
+    path = root() / "docs" / "checks.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, found in measured.items():
+        # Two digits: the rest is rounding, which differs from machine to machine.
+        witnesses = {key: None if found[key] is None else float(f"{found[key]:.2g}") for key in ("gradient", "order", "autograd")}
+        stored[name] = {**stored.get(name, {}), **witnesses}
+    if complete:
+        stored = {name: stored[name] for name in measured}
+    write_atomically(path, (json.dumps(stored, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _time(entry: Entry, seed: int) -> dict[str, float]:
+    """Median microseconds of the forward and the backward on the label's example in float32."""
+    example = checks._as_dtype(entry.example(np.random.default_rng(seed)), np.float32)
+
+    def call() -> Any:
+        return entry.function(*example.args, **example.config)
+
+    out, backward = call()
+    rng = np.random.default_rng(seed)
+    dout = trees.map(lambda leaf: np.asarray(rng.normal(size=np.shape(leaf))).astype(leaf.dtype), out)
+    return {"forward": _median_time(call), "backward": _median_time(lambda: backward(dout))}
+
+
+def _median_time(call, *, seconds: float = 0.04) -> float:
+    times: list[float] = []
+    call()
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 1000):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)) * 1e6

@@ -1,0 +1,156 @@
+"""The command ``minitransformers``: what it offers, and what becomes of errors.
+
+A command lives in a module of its own, which is imported when the command is asked for. A mistake of the caller ends in
+one line on stderr and exit code 2; a check, a claim or a chapter that fails in 1; Ctrl-C in 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minitransformers.cli.arguments import Parser, UsageError, natural, positive
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        module, _, function = arguments.run.partition(":")
+        return getattr(importlib.import_module(f"minitransformers.cli.{module}"), function)(arguments)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        return _explain(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except MemoryError as error:
+        return _explain(f"not enough memory: {error}")
+    except (UsageError, ValueError) as error:
+        return _explain(error)
+
+
+def _explain(error: object) -> int:
+    print("minitransformers:", " ".join(str(error).split()), file=sys.stderr)
+    return 2
+
+
+def _parser() -> Parser:
+    from minitransformers import __version__
+
+    parser = Parser(
+        prog="minitransformers",
+        description="Every idea of the Transformer era once, in NumPy, its backward pass written out beside its forward pass.",
+        example="minitransformers tour",
+    )
+    parser.add_argument("--version", action="version", version=f"minitransformers {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+
+    def command(name: str, run: str, help: str, example: str) -> Parser:
+        found = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", example=f"minitransformers {example}")
+        found.set_defaults(run=run)
+        return found
+
+    _concept_commands(command)
+    _chapter_commands(command)
+    _language_commands(command)
+    return parser
+
+
+def _concept_commands(command) -> None:
+    add = command("list", "concepts:list_concepts", "list the concepts", "list --role mixer").add_argument
+    add("--chapter", metavar="C", help="only this chapter's")
+    add("--role", metavar="R", help="only those that fill this role of a model: mixer, channel, norm or position")
+    _json(add)
+
+    add = command("check", "concepts:check", "check gradients and everything else the contract promises", "check rms_norm linear").add_argument
+    add("names", nargs="*", metavar="NAME", help="concepts to check (default: all)")
+    _seed(add)
+    _json(add)
+    add("--write", action="store_true", help="store the errors in docs/checks.json, which the site shows")
+
+    add = command("show", "concepts:show", "show what a concept is: source, signature, equations", "show rms_norm").add_argument
+    add("name", metavar="NAME", help="the concept")
+
+    add = command("bench", "concepts:bench", "time concepts on their examples, in float32, beside linear", "bench rms_norm layer_norm").add_argument
+    add("names", nargs="*", metavar="NAME", help="concepts to time (default: all)")
+    _seed(add)
+    _json(add)
+
+
+def _chapter_commands(command) -> None:
+    add = command("run", "chapters:run", "run chapter scripts", "run norms --quick").add_argument
+    add("chapters", nargs="*", metavar="CHAPTER", help="chapters to run (default: all)")
+    add("--quick", action="store_true", help="a few seconds each; nothing is written")
+    _seed(add)
+    add("--json", action="store_true", help="print {chapter: results} as JSON to stdout, everything else to stderr")
+
+    add = command("tour", "chapters:tour", "run every chapter quickly, then build the site into ./site", "tour").add_argument
+    add("--full", action="store_true", help="run the chapters in full, which renews docs/*/results")
+
+    add = command("docs", "site:serve", "serve the site on 127.0.0.1, built first where it is out of date", "docs --port 8000").add_argument
+    add("--port", type=_port, default=8000, metavar="N", help="port to listen on (default: 8000; 0 takes any that is free)")
+
+
+def _language_commands(command) -> None:
+    train = command("train", "language:train", "train a language model of chosen parts on text", "train --quick --norm rms_norm --position rope --out runs/first")
+    add = train.add_argument_group("parts", "every concept that `minitransformers list --role` names fits").add_argument
+    add("--mixer", default="multi_head_attention", metavar="NAME", help="moves information between positions (default: %(default)s)")
+    add("--channel", default="feed_forward", metavar="NAME", help="works within a position (default: %(default)s)")
+    add("--norm", default="layer_norm", metavar="NAME", help="(default: %(default)s)")
+    add("--position", default="learned", metavar="NAME", help="or none (default: %(default)s)")
+    add("--placement", default="pre", choices=("pre", "post"), help="norm before or after each part (default: %(default)s)")
+    add("--option", action="append", default=[], metavar="PART.KEY=VALUE", help="setting of one part, such as mixer.num_kv_heads=2; may be repeated")
+    add = train.add_argument_group("sizes").add_argument
+    add("--layers", type=positive, metavar="N", help="(default: 4; quick: 2)")
+    add("--heads", type=positive, metavar="N", help="(default: 4; quick: 2)")
+    add("--width", type=positive, metavar="N", help="features of a position (default: 128; quick: 32)")
+    add("--context", type=positive, metavar="N", help="tokens the model sees at once (default: 64; quick: 32)")
+    add = train.add_argument_group("text").add_argument
+    add("--text", type=Path, metavar="FILE", help="UTF-8 text to learn (default: Python's own help topics)")
+    add("--vocabulary", default="character", choices=("character", "byte"), help="what a token is (default: %(default)s)")
+    add = train.add_argument_group("training").add_argument
+    add("--batch", type=positive, metavar="N", help="sequences in a step (default: 16; quick: 8)")
+    add("--steps", type=positive, metavar="N", help="(default: 1000; quick: 100)")
+    add("--learning-rate", type=float, default=1e-3, metavar="X", help="at its highest (default: %(default)s)")
+    add("--warmup", type=natural, metavar="N", help="steps until then (default: a tenth of all, at most 100)")
+    add("--weight-decay", type=float, default=0.1, metavar="X", help="(default: %(default)s)")
+    add("--clip", type=float, default=1.0, metavar="X", help="largest norm of the gradient (default: %(default)s)")
+    add("--dropout", type=float, default=0.0, metavar="X", help="(default: %(default)s)")
+    _seed(add)
+    add("--quick", action="store_true", help="a small model for a few seconds")
+    add = train.add_argument_group("results").add_argument
+    add("--out", type=Path, default=Path("runs/model"), metavar="DIR", help="folder of the checkpoint (default: %(default)s)")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    _json(add)
+
+    add = command("generate", "language:generate", "continue a text with a trained model", 'generate runs/first --prompt "The " --tokens 200 --temperature 0.8').add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `minitransformers train` wrote")
+    add("--prompt", default="The ", metavar="TEXT", help="text to continue (default: %(default)r)")
+    add("--tokens", type=natural, default=200, metavar="N", help="tokens to add (default: %(default)s)")
+    add("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token (default: %(default)s)")
+    add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens")
+    add("--top-p", type=float, metavar="X", help="draw from the likeliest tokens that hold this much probability together")
+    _seed(add)
+    add("--no-cache", action="store_true", help="read the whole window for every token")
+
+
+def _seed(add) -> None:
+    add("--seed", type=natural, default=0, metavar="N", help="seed of every random number (default: %(default)s)")
+
+
+def _json(add) -> None:
+    add("--json", action="store_true", help="print JSON to stdout")
+
+
+def _port(text: str) -> int:
+    number = natural(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"got {text}, wants at most 65535")
+    return number

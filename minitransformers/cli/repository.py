@@ -1,0 +1,23 @@
+"""Where the repository is: chapter scripts and pages are there, not in the installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import minitransformers
+from minitransformers.cli.arguments import UsageError
+
+
+def root() -> Path:
+    """The folder of the checkout that the package was installed from. Raises UsageError where there is none."""
+    folder = Path(minitransformers.__file__).resolve().parent.parent
+    if not (folder / "mkdocs.yml").is_file():
+        raise UsageError("this needs the repository, not only the package: clone it and `pip install -e .` there")
+    return folder
+
+
+def scripts() -> dict[str, Path]:
+    """Chapter to script, in reading order."""
+    order = {name: i for i, name in enumerate(minitransformers.catalogue.READING_ORDER)}
+    found = {path.stem: path for path in (root() / "chapters").glob("*.py")}
+    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
