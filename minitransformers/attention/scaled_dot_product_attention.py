@@ -17,7 +17,7 @@ added to the scores, and a query that may attend to nothing reads zero (the pape
     dk = scale dlogits^T q                                   (11)
 
 The gradient of an input that was broadcast is the sum over the copies. A forbidden key has weight 0, hence dlogits 0:
-the backward needs no mask.
+the backward needs no mask. A soft cap, where one is asked for, acts between (1) and (2).
 """
 
 import math
@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
+from minitransformers.attention.soft_cap import soft_cap as softly_capped
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -39,7 +40,7 @@ from minitransformers.foundation import bad, concept, example, invalid
     rejects=[
         bad(k=np.ones((2, 1, 6, 4))), bad(k=np.ones((2, 2, 6, 5))), bad(v=np.ones((2, 1, 5, 7))), bad(bias=np.ones((1, 3, 4, 5))),
         bad(bias=np.full((1, 3, 4, 6), np.inf)), bad(bias=np.full((1, 3, 4, 6), np.nan)),
-        bad(mask=np.ones((4, 6), int)), bad(mask=np.ones((4, 5), bool)), bad(scale=np.inf), bad(scale=np.nan),
+        bad(mask=np.ones((4, 6), int)), bad(mask=np.ones((4, 5), bool)), bad(scale=np.inf), bad(scale=np.nan), bad("cap", soft_cap=-1.0),
     ],
 )  # fmt: skip
 def scaled_dot_product_attention(
@@ -50,58 +51,68 @@ def scaled_dot_product_attention(
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     scale: float | None = None,
+    soft_cap: float | None = None,
 ):
     """Mix the values, for each query, by the softmax over the keys of scale q.k + bias.
 
     mask is True where a query may attend to a key; a bias of -inf forbids as well. A query that may attend to nothing
-    reads zero and sends no gradient. scale is dimensionless, 1/sqrt(d_head) where None.
+    reads zero and sends no gradient. scale is dimensionless, 1/sqrt(d_head) where None. soft_cap bounds the scores
+    before bias and mask (see soft_cap), which therefore keep their full effect.
     Returns out (*batch, queries, d_value), and backward: dout -> dq, dk, dv, dbias (None where there is no bias).
-    Raises ValueError when axes do not broadcast, the mask is not boolean, the bias holds NaN or +inf, or scale is not finite.
+    Raises ValueError when axes do not broadcast, the mask is not boolean, the bias holds NaN or +inf, scale is not
+    finite or soft_cap is not positive.
     """
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
-    weights = attention_weights(q, k, bias, mask=mask, scale=scale)
-    out = weights @ v                                        # (4)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not math.isfinite(scale):
+        raise invalid("scale", got=scale, wants="a finite number")
+    if bias is not None and not bias.max() < np.inf:         # a NaN is not smaller either
+        raise invalid("bias", got="NaN or +inf", wants="finite numbers, or -inf to forbid a key")
+    # Names in _t lie in memory as (..., keys, queries). The softmax then runs down columns, a whole row of queries at
+    # a time: several times faster than along many short rows, and a transposed first operand costs a product nothing.
+    scores_t = k @ np.multiply(q.swapaxes(-1, -2), scale, order="C")  # (1)
+    if soft_cap is not None:
+        scores_t, uncap = softly_capped(scores_t, cap=soft_cap)
+    weights_t = _softmax_over_keys(_logits(scores_t, bias, mask))
+    out = weights_t.swapaxes(-1, -2) @ v                     # (..., queries, d_value)  (4)
 
     def backward(dout):
-        weights_t = weights.swapaxes(-1, -2)                 # (..., keys, queries), contiguous
         dv = weights_t @ dout                                # (5)
-        dlogits_t = v @ np.ascontiguousarray(dout.swapaxes(-1, -2))  # (6)
-        shared = np.vecdot(dout, out)[..., None, :]          # a number a query, d_value products instead of keys  (7)
-        dlogits_t -= shared
-        dlogits_t *= weights_t                               # (8)
-        dlogits = dlogits_t.swapaxes(-1, -2)
-        dbias = None if bias is None else _sum_to(dlogits, bias.shape)  # (9)
-        dq = _sum_to(dlogits @ k, q.shape)
+        dweights_t = v @ np.ascontiguousarray(dout.swapaxes(-1, -2))  # (6)
+        shared = np.vecdot(dout, out)[..., None, :]          # d_value products a query instead of keys  (7)
+        dweights_t -= shared
+        dlogits_t = np.multiply(weights_t, dweights_t, out=dweights_t)  # (8)
+        dbias = None if bias is None else _sum_to(dlogits_t.swapaxes(-1, -2), bias.shape)  # (9)
+        dscores_t = dlogits_t if soft_cap is None else uncap(dlogits_t)
+        dq = _sum_to(dscores_t.swapaxes(-1, -2) @ k, q.shape)
         dq *= scale                                          # (10)
-        dk = _sum_to(dlogits_t @ q, k.shape)
+        dk = _sum_to(dscores_t @ q, k.shape)
         dk *= scale                                          # (11)
         return dq, dk, _sum_to(dv, v.shape), dbias
 
     return out, backward
 
 
-def attention_weights(q, k, bias=None, *, mask=None, scale=None):
-    """The weights (*batch, queries, keys) alone: rows sum to 1, or to 0 where a query may attend to nothing."""
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if not math.isfinite(scale):
-        raise invalid("scale", got=scale, wants="a finite number")
-    # Scores lie in memory as (..., keys, queries): the softmax then runs down columns, whole rows at a time, which is
-    # several times faster than along short rows. The caller sees the transposed view.
-    scores = k @ np.multiply(q.swapaxes(-1, -2), scale, order="C")  # (..., keys, queries)  (1)
+def attention_weights(q, k, bias=None, **config):
+    """The weights (*batch, queries, keys) alone, for a closer look: they are what attention makes of the identity."""
+    return scaled_dot_product_attention(q, k, np.eye(k.shape[-2], dtype=k.dtype), bias, **config)[0]
+
+
+def _logits(scores_t, bias, mask):
     if bias is not None:
-        if not bias.max() < np.inf:                          # a NaN is not smaller either
-            raise invalid("bias", got="NaN or +inf", wants="finite numbers, or -inf to forbid a key")
-        scores = scores + bias.swapaxes(-1, -2)
+        scores_t = scores_t + bias.swapaxes(-1, -2)
     if mask is not None:
         may_attend = np.ascontiguousarray(mask.swapaxes(-1, -2))
-        scores = scores + np.where(may_attend, q.dtype.type(0), q.dtype.type(-np.inf))  # (2)
+        scores_t = scores_t + np.where(may_attend, scores_t.dtype.type(0), scores_t.dtype.type(-np.inf))  # (2)
+    return scores_t
+
+
+def _softmax_over_keys(logits_t):
     # Where every key is forbidden the maximum is -inf; any finite number in its place makes all exponentials 0.
-    scores -= np.maximum(scores.max(-2, keepdims=True), np.finfo(q.dtype).min)
-    np.exp(scores, out=scores)
+    weights_t = logits_t - np.maximum(logits_t.max(-2, keepdims=True), np.finfo(logits_t.dtype).min)
+    np.exp(weights_t, out=weights_t)
     # The largest term of a row is exp(0) = 1, so a total below 1 means that there is none: 0 / 1 = 0.
-    scores *= np.reciprocal(np.maximum(scores.sum(-2, keepdims=True), 1))  # (3)
-    return scores.swapaxes(-1, -2)                           # (..., queries, keys)
+    weights_t *= np.reciprocal(np.maximum(weights_t.sum(-2, keepdims=True), 1))  # (3)
+    return weights_t
 
 
 def _sum_to(gradient, shape):
