@@ -218,7 +218,10 @@ def _central_differences(
             simple = sum(float(np.sum(w * d)) for w, (d, _) in zip(weights, near, strict=True)) / (2 * h)
             wide = sum(float(np.sum(w * d)) for w, d in zip(weights, far, strict=True)) / (4 * h)
             estimate = (4 * simple - wide) / 3
-            squares = sum(float(np.sum((w * size)[d != 0] ** 2)) for w, (d, size) in zip(weights, near, strict=True))
+            moving = [(d != 0) | (f != 0) for (d, _), f in zip(near, far, strict=True)]
+            if not any(map(np.any, moving)):  # nothing moves: then a gradient can only be told from zero above the rounding of all
+                moving = [np.ones_like(m) for m in moving]
+            squares = sum(float(np.sum((w * size)[m] ** 2)) for w, (_, size), m in zip(weights, near, moving, strict=True))
             rounding = 4 * _EPS * squares**0.5 / h
             # |estimate - simple| is the error of the simple formula; the five-point one has about its square.
             truncation = (estimate - simple) ** 2 / max(abs(estimate), _EPS)
