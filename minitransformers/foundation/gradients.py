@@ -355,6 +355,8 @@ def _autograd(call: Callable, values: list, dout: Any, analytic: list) -> tuple[
         out = [leaf for _, leaf in trees.leaves(call(boxes)[0])]
         total = 0.0
         for w, leaf in zip(weights, out, strict=True):
+            if _boxed_as_constant(leaf):
+                raise TypeError("a box inside a box")
             total = total + anp.sum(w * leaf)
         return total
 
@@ -371,3 +373,10 @@ def _autograd(call: Callable, values: list, dout: Any, analytic: list) -> tuple[
         scale = max(np.max(np.abs(own), initial=0), max((np.max(np.abs(a), initial=0) for a in analytic), default=0) * 1e-3, 1e-300)
         worst = max(worst, float(np.max(np.abs(theirs - own), initial=0)) / scale)
     return worst, ""
+
+
+def _boxed_as_constant(leaf: Any) -> bool:
+    """Whether the tracer took traced numbers for constants: np.concatenate makes an array of boxes, and a box plus that is one."""
+    if hasattr(leaf, "_value"):
+        return np.asarray(leaf._value).dtype == object
+    return getattr(leaf, "dtype", None) == object and any(map(_boxed_as_constant, np.ravel(leaf)))
