@@ -379,4 +379,4 @@ def _boxed_as_constant(leaf: Any) -> bool:
     """Whether the tracer took traced numbers for constants: np.concatenate makes an array of boxes, and a box plus that is one."""
     if hasattr(leaf, "_value"):
         return np.asarray(leaf._value).dtype == object
-    return getattr(leaf, "dtype", None) == object and any(map(_boxed_as_constant, np.ravel(leaf)))
+    return np.asarray(leaf).dtype == object and any(map(_boxed_as_constant, np.ravel(leaf)))
