@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
+from minitransformers.attention.masks import causal_mask, sliding_window_mask
 from minitransformers.basics.linear import linear
 from minitransformers.foundation import invalid
 
@@ -120,9 +121,8 @@ def cached_attention(
         if bias is not None:
             scores = scores + bias
         if new > 1:                                          # a single new position sees all: no mask
-            ahead = np.arange(seen) - np.arange(seen - new, seen)[:, None]
-            hidden = ahead > 0 if cache.window is None else (ahead > 0) | (ahead <= -cache.window)
-            scores = np.where(hidden, -np.inf, scores)
+            mask = causal_mask(new, seen) if cache.window is None else sliding_window_mask(new, seen, window=cache.window)
+            scores = np.where(mask, scores, -np.inf)
         scores = scores.reshape(*batch, num_kv_heads, group * new, seen)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)

@@ -24,6 +24,8 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.cache import KeyValueCache, cached_attention
+from minitransformers.attention.heads import check_heads, check_scores, merge_heads, split_heads
+from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.foundation import bad, concept, example, invalid, trusted
@@ -46,32 +48,6 @@ def init_multi_head_attention(
     check_heads("num_heads", num_heads, d_model)
     stds = (std, std, std, std if residual_std is None else residual_std)
     return MultiHeadAttention(*(init_linear(rng, d_model, d_model, std=s, bias=bias, dtype=dtype) for s in stds))
-
-
-def split_heads(x: Float[Array, "... length d_heads"], num_heads: int) -> Float[Array, "... heads length d_head"]:
-    """Cut the features into heads: a view, nothing is copied."""
-    return x.reshape(*x.shape[:-1], num_heads, -1).swapaxes(-2, -3)
-
-
-def merge_heads(x: Float[Array, "... heads length d_head"]) -> Float[Array, "... length d_heads"]:
-    """Put the heads' features side by side again."""
-    x = x.swapaxes(-2, -3)
-    return x.reshape(*x.shape[:-2], -1)
-
-
-def check_heads(argument: str, heads: int, total: int) -> None:
-    """Raise ValueError, naming the argument, unless that many heads share the total evenly."""
-    if not isinstance(heads, (int, np.integer)) or heads < 1 or total % heads:
-        raise invalid(argument, got=heads, wants=f"a whole number of heads that divides {total}")
-
-
-def check_scores(argument: str, array: Array | None, shape: tuple[int, ...]) -> None:
-    """Raise ValueError, naming the argument, unless the array broadcasts to scores of that shape."""
-    if array is None:
-        return
-    pairs = zip(reversed(array.shape), reversed(shape), strict=False)
-    if array.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in pairs):
-        raise invalid(argument, got=f"shape {array.shape}", wants=f"a shape that broadcasts to the scores, {shape}")
 
 
 @trusted
@@ -151,8 +127,7 @@ def multi_head_attention(
         (query, query_unrotate), (key, key_unrotate) = rotate(query), rotate(key)  # (2)
     if attend is None:
         if causal:
-            past = np.tri(length, dtype=bool)                # a query sees itself and what came before
-            mask = past if mask is None else mask & past
+            mask = causal_mask(length) if mask is None else mask & causal_mask(length)
         heads, attend_backward = scaled_dot_product_attention(query, key, value, bias, mask=mask, scale=scale)  # (3)
     else:
         heads, attend_backward = attend(query, key, value)   # (3)

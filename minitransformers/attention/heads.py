@@ -1,0 +1,33 @@
+"""Heads side by side in the features, or on an axis of their own: what every multi-head mixer does to its arrays."""
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from minitransformers.foundation import invalid
+
+
+def split_heads(x: Float[Array, "... length d_heads"], num_heads: int) -> Float[Array, "... heads length d_head"]:
+    """Cut the features into heads: a view, nothing is copied."""
+    return x.reshape(*x.shape[:-1], num_heads, -1).swapaxes(-2, -3)
+
+
+def merge_heads(x: Float[Array, "... heads length d_head"]) -> Float[Array, "... length d_heads"]:
+    """Put the heads' features side by side again."""
+    x = x.swapaxes(-2, -3)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def check_heads(argument: str, heads: int, total: int) -> None:
+    """Raise ValueError, naming the argument, unless that many heads share the total evenly."""
+    if not isinstance(heads, (int, np.integer)) or heads < 1 or total % heads:
+        raise invalid(argument, got=heads, wants=f"a whole number of heads that divides {total}")
+
+
+def check_scores(argument: str, array: Array | None, shape: tuple[int, ...]) -> None:
+    """Raise ValueError, naming the argument, unless the array broadcasts to scores of that shape."""
+    if array is None:
+        return
+    pairs = zip(reversed(array.shape), reversed(shape), strict=False)
+    if array.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in pairs):
+        raise invalid(argument, got=f"shape {array.shape}", wants=f"a shape that broadcasts to the scores, {shape}")
