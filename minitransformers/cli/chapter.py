@@ -86,6 +86,8 @@ class Chapter:
         self._stdout = sys.stdout
         if self._json:
             sys.stdout = sys.stderr  # so that print() in a script cannot get between the JSON
+        if script is not None:
+            sys.excepthook = _quiet_when_interrupted
         self._started = time.perf_counter()
         self._values: dict[str, Any] = {}
         self._claims: dict[str, dict[str, Any]] = {}
@@ -226,7 +228,7 @@ def progress(iterable: Iterable[T], text: str = "", *, total: int | None = None)
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
-    return tqdm(iterable, desc=text, total=total, delay=2, file=sys.stderr, leave=False, mininterval=0.1 if terminal else 5,
+    return tqdm(iterable, desc=text, total=total, delay=2, file=sys.stderr, leave=False, mininterval=0.1 if terminal else 1,
                 dynamic_ncols=terminal)  # fmt: skip
 
 
@@ -287,6 +289,11 @@ def _plain(value: Any, where: str) -> Any:
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(f"name: got {name!r}, wants letters, digits, - and _ (it becomes a file name)")
+
+
+def _quiet_when_interrupted(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _calling_script() -> Path | None:

@@ -22,12 +22,13 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = [known(name, scripts, kind="chapter") for name in dict.fromkeys(arguments.chapters)] or list(scripts)
     options = ["--seed", str(arguments.seed), *(["--quick"] if arguments.quick else [])]
     results, failed = {}, []
-    for name in progress(chosen, "chapters") if len(chosen) > 1 else chosen:
+    for i, name in enumerate(chosen, 1):
+        if len(chosen) > 1:
+            print(f"{'' if i == 1 else chr(10)}[{i}/{len(chosen)}] {name}", file=sys.stderr, flush=True)
         if arguments.json:
             status, results[name], _ = _measure(scripts[name], options, stderr=None)
         else:
-            status = _wait(subprocess.Popen([sys.executable, str(scripts[name]), *options]))
-            print(flush=True)
+            status, _, _ = _finished(subprocess.Popen([sys.executable, str(scripts[name]), *options]))
         if status:
             failed.append(name)
     if arguments.json:
@@ -68,21 +69,25 @@ def tour(arguments: argparse.Namespace) -> int:
 
 def _measure(script: Path, options: list[str], *, stderr: int | None) -> tuple[int, Any, str]:
     """Exit code, results (None where there are none) and stderr of a script."""
-    process = subprocess.Popen([sys.executable, str(script), "--json", *options], stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8")
-    out, errors = process.communicate()
-    status = _wait(process)
+    command = [sys.executable, str(script), "--json", *options]
+    status, out, errors = _finished(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8"))
     try:
         return status, json.loads(out), errors or ""
     except json.JSONDecodeError:
         return status or 1, None, errors or ""
 
 
-def _wait(process: subprocess.Popen) -> int:
-    """The exit code; KeyboardInterrupt where Ctrl-C ended the script."""
-    status = process.wait()
-    if status in (-signal.SIGINT, 128 + signal.SIGINT):
+def _finished(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; KeyboardInterrupt where Ctrl-C ended the script, which never outlives us."""
+    try:
+        out, errors = process.communicate()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    if process.returncode in (-signal.SIGINT, 128 + signal.SIGINT):
         raise KeyboardInterrupt
-    return status
+    return process.returncode, out, errors
 
 
 def _above_the_bar(text: str) -> None:

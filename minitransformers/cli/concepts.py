@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from minitransformers.cli import repository
 from minitransformers.cli.arguments import known
 from minitransformers.cli.chapter import aligned, progress, write_atomically
 from minitransformers.foundation import catalogue, checks, trees
@@ -141,9 +142,7 @@ def _check(entry: Entry, seed: int) -> dict[str, Any]:
 
 def _write(measured: dict[str, dict[str, Any]], *, complete: bool) -> None:
     """Store what was measured beside what others store of a concept; a complete run drops concepts that are gone."""
-    from minitransformers.cli.repository import root
-
-    path = root() / "docs" / "checks.json"
+    path = repository.root() / "docs" / "checks.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, found in measured.items():
         # Two digits: the rest is rounding, which differs from machine to machine.

@@ -39,8 +39,8 @@ def build() -> Path | None:
     """Build into ./site with warnings as errors. Returns the folder, or None where the build fails (it has said why)."""
     root = repository.root()
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(root / "site")]
-    # stdout is for results; what MkDocs has to say goes to stderr.
-    status = subprocess.run(command, cwd=root, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, stdout=sys.stderr.fileno()).returncode
+    stderr = 2  # stdout is for results; what MkDocs has to say goes here
+    status = subprocess.run(command, cwd=root, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, stdout=stderr).returncode
     return None if status else root / "site"
 
 
