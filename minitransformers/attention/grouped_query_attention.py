@@ -26,8 +26,8 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.cache import KeyValueCache, cached_attention
 from minitransformers.attention.heads import check_heads, check_scores, merge_heads, split_heads
-from minitransformers.attention.multi_head_attention import MultiHeadAttention
 from minitransformers.attention.masks import causal_mask
+from minitransformers.attention.multi_head_attention import MultiHeadAttention
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.foundation import bad, concept, example, invalid, trusted
