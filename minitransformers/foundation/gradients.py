@@ -15,7 +15,8 @@ that has lost a term still passes):
 3. **HIPS autograd**, where it is installed and can trace the forward (no slice assignment, no ``out=``).
 
 The error of an argument is its largest deviation relative to the largest element of its gradient. Floor: a gradient
-smaller than what rounding does to the difference itself cannot be judged by its own size, so it is judged by that.
+that drowns in what rounding does to the difference is judged by that rounding, and a deviation that rounding explains
+(a gradient that is zero, as that of attention's key bias) counts relative to the largest gradient of the call.
 """
 
 from __future__ import annotations
@@ -158,8 +159,9 @@ def check_gradients(
     analytic = _matched(report, names, args, gradients)
     if analytic is None:
         return report
+    overall = max([float(np.max(np.abs(differences), initial=0)) for differences, _ in numeric], default=0.0)
     for path, array, own, (differences, noise) in zip(paths, values, analytic, numeric, strict=True):
-        report.arguments.append(_compare(path, array, own, differences, noise, bound))
+        report.arguments.append(_compare(path, array, own, differences, noise, overall, bound))
     _name_swapped(report, analytic, [d for d, _ in numeric])
     if all(np.shape(own) == array.shape for own, array in zip(analytic, values, strict=True)):
         report.order = _taylor_order(outputs, values, analytic, weights, rng)
@@ -222,7 +224,7 @@ def _central_differences(
             if not any(map(np.any, moving)):  # nothing moves: then a gradient can only be told from zero above the rounding of all
                 moving = [np.ones_like(m) for m in moving]
             squares = sum(float(np.sum((w * size)[m] ** 2)) for w, (_, size), m in zip(weights, near, moving, strict=True))
-            rounding = 4 * _EPS * squares**0.5 / h
+            rounding = 16 * _EPS * squares**0.5 / h
             # |estimate - simple| is the error of the simple formula; the five-point one has about its square.
             truncation = (estimate - simple) ** 2 / max(abs(estimate), _EPS)
             if not truncation + rounding >= best:
@@ -254,13 +256,17 @@ def _plural(gradients: Any) -> str:
     return f"{len(gradients)} gradients" if isinstance(gradients, tuple) else f"a {type(gradients).__name__}"
 
 
-def _compare(path: str, array: np.ndarray, own: np.ndarray, numeric: np.ndarray, noise: np.ndarray, bound: float) -> ArgumentReport:
+def _compare(
+    path: str, array: np.ndarray, own: np.ndarray, numeric: np.ndarray, noise: np.ndarray, overall: float, bound: float
+) -> ArgumentReport:
     if own.shape != array.shape:
         return ArgumentReport(path, array.shape, np.inf, cause=_shape_cause(own, numeric))
     if array.size == 0:
         return ArgumentReport(path, array.shape, 0.0)
     largest = max(float(np.max(np.abs(np.nan_to_num(own)))), float(np.max(np.abs(numeric))), float(np.finfo(float).tiny))
-    errors = np.where(np.isfinite(own), np.abs(own - numeric) / np.maximum(largest, noise / bound), np.inf)
+    deviation = np.where(np.isfinite(own), np.abs(own - numeric), np.inf)
+    scale = np.where(deviation <= noise, max(largest, overall), np.maximum(largest, noise / bound))
+    errors = deviation / scale
     index = tuple(int(i) for i in np.unravel_index(np.argmax(errors), array.shape))
     found = ArgumentReport(path, array.shape, float(errors[index]), index, float(own[index]), float(numeric[index]))
     if not found.error <= bound:

@@ -1,0 +1,238 @@
+"""A decoder-only language model whose mixer, channel, norm and position are chosen by name.
+
+Source: Radford et al. 2019 (GPT-2), after Vaswani et al. 2017, arXiv:1706.03762; tied embeddings: Press and Wolf 2017,
+arXiv:1608.05859. GPT-2 is one choice of parts: multi_head_attention, feed_forward, layer_norm, learned. Differs from
+GPT-2's training code: no dropout on the attention weights, only on embeddings and sub-layer outputs.
+
+    hidden = E[ids], with the positions put in               (1)
+    hidden = block_l(hidden), l = 1 .. num_layers            (2)
+    final = N(hidden) for pre-norm, hidden for post-norm     (3)
+    logits = final E^T when tied, final W otherwise          (4)
+    dfinal = dlogits E, dE = dlogits^T final                 (5)
+    dhidden = N*(dfinal)                                     (6)
+    dhidden = block_l*(dhidden), l = num_layers .. 1         (7)
+    dE = dE + scatter of dhidden to the rows ids             (8)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray as Array
+
+from minitransformers.basics.dropout import dropout
+from minitransformers.basics.embedding import Embedding, embedding, init_embedding
+from minitransformers.basics.linear import Linear, init_linear, linear
+from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.models.parts import Part
+from minitransformers.models.transformer_block import TransformerBlock, transformer_block
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Sizes (in tokens, features, layers, heads) and the names of the parts.
+
+    options gives a role's part what only it takes: ``{"mixer": {"window": 32}}``. position may be "none".
+    Raises ValueError that names the field for sizes below one, unknown parts, unknown options.
+    """
+
+    vocabulary_size: int
+    context: int = 64
+    d_model: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    mixer: str = "multi_head_attention"
+    channel: str = "feed_forward"
+    norm: str = "layer_norm"
+    position: str = "learned"
+    placement: str = "pre"
+    tied: bool = True
+    dropout: float = 0.0
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary_size", "context", "d_model", "num_layers", "num_heads"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise invalid(name, got=repr(size), wants="a whole number of at least 1")
+        if self.placement not in ("pre", "post"):
+            raise invalid("placement", got=repr(self.placement), wants='"pre" or "post"')
+        if not 0 <= self.dropout < 1:
+            raise invalid("dropout", got=self.dropout, wants="a rate of at least 0 and below 1")
+        for role in self.options:
+            if role not in ("mixer", "channel", "norm", "position"):
+                raise invalid(f"options.{role}", got="an unknown role", wants="mixer, channel, norm or position")
+        _ = self.parts  # an unknown part should fail here, not at the first call
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Part]:
+        """The chosen part of each role; no position for "none"."""
+        names = {"mixer": self.mixer, "channel": self.channel, "norm": self.norm, "position": self.position}
+        return {
+            role: Part.of(role, name, self.options.get(role, {}))
+            for role, name in names.items()
+            if (role, name) != ("position", "none")
+        }
+
+    @functools.cached_property
+    def bound(self) -> Bound:
+        """The parts as functions, their configuration filled in once."""
+        parts, settings = self.parts, {"num_heads": self.num_heads, "causal": True}
+        position = parts.get("position")
+        place = position.place if position else None
+        if place == "position/rotation":
+            assert position is not None
+            settings["rotate"] = functools.partial(position.entry.function, **position.options)
+        return Bound(
+            mixer=parts["mixer"].bind(**settings),
+            mixer_step=parts["mixer"].bind_step(**settings),
+            channel=parts["channel"].bind(),
+            norm=parts["norm"].bind(),
+            input_position=position.bind() if position and place == "position/input" else None,
+            bias_position=position.bind(**settings) if position and place == "position/bias" else None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that json can write and from_json reads."""
+        return {**asdict(self), "options": {role: dict(options) for role, options in self.options.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LanguageModelConfig:
+        """The configuration of such a dict. Raises ValueError for unknown or missing fields."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(f"configuration: unknown fields {', '.join(unknown)}")
+        if "vocabulary_size" not in values:
+            raise ValueError("configuration: vocabulary_size is missing")
+        return cls(**values)
+
+
+class Bound(NamedTuple):
+    """The parts of one configuration as functions."""
+
+    mixer: Callable
+    mixer_step: Callable | None
+    channel: Callable
+    norm: Callable
+    input_position: Callable | None
+    bias_position: Callable | None
+
+
+class LanguageModel(NamedTuple):
+    """All parameters. head is None when tied; final_norm is None for post-norm; position is None without parameters."""
+
+    embedding: Embedding
+    position: Any
+    blocks: list[TransformerBlock]
+    final_norm: Any
+    head: Linear | None
+
+
+def init_language_model(rng: np.random.Generator, config: LanguageModelConfig, *, std: float = 0.02, dtype: type = np.float32):
+    """GPT-2's initialisation: N(0, std^2), residual projections divided by sqrt(2 num_layers), biases 0, gains 1."""
+    settings = {
+        "d_model": config.d_model,
+        "num_heads": config.num_heads,
+        "max_positions": config.context,
+        "std": std,
+        "residual_std": std / (2 * config.num_layers) ** 0.5,
+        "dtype": dtype,
+    }
+    parts = config.parts
+
+    def fresh(role):
+        # Norms take no std: they start as the identity. A part takes of the settings what its init names.
+        return parts[role].init(rng, **settings)
+
+    return LanguageModel(
+        embedding=init_embedding(rng, config.vocabulary_size, config.d_model, std=std, dtype=dtype),
+        position=fresh("position") if "position" in parts else None,
+        blocks=[
+            TransformerBlock(mixer_norm=fresh("norm"), mixer=fresh("mixer"), channel_norm=fresh("norm"), channel=fresh("channel"))
+            for _ in range(config.num_layers)
+        ],
+        final_norm=fresh("norm") if config.placement == "pre" else None,
+        head=None if config.tied else init_linear(rng, config.d_model, config.vocabulary_size, std=std, bias=False, dtype=dtype),
+    )
+
+
+def _example(rng):
+    config = LanguageModelConfig(
+        vocabulary_size=7, context=4, d_model=4, num_layers=2, num_heads=2, options={"channel": {"d_hidden": 5}}
+    )
+    params = init_language_model(rng, config, std=0.5, dtype=np.float64)
+    return example(params, ids=rng.integers(7, size=(2, 3)), config=config)
+
+
+@concept(
+    title="Language model of chosen parts",
+    source="Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2), section 2.3",
+    example=_example,
+    rejects=[bad(ids=np.array([[0, 7]])), bad(ids=np.zeros((1, 5), int)), bad(ids=np.zeros((2, 3))), bad(ids=np.zeros((2, 0), int))],
+)
+def language_model(
+    params: LanguageModel,
+    *,
+    ids: Int[Array, "*batch length"],
+    config: LanguageModelConfig,
+    rng: np.random.Generator | None = None,
+) -> tuple[Float[Array, "*batch length vocabulary"], Callable]:
+    """Logits for the token after each position, given that position and those before it.
+
+    rng is needed where config.dropout is above 0 and the model trains; without it nothing is dropped.
+    Returns logits, and backward: dlogits -> LanguageModel of gradients.
+    Raises ValueError where ids lie outside the vocabulary or are longer than the context.
+    """
+    length, parts = ids.shape[-1], config.bound
+    if length > config.context:
+        raise invalid("ids", got=f"{length} positions", wants=f"at most the context of {config.context}")
+    drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout > 0 and rng is not None else None
+
+    hidden, embedding_backward = embedding(params.embedding, ids=ids)
+    position_backward = bias_backward = drop_backward = bias = None
+    if parts.input_position is not None:
+        hidden, position_backward = parts.input_position(params.position, hidden)  # (1)
+    if parts.bias_position is not None:
+        bias, bias_backward = parts.bias_position(params.position, num_queries=length, num_keys=length)
+    if drop is not None:
+        hidden, drop_backward = drop(hidden)
+
+    block_backwards = []
+    for block in params.blocks:
+        hidden, block_backward = transformer_block(
+            block, hidden, bias,
+            mixer=parts.mixer, channel=parts.channel, norm=parts.norm, placement=config.placement, drop=drop,
+        )  # (2)  # fmt: skip
+        block_backwards.append(block_backward)
+
+    final, final_norm_backward = (hidden, None) if params.final_norm is None else parts.norm(params.final_norm, hidden)  # (3)
+    head = Linear(params.embedding.weight.T, None) if params.head is None else params.head
+    logits, head_backward = linear(head, final)              # (4)
+
+    def backward(dlogits):
+        dhead, dhidden = head_backward(dlogits)              # (5)
+        dfinal_norm = None
+        if final_norm_backward is not None:
+            dfinal_norm, dhidden = final_norm_backward(dhidden)  # (6)
+        dblocks, dbias = [], None
+        for block_backward in reversed(block_backwards):
+            dblock, dhidden, dbias_here = block_backward(dhidden)  # (7)
+            dblocks.append(dblock)
+            if dbias_here is not None:                       # one bias serves every block: its gradients add
+                dbias = dbias_here if dbias is None else dbias + dbias_here
+        if drop_backward is not None:
+            dhidden = drop_backward(dhidden)
+        dposition = bias_backward(dbias) if bias_backward is not None else None
+        if position_backward is not None:
+            dposition, dhidden = position_backward(dhidden)
+        dembedding = embedding_backward(dhidden)
+        if params.head is None:                              # tied: E is read at the input and at the output
+            dembedding = Embedding(dembedding.weight + dhead.weight.T)  # (8)
+        return LanguageModel(dembedding, dposition, dblocks[::-1], dfinal_norm, None if params.head is None else dhead)
+
+    return logits, backward

@@ -1,0 +1,77 @@
+"""Parts of a model by name: from the catalogue, with their options, ready to be initialised and called.
+
+Every concept of a role takes the same first arguments, so a model needs to know no part by name. What a part takes
+besides (heads, a window, a base) it gets in two ways: settings that the model offers to every part (``num_heads``,
+``d_model``), of which each takes what its signature names; and options meant for this part, each of which it must take.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minitransformers.foundation import catalogue
+
+
+@functools.cache
+def _keywords(function: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One concept in one role of a model."""
+
+    role: str
+    entry: catalogue.Entry
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, role: str, name: str, options: Mapping[str, Any]) -> Part:
+        """The part of that name. Raises ValueError, naming the role, for an unknown name or option."""
+        entry = catalogue.find(name, role=role)
+        takes = _keywords(entry.function) | (_keywords(entry.init) if entry.init else frozenset())
+        for option in options:
+            if option not in takes:
+                known = ", ".join(sorted(takes - {"params", "x", "rng", "d_model", "dtype", "bias"})) or "none"
+                raise ValueError(f"options.{role}.{option}: {name} has no such option (it has: {known})")
+        return cls(role, entry, options)
+
+    @property
+    def place(self) -> str:
+        """Where the part acts: the role, for a position with its place ("position/input")."""
+        return next(own for own in self.entry.roles if own == self.role or own.startswith(f"{self.role}/"))
+
+    def init(self, rng: np.random.Generator, **settings: Any) -> Any:
+        """Fresh parameters, or None for a part that has none."""
+        init = self.entry.init
+        return None if init is None else init(rng, **self._taken(init, settings))
+
+    def bind(self, **settings: Any) -> Callable:
+        """The concept as ``part(params, x, ...) -> out, backward``, its configuration filled in.
+
+        A concept without parameters is called as ``concept(x, ...)`` and gets the gradient None for them.
+        """
+        function = functools.partial(self.entry.function, **self._taken(self.entry.function, settings))
+        if self.entry.init is not None:
+            return function
+
+        def without_params(params: None, x: np.ndarray, **config: Any) -> tuple[np.ndarray, Callable]:
+            out, backward = function(x, **config)
+            return out, lambda dout: (None, backward(dout))
+
+        return without_params
+
+    def bind_step(self, **settings: Any) -> Callable | None:
+        """The decoding step with the same configuration, or None where the concept has none."""
+        step = self.entry.step
+        return None if step is None else functools.partial(step, **self._taken(step, settings))
+
+    def _taken(self, function: Callable, settings: Mapping[str, Any]) -> dict[str, Any]:
+        offered = {**settings, **self.options}
+        return {name: value for name, value in offered.items() if name in _keywords(function)}

@@ -1,0 +1,1 @@
+"""Speed as ratios, each measured in one interleaved run. Nothing here is asserted by the tests."""

@@ -1,0 +1,242 @@
+"""What is compared: for each case two makers of a call, ours and theirs, with the same shapes, weights and dtype."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+SMALL = {"vocabulary_size": 65, "context": 64, "d_model": 128, "num_layers": 4, "num_heads": 4}
+WIDE = {"vocabulary_size": 65, "context": 64, "d_model": 768, "num_layers": 12, "num_heads": 12}
+
+
+def _data(config: dict[str, int], batch: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    shape = (batch, config["context"])
+    return rng.integers(config["vocabulary_size"], size=shape), rng.integers(config["vocabulary_size"], size=shape)
+
+
+def our_training_step(sizes: dict[str, int], batch: int) -> Callable[[], Any]:
+    """Forward, backward, clipping and AdamW, as the training loop runs them."""
+    from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+    from minitransformers.training.loop import make_step
+
+    config = LanguageModelConfig(**sizes)
+    params = init_language_model(np.random.default_rng(0), config)
+    step = make_step(params, config)
+    ids, targets = _data(sizes, batch)
+    return lambda: step(ids, targets)
+
+
+def torch_model(sizes: dict[str, int]) -> Any:
+    """The same GPT-2 in eager PyTorch, written with the library's own fused parts."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    torch.set_num_threads(2)
+    width, heads = sizes["d_model"], sizes["num_heads"]
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.packed, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: Any) -> Any:
+            b, n, _ = x.shape
+            q, k, v = (t.view(b, n, heads, -1).transpose(1, 2) for t in self.packed(self.ln_1(x)).split(width, dim=2))
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.output(mixed.transpose(1, 2).reshape(b, n, width))
+            return x + self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh"))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Embedding(sizes["vocabulary_size"], width)
+            self.place = nn.Embedding(sizes["context"], width)
+            self.blocks = nn.ModuleList([Block() for _ in range(sizes["num_layers"])])
+            self.norm = nn.LayerNorm(width)
+
+        def forward(self, ids: Any) -> Any:
+            x = self.token(ids) + self.place.weight[: ids.shape[1]]
+            for block in self.blocks:
+                x = block(x)
+            return self.norm(x) @ self.token.weight.T
+
+    torch.manual_seed(0)
+    model = Model()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def torch_training_step(sizes: dict[str, int], batch: int) -> Callable[[], Any]:
+    import torch
+
+    model = torch_model(sizes)
+    decayed = [p for p in model.parameters() if p.ndim == 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=1e-3)
+    ids, targets = map(torch.tensor, _data(sizes, batch))
+
+    def step() -> float:
+        logits = model(ids)
+        loss = torch.nn.functional.cross_entropy(logits.view(-1, sizes["vocabulary_size"]), targets.view(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def autograd_forward_and_backward() -> Callable[[], Any]:
+    """The same model by tracing: plain NumPy forward, HIPS autograd's backward; no optimiser."""
+    import autograd
+    import autograd.numpy as anp
+
+    from minitransformers import trees
+    from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+
+    config = LanguageModelConfig(**SMALL)
+    params = init_language_model(np.random.default_rng(0), config)
+    leaves = [leaf for _, leaf in trees.leaves(params)]
+    ids, targets = _data(SMALL, 12)
+    batch, length = ids.shape
+    allowed = np.tril(np.ones((length, length), bool))
+    heads = config.num_heads
+
+    def norm(p: Any, x: Any) -> Any:
+        centred = x - anp.mean(x, axis=-1, keepdims=True)
+        return p.gain * centred / anp.sqrt(anp.mean(centred * centred, axis=-1, keepdims=True) + 1e-5) + p.bias
+
+    def attention(p: Any, x: Any) -> Any:
+        q, k, v = (
+            anp.transpose(anp.reshape(x @ part.weight + part.bias, (batch, length, heads, -1)), (0, 2, 1, 3))
+            for part in (p.query, p.key, p.value)
+        )
+        scores = anp.where(allowed, q @ anp.swapaxes(k, -1, -2) * float(q.shape[-1]) ** -0.5, -np.inf)
+        weights = anp.exp(scores - anp.max(scores, axis=-1, keepdims=True))
+        mixed = (weights / anp.sum(weights, axis=-1, keepdims=True)) @ v
+        return anp.reshape(anp.transpose(mixed, (0, 2, 1, 3)), (batch, length, -1)) @ p.output.weight + p.output.bias
+
+    def loss(values: list) -> Any:
+        p = trees.unflatten(params, values)
+        x = p.embedding.weight[ids] + p.position.table[:length]
+        for block in p.blocks:
+            x = x + attention(block.mixer, norm(block.mixer_norm, x))
+            h = norm(block.channel_norm, x) @ block.channel.up.weight + block.channel.up.bias
+            h = 0.5 * h * (1 + anp.tanh(0.7978845608 * (h + 0.044715 * h * h * h)))
+            x = x + h @ block.channel.down.weight + block.channel.down.bias
+        logits = norm(p.final_norm, x) @ anp.transpose(p.embedding.weight)
+        top = logits - anp.max(logits, axis=-1, keepdims=True)
+        chosen = anp.reshape(top, (-1, config.vocabulary_size))[np.arange(ids.size), targets.ravel()]
+        return anp.mean(anp.log(anp.sum(anp.exp(top), axis=-1))) - anp.mean(chosen)
+
+    gradient = autograd.value_and_grad(loss)
+    return lambda: gradient(leaves)
+
+
+def our_forward_and_backward() -> Callable[[], Any]:
+    """Loss and gradients alone."""
+    from minitransformers.basics.cross_entropy import cross_entropy
+    from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    config = LanguageModelConfig(**SMALL)
+    params = init_language_model(np.random.default_rng(0), config)
+    ids, targets = _data(SMALL, 12)
+
+    def call() -> Any:
+        logits, backward = language_model(params, ids=ids, config=config)
+        loss, loss_backward = cross_entropy(logits, targets=targets)
+        return loss, backward(loss_backward(np.ones_like(loss)))
+
+    return call
+
+
+def our_decoding() -> Callable[[], Any]:
+    """Sixty tokens, greedily, with the cache."""
+    from minitransformers.models.generate import generate
+    from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+
+    config = LanguageModelConfig(**SMALL)
+    params = init_language_model(np.random.default_rng(0), config)
+    prompt = np.arange(4)
+    rng = np.random.default_rng(0)
+    return lambda: list(generate(params, config=config, prompt_ids=prompt, num_tokens=60, temperature=0, rng=rng))
+
+
+def torch_decoding() -> Callable[[], Any]:
+    """The same in eager PyTorch: keys and values concatenated to the cache, one token at a time."""
+    import torch
+    from torch.nn import functional as F
+
+    model, heads, width = torch_model(SMALL).eval(), SMALL["num_heads"], SMALL["d_model"]
+
+    def step(ids: Any, cache: list, start: int) -> Any:
+        b, n = ids.shape
+        x = model.token(ids) + model.place.weight[start : start + n]
+        for i, block in enumerate(model.blocks):
+            q, k, v = (t.view(b, n, heads, -1).transpose(1, 2) for t in block.packed(block.ln_1(x)).split(width, dim=2))
+            if cache[i] is not None:
+                k, v = torch.cat([cache[i][0], k], dim=2), torch.cat([cache[i][1], v], dim=2)
+            cache[i] = (k, v)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1)
+            x = x + block.output(mixed.transpose(1, 2).reshape(b, n, width))
+            x = x + block.down(F.gelu(block.up(block.ln_2(x)), approximate="tanh"))
+        return (model.norm(x) @ model.token.weight.T)[:, -1]
+
+    @torch.no_grad()
+    def call() -> list[int]:
+        cache: list = [None] * SMALL["num_layers"]
+        logits, start, text = step(torch.arange(4)[None], cache, 0), 4, []
+        for _ in range(60):
+            text.append(int(logits.argmax()))
+            if len(text) == 60:
+                break
+            logits, start = step(torch.tensor([[text[-1]]]), cache, start), start + 1
+        return text
+
+    return call
+
+
+def _importing(module: str) -> Callable[[], Any]:
+    return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "training_step": {
+        "what": "a training step of 4 layers, width 128, 12 x 64 tokens, against eager PyTorch",
+        "ours": lambda: our_training_step(SMALL, 12),
+        "theirs": lambda: torch_training_step(SMALL, 12),
+    },
+    "wide_step": {
+        "what": "a training step of 12 layers, width 768, 2 x 64 tokens, against eager PyTorch",
+        "ours": lambda: our_training_step(WIDE, 2),
+        "theirs": lambda: torch_training_step(WIDE, 2),
+    },
+    "decode": {
+        "what": "sixty tokens with a cache, width 128, against eager PyTorch",
+        "ours": our_decoding,
+        "theirs": torch_decoding,
+    },
+    "autograd": {
+        "what": "loss and gradients of the small model, against HIPS autograd",
+        "ours": our_forward_and_backward,
+        "theirs": autograd_forward_and_backward,
+    },
+    "import": {
+        "what": "import minitransformers, against import numpy",
+        "ours": lambda: _importing("minitransformers"),
+        "theirs": lambda: _importing("numpy"),
+    },
+}

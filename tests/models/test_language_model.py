@@ -1,0 +1,212 @@
+"""The language model: composed backward, exact causality, interchangeable parts, GPT-2's initialisation."""
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+import pytest
+
+from minitransformers import catalogue, check_gradients, trees
+from minitransformers.basics.cross_entropy import cross_entropy
+from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+
+
+def small(**changes):
+    settings = {"vocabulary_size": 7, "context": 6, "d_model": 4, "num_layers": 2, "num_heads": 2}
+    return LanguageModelConfig(**{**settings, **changes})
+
+
+def with_noise(params, rng, size=0.3):
+    return trees.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape), params)
+
+
+def naive_gpt2(params, ids, num_heads):
+    """GPT-2 as a formula, one sequence at a time, heads in a loop, softmax by its definition."""
+
+    def norm(p, x):
+        mean = anp.mean(x, axis=-1, keepdims=True)
+        return p.gain * (x - mean) / anp.sqrt(anp.mean((x - mean) ** 2, axis=-1, keepdims=True) + 1e-5) + p.bias
+
+    def attention(p, x):
+        q, k, v = (x @ part.weight + part.bias for part in (p.query, p.key, p.value))
+        width, heads = q.shape[-1] // num_heads, []
+        for h in range(num_heads):
+            cut = slice(h * width, (h + 1) * width)
+            rows = []
+            for i in range(len(x)):
+                e = anp.exp(k[: i + 1, cut] @ q[i, cut] / anp.sqrt(width))
+                rows.append(e @ v[: i + 1, cut] / anp.sum(e))
+            heads.append(anp.stack(rows))
+        return anp.concatenate(heads, axis=-1) @ p.output.weight + p.output.bias
+
+    def mlp(p, x):
+        h = x @ p.up.weight + p.up.bias
+        return (h / 2 * (1 + anp.tanh(anp.sqrt(2 / anp.pi) * (h + 0.044715 * h**3)))) @ p.down.weight + p.down.bias
+
+    out = []
+    for sequence in ids:
+        x = params.embedding.weight[sequence] + params.position.table[: len(sequence)]
+        for b in params.blocks:
+            x = x + attention(b.mixer, norm(b.mixer_norm, x))
+            x = x + mlp(b.channel, norm(b.channel_norm, x))
+        out.append(norm(params.final_norm, x) @ params.embedding.weight.T)
+    return anp.stack(out)
+
+
+def test_equals_the_formula_in_outputs_and_gradients():
+    rng = np.random.default_rng(0)
+    config = small()
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    ids, dlogits = rng.integers(7, size=(2, 5)), rng.normal(size=(2, 5, 7))
+    logits, backward = language_model(params, ids=ids, config=config)
+    np.testing.assert_allclose(logits, naive_gpt2(params, ids, 2), atol=1e-10)
+    leaves = [leaf for _, leaf in trees.leaves(params)]
+    expected = autograd.grad(lambda values: anp.sum(dlogits * naive_gpt2(trees.unflatten(params, values), ids, 2)))(leaves)
+    for (path, own), theirs in zip(trees.leaves(backward(dlogits)), expected, strict=True):
+        np.testing.assert_allclose(own, theirs, atol=1e-10, err_msg=path)
+
+
+def part_choices():
+    for role in ("mixer", "channel", "norm", "position"):
+        for name, entry in catalogue.concepts(role=role).items():
+            if entry.chapter != "models":
+                yield role, name
+    yield "position", "none"
+
+
+@pytest.mark.parametrize(("role", "name"), part_choices())
+def test_every_part_of_the_catalogue_fits_and_its_gradient_is_right(role, name):
+    options = {"grouped_query_attention": {"num_kv_heads": 1}, "sliding_window_attention": {"window": 2, "num_kv_heads": 1}}
+    config = small(**{role: name}, num_layers=1, options={role: options[name]} if name in options else {})
+    rng = np.random.default_rng(1)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    report = check_gradients(language_model, params, ids=rng.integers(7, size=(2, 4)), config=config, second_opinion=False)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("changes", [{"placement": "post"}, {"tied": False}, {"placement": "post", "tied": False, "norm": "rms_norm"}])
+def test_placement_and_tying_have_right_gradients(changes):
+    config = small(**changes, num_layers=2, d_model=2, num_heads=1)
+    rng = np.random.default_rng(2)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    assert check_gradients(language_model, params, ids=rng.integers(7, size=(1, 3)), config=config).passed
+
+
+def test_a_tied_embedding_that_forgets_one_of_its_two_gradients_is_refused():
+    config = small(num_layers=1)
+    rng = np.random.default_rng(3)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+
+    def forgetful(params, *, ids):
+        logits, backward = language_model(params, ids=ids, config=config)
+        untied = LanguageModelConfig(**{**config.to_json(), "tied": False})
+        from minitransformers.basics.linear import Linear
+
+        _, split = language_model(params._replace(head=Linear(params.embedding.weight.T.copy(), None)), ids=ids, config=untied)
+        return logits, lambda dlogits: backward(dlogits)._replace(embedding=split(dlogits).embedding)
+
+    report = check_gradients(forgetful, params, ids=rng.integers(7, size=(1, 3)))
+    assert not report.passed
+    assert report.worst.path == "params.embedding.weight"
+
+
+@pytest.mark.parametrize("position", ["learned", "rope", "sinusoidal", "none"])
+def test_no_output_depends_on_a_later_token(position):
+    config = small(position=position)
+    rng = np.random.default_rng(4)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    ids = rng.integers(7, size=(1, 6))
+    changed = ids.copy()
+    changed[0, 4:] = (changed[0, 4:] + 1) % 7
+    before, after = (language_model(params, ids=i, config=config)[0] for i in (ids, changed))
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+    assert not np.array_equal(before[:, 4:], after[:, 4:])
+
+
+def test_a_fresh_model_expects_every_token_alike():
+    config = LanguageModelConfig(vocabulary_size=65, context=32, d_model=32, num_layers=2, num_heads=2)
+    rng = np.random.default_rng(5)
+    logits, _ = language_model(init_language_model(rng, config), ids=rng.integers(65, size=(4, 32)), config=config)
+    loss, _ = cross_entropy(logits, targets=rng.integers(65, size=(4, 32)))
+    assert abs(float(loss) - np.log(65)) < 0.05
+
+
+def test_residual_projections_start_smaller_with_depth():
+    config = LanguageModelConfig(vocabulary_size=11, d_model=64, num_layers=8)
+    params = init_language_model(np.random.default_rng(6), config)
+    for block in params.blocks:
+        assert abs(block.mixer.output.weight.std() / (0.02 / 4) - 1) < 0.1
+        assert abs(block.channel.down.weight.std() / (0.02 / 4) - 1) < 0.1
+        assert abs(block.channel.up.weight.std() / 0.02 - 1) < 0.1
+        assert not block.channel.up.bias.any()
+
+
+def test_gpt2_small_has_the_published_number_of_parameters():
+    d, layers, vocabulary, context = 768, 12, 50257, 1024
+    per_block = 4 * d * d + 4 * d + 8 * d * d + 5 * d + 4 * d
+    assert vocabulary * d + context * d + layers * per_block + 2 * d == 124_439_808
+    config = small(d_model=8, num_layers=3, context=6, vocabulary_size=7)
+    d, layers = 8, 3
+    per_block = 4 * d * d + 4 * d + 8 * d * d + 5 * d + 4 * d
+    params = init_language_model(np.random.default_rng(0), config)
+    assert trees.count_parameters(params) == 7 * d + 6 * d + layers * per_block + 2 * d
+
+
+def test_dropout_drops_only_with_a_generator_and_repeats_with_its_seed():
+    config = small(dropout=0.5)
+    params = init_language_model(np.random.default_rng(7), config, std=0.5, dtype=np.float64)
+    ids = np.array([[1, 2, 3]])
+    plain = language_model(params, ids=ids, config=config)[0]
+    np.testing.assert_array_equal(plain, language_model(params, ids=ids, config=small())[0])
+    one, two, other = (language_model(params, ids=ids, config=config, rng=np.random.default_rng(s))[0] for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one, plain)
+    report = check_gradients(language_model, params, ids=ids, config=config, rng=np.random.default_rng(3))
+    assert report.passed, str(report)
+
+
+def test_it_can_learn_one_batch_by_heart():
+    config = LanguageModelConfig(vocabulary_size=11, context=8, d_model=16, num_layers=2, num_heads=2)
+    rng = np.random.default_rng(8)
+    params = init_language_model(rng, config, dtype=np.float64)
+    ids, targets = rng.integers(11, size=(2, 8)), rng.integers(11, size=(2, 8))
+    first, second = trees.zeros_like(params), trees.zeros_like(params)
+    for step in range(1, 201):
+        logits, backward = language_model(params, ids=ids, config=config)
+        loss, loss_backward = cross_entropy(logits, targets=targets)
+        grads = backward(loss_backward(np.float64(1)))
+        first = trees.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
+        second = trees.map(lambda v, g: 0.99 * v + 0.01 * g * g, second, grads)
+        rate = 0.01 * (1 - 0.99**step) ** 0.5 / (1 - 0.9**step)
+        params = trees.map(lambda p, m, v: p - rate * m / (np.sqrt(v) + 1e-8), params, first, second)
+    assert float(loss) < 0.05
+
+
+def test_configuration_survives_json():
+    config = small(mixer="grouped_query_attention", options={"mixer": {"num_kv_heads": 1}}, placement="post")
+    assert LanguageModelConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"mixer": "multi_head_atention"}, "did you mean 'multi_head_attention'"),
+        ({"norm": "feed_forward"}, "unknown norm"),
+        ({"options": {"mixer": {"windows": 3}}}, "options.mixer.windows"),
+        ({"options": {"mixers": {}}}, "options.mixers"),
+        ({"placement": "both"}, "placement"),
+        ({"d_model": 0}, "d_model"),
+        ({"context": 2.5}, "context"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_impossible_configurations_are_refused_by_name(changes, names):
+    with pytest.raises(ValueError, match=names):
+        small(**changes)
+
+
+def test_configuration_from_json_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="depth"):
+        LanguageModelConfig.from_json({"vocabulary_size": 3, "depth": 2})
+    with pytest.raises(ValueError, match="vocabulary_size"):
+        LanguageModelConfig.from_json({"context": 3})
