@@ -12,8 +12,9 @@ and Gemma 2; "none" is the exact form, used by BERT. They differ by up to 4.7e-4
     dx = dout * slope                                        (7)
 
 The slope is made in the forward, while x is in the cache: the backward is one product, and keeps one array.
-Phi is exp(-x^2 / 2) times a ratio of polynomials (Hart et al. 1968, Computer Approximations, function 5666), exact to
-the last bit of 1: NumPy has no erf, and this costs a fraction of SciPy's.
+Phi of a negative number is exp(-x^2 / 2) times a ratio of polynomials (Hart et al. 1968, Computer Approximations, as
+given by West 2005, "Better approximations to cumulative normal functions", Wilmott), within 2e-16: NumPy has no erf,
+SciPy's is slower, and the exponential is wanted for (5) in any case.
 """
 
 from math import pi, sqrt
@@ -27,10 +28,10 @@ from minitransformers.foundation import bad, concept, example, invalid
 _K, _C = sqrt(2 / pi), 0.044715
 _CHUNK = 32_768  # elements worked on at a time, so that the dozen steps between x and slope stay in the cache
 
-_ABOVE = (
+_NUMERATOR = (
     3.52624965998911e-02, 0.700383064443688, 6.37396220353165, 33.912866078383, 112.079291497871, 221.213596169931, 220.206867912376,
 )  # fmt: skip
-_BELOW = (
+_DENOMINATOR = (
     8.83883476483184e-02, 1.75566716318264, 16.064177579207, 86.7807322029461, 296.564248779674, 637.333633378831, 793.826512519948,
     440.413735824752,
 )  # fmt: skip
@@ -59,7 +60,7 @@ def _normal_gate(x):
     density *= -0.5
     np.exp(density, out=density)
     tail = np.abs(x)
-    tail = density * _polynomial(tail, _ABOVE) / _polynomial(tail, _BELOW)  # Phi(-|x|)
+    tail = density * _polynomial(tail, _NUMERATOR) / _polynomial(tail, _DENOMINATOR)  # Phi(-|x|)
     positive = (x > 0).astype(x.dtype)
     gate = positive + (1 - 2 * positive) * tail              # Phi(x) = 1 - Phi(-x)  (2)
     density *= 1 / sqrt(2 * pi)                              # (5)

@@ -1,7 +1,7 @@
 """SiLU, also called Swish: x times its own sigmoid.
 
 Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2 (the name); Elfwing, Uchibe and Doya 2017,
-arXiv:1702.03118, eq. 9; Ramachandran, Zoph and Le 2017, arXiv:1710.05941 (Swish with beta = 1). The gate of Llama's SwiGLU.
+arXiv:1702.03118; Ramachandran, Zoph and Le 2017, arXiv:1710.05941 (Swish with beta = 1). The gate of Llama's SwiGLU.
 
     gate = 1 / (1 + exp(-x))                                 (1)
     out = x * gate                                           (2)
@@ -18,7 +18,7 @@ from minitransformers.foundation import bad, concept, example
 
 @concept(
     title="Sigmoid linear unit (SiLU, Swish)",
-    source="Elfwing, Uchibe and Doya 2017, arXiv:1702.03118, eq. 9",
+    source="Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2; Elfwing, Uchibe and Doya 2017, arXiv:1702.03118",
     example=lambda rng: example(rng.normal(size=(2, 3, 5))),
     rejects=[bad(x=np.arange(5)), bad(x=[1.0, -1.0]), bad(x=np.ones((2, 0)))],
 )
