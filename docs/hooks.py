@@ -11,11 +11,11 @@ from functools import partial
 from html import unescape
 from pathlib import Path
 
+from _hooks import code_panel, equations, figures, museum, navigation, results
+from _hooks.prose import outside_code
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 
-from _hooks import code_panel, equations, figures, museum, navigation, results
-from _hooks.prose import outside_code
 from minitransformers import catalogue
 
 _log = logging.getLogger("mkdocs.hooks.minitransformers")

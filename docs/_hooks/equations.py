@@ -73,10 +73,7 @@ def problems(source: str, markdown: str) -> list[str]:
     for place, numbers in places.items():
         if missing := every - numbers:
             holders = [other for other in places if places[other] & missing]
-            found.append(f"{place} lacks {_listed(missing)}, which {' and '.join(holders)} " + _have(holders))
+            found.append(f"{_listed(missing)} missing from {place}, but in {' and '.join(holders)}")
     found += [f"one formula has the tags {tags}: give each its own $$ block" for tags in crowded_formulas(markdown)]
     return found
 
-
-def _have(holders: list[str]) -> str:
-    return "have" if len(holders) > 1 or holders[0].endswith("lines") else "has"

@@ -1,0 +1,206 @@
+"""The site in a real browser: complete, quiet, within its width, without a network; and equations light their code."""
+
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from site_pages import ROOT, page_paths
+
+pytestmark = pytest.mark.browser
+
+WIDTHS = (1440, 1024, 390)
+PAGES = page_paths()
+BESIDE = [page for page in PAGES if (ROOT / "minitransformers" / page).with_suffix(".py").is_file()]
+
+STATE = """
+const katexErrors = [...document.querySelectorAll(".katex-error")].map((element) => element.textContent);
+return { formulas: document.querySelectorAll(".arithmatex").length,
+         set: document.querySelectorAll(".arithmatex .katex").length, katexErrors };
+"""
+# What leaves its column: nothing may, except what scrolls inside its own box.
+WIDE = """
+const wide = [];
+if (document.documentElement.scrollWidth > innerWidth) wide.push(`the page is ${document.documentElement.scrollWidth} wide`);
+for (const column of document.querySelectorAll(".beside__text, .md-content__inner:not(:has(.beside))")) {
+  const limit = column.getBoundingClientRect().right + 12;
+  const scrolls = (element) => element !== column && (getComputedStyle(element).overflowX !== "visible" || scrolls(element.parentElement));
+  for (const element of column.querySelectorAll("*")) {
+    const box = element.getBoundingClientRect();
+    if (box.width && box.right > limit && !element.closest("svg, .katex-mathml") && !scrolls(element.parentElement))
+      wide.push(`${element.tagName} ${element.className}: ${element.textContent.slice(0, 60)}`);
+  }
+}
+return wide;
+"""
+LIT = """
+const of = (selector) => [...document.querySelectorAll(selector + ".lit")].flatMap((element) => element.dataset.eq.split(" "));
+return { equations: of(".equation"), lines: of(".panel .row") };
+"""
+
+
+def resize(browser, width: int, height: int = 900) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def scheme(browser, name: str) -> None:
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": name}]})
+
+
+def url(address: str, page: Path) -> str:
+    return f"{address}/{page.with_suffix('.html').as_posix()}"
+
+
+def open_page(browser, address: str, page: Path, width: int = 1440) -> None:
+    resize(browser, width)
+    browser.get(url(address, page))
+
+
+def wait_for(browser, script: str, seconds: float = 8.0):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, seconds, poll_frequency=0.05).until(lambda driver: driver.execute_script(script))
+
+
+def point_at(browser, selector: str) -> None:
+    """Move the mouse to the middle of an element that is brought into view."""
+    find = "const e = document.querySelector(arguments[0]); e.scrollIntoView({ block: 'center', behavior: 'instant' });"
+    box = browser.execute_script(find + "const b = e.getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2];", selector)
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": box[0], "y": box[1]})
+
+
+def hosts_asked(browser) -> set[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return {urlsplit(asked).hostname or "" for asked in urls if urlsplit(asked).scheme in ("http", "https", "ws", "wss")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_page(page, browser, address):
+    browser.get_log("browser"), browser.get_log("performance")  # what earlier pages left
+    open_page(browser, address, page)
+    state = browser.execute_script(STATE)
+    assert state["katexErrors"] == [] and state["set"] == state["formulas"]
+    for width in WIDTHS:
+        resize(browser, width)
+        assert browser.execute_script(WIDE) == [], f"at {width} pixels"
+    assert [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert hosts_asked(browser) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("page", BESIDE, ids=str)
+def test_equations_and_code_light_each_other(page, browser, address):
+    open_page(browser, address, page)
+    numbers = browser.execute_script('return [...document.querySelectorAll(".equation[id]")].map((e) => e.dataset.eq)')
+    if not numbers:
+        pytest.skip("the page has no numbered equations")
+    for number in numbers:
+        browser.execute_script("document.getElementById(`eq-${arguments[0]}`).focus()", number)
+        lit = browser.execute_script(LIT)
+        assert number in lit["equations"] and number in lit["lines"], f"focus on equation ({number}) lights {lit}"
+        visible = "return (() => { const b = document.querySelector('.panel__body').getBoundingClientRect();"
+        visible += "const r = document.querySelector('.panel .row.lit').getBoundingClientRect();"
+        visible += "return r.bottom > b.top && r.top < b.bottom && b.height > 100; })()"
+        assert wait_for(browser, visible), f"the lines of ({number}) are out of view"
+    for number in numbers:
+        link = f'.panel .row[data-eq~="{number}"] .row__eq a[href="#eq-{number}"]'
+        browser.execute_script("document.querySelector(arguments[0]).focus({ preventScroll: true })", link)
+        assert number in browser.execute_script(LIT)["equations"], f"focus on the line of ({number})"
+    browser.execute_script("document.activeElement.blur()")
+    assert browser.execute_script(LIT) == {"equations": [], "lines": []}
+    first, last = numbers[0], numbers[-1]
+    point_at(browser, f"#eq-{first}")
+    assert first in browser.execute_script(LIT)["lines"], "pointing at an equation"
+    point_at(browser, f'.panel .row[data-eq~="{last}"]')
+    assert last in browser.execute_script(LIT)["equations"], "pointing at a line"
+
+
+@pytest.mark.parametrize("page", BESIDE[:1], ids=str)
+class TestOneConceptPage:
+    def test_pointing_never_scrolls_the_page(self, page, browser, address):
+        open_page(browser, address, page)
+        resize(browser, 1440, 420)  # the panel is shorter than its code
+        where = "document.querySelector('.equation').scrollIntoView({ block: 'center', behavior: 'instant' }); return scrollY"
+        before = browser.execute_script(where)
+        browser.execute_script("[...document.querySelectorAll('.equation')].at(-1).focus({ preventScroll: true })")
+        wait_for(browser, "return document.querySelector('.panel__body').scrollTop > 0")
+        assert browser.execute_script("return scrollY") == before
+
+    def test_the_code_stands_beside_or_below(self, page, browser, address):
+        open_page(browser, address, page)
+        places = "const t = document.querySelector('.beside__text').getBoundingClientRect(),"
+        places += "p = document.querySelector('.panel').getBoundingClientRect(); return [p.left >= t.right, p.top >= t.bottom]"
+        assert browser.execute_script(places) == [True, False]
+        resize(browser, 390)
+        assert browser.execute_script(places) == [False, True]
+
+    def test_a_docstring_unfolds_by_keyboard(self, page, browser, address):
+        open_page(browser, address, page)
+        from selenium.webdriver.common.keys import Keys
+
+        summary = browser.find_element("css selector", ".panel .fold > summary")
+        summary.send_keys(Keys.ENTER)
+        assert browser.execute_script("return document.querySelector('.panel .fold').open")
+
+    def test_on_a_phone_a_touched_equation_brings_its_lines(self, page, browser, address):
+        open_page(browser, address, page, width=390)
+        shown = "const e = document.querySelector('.equation'); {} return e.querySelector('.excerpt').offsetHeight > 0"
+        assert not browser.execute_script(shown.format(""))
+        assert browser.execute_script(shown.format("e.focus();"))
+
+    def test_a_link_to_an_equation_lights_it(self, page, browser, address):
+        resize(browser, 1440)
+        browser.get("about:blank")
+        browser.get(url(address, page) + "#eq-1")
+        assert browser.execute_script(LIT)["equations"] == ["1"]
+
+    def test_complete_without_scripts(self, page, browser, address):
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+        try:
+            open_page(browser, address, page)
+            assert browser.find_element("css selector", ".panel .row[data-eq]").is_displayed()
+            assert "\\tag{1}" in browser.find_element("css selector", "#eq-1").text
+        finally:
+            browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+    def test_colours_follow_the_system_and_the_switch(self, page, browser, address):
+        try:
+            scheme(browser, "dark")
+            open_page(browser, address, page)
+            name = "return document.body.getAttribute('data-md-color-scheme')"
+            paper = "return getComputedStyle(document.body).backgroundColor"
+            assert browser.execute_script(name) == "slate" and browser.execute_script(paper) == "rgb(21, 23, 28)"
+            switch = "document.querySelector('.md-header__option label:not([hidden])').click();"
+            browser.execute_script(switch)  # from the system's colours to light ones
+            wait_for(browser, name + " === 'default'")
+            assert browser.execute_script(paper) == "rgb(253, 252, 250)"
+            browser.execute_script(switch)
+            wait_for(browser, name + " === 'slate'")
+        finally:
+            browser.execute_script("localStorage.clear()")
+            scheme(browser, "light")
+
+
+FIRST_HIT = "return [...document.querySelectorAll('.md-search-result__item a')].map((a) => a.textContent.toLowerCase()).join(' ')"
+
+
+def search_for(browser, words: str) -> str:
+    box = browser.find_element("css selector", ".md-search__input")
+    browser.execute_script("arguments[0].focus()", box)
+    box.send_keys(words)
+    return wait_for(browser, FIRST_HIT)
+
+
+def test_search_answers_from_the_site_itself(browser, address):
+    open_page(browser, address, Path("index.md"))
+    browser.get_log("performance")
+    assert "rms" in search_for(browser, "rms")
+    assert hosts_asked(browser) <= {"127.0.0.1"}
+
+
+def test_search_and_formulas_work_from_a_folder(browser, site):
+    resize(browser, 1440)
+    browser.get((site / "index.html").as_uri())
+    assert "rms" in search_for(browser, "rms")
+    assert browser.execute_script(STATE)["set"] > 0
