@@ -73,15 +73,17 @@ def check(arguments: argparse.Namespace) -> int:
         print(json.dumps(measured, indent=2))
         return int(bool(failures))
     rows = [
-        [name, f"{found['gradient']:.1e}", "exact" if found["order"] is None else f"{found['order']:.2f}",
-         "–" if found["autograd"] is None else f"{found['autograd']:.1e}", found["checks"], "FAILED" if found["failures"] else "passed"]
+        [name, _number(found["gradient"], ".1e"), _number(found["order"], ".2f"), _number(found["autograd"], ".1e"), found["checks"],
+         "FAILED" if found["failures"] else "passed"]
         for name, found in measured.items()
     ]  # fmt: skip
     print(aligned(["concept", "gradient error", "Taylor order", "autograd", "checks", "verdict"], rows))
     for name, messages in failures.items():
         print("", *(f"{name}: {message}" for message in messages), sep="\n")
-    worst = max(measured, key=lambda name: measured[name]["gradient"])
-    print(f"\n{len(measured)} checked, {len(failures)} failed; worst gradient error {measured[worst]['gradient']:.1e} ({worst})")
+    errors = {name: found["gradient"] for name, found in measured.items() if found["gradient"] is not None}
+    worst = max(errors, key=lambda name: errors[name], default="")
+    known_worst = f"; worst gradient error {errors[worst]:.1e} ({worst})" if worst else ""
+    print(f"\n{len(measured)} checked, {len(failures)} failed{known_worst}")
     return int(bool(failures))
 
 
@@ -105,6 +107,10 @@ def _chosen(names: list[str]) -> list[Entry]:
     return [catalogue.find(name) for name in dict.fromkeys(names)] if names else list(catalogue.concepts().values())
 
 
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
 def _label(entry: Entry) -> dict[str, Any]:
     return {"name": entry.name, "chapter": entry.chapter, "title": entry.title, "source": entry.source,
             "roles": list(entry.roles), "file": str(_file(entry))}  # fmt: skip
@@ -126,18 +132,24 @@ def _signature(entry: Entry) -> str:
 
 def _check(entry: Entry, seed: int) -> dict[str, Any]:
     """The gradient's three witnesses, how many of the checks passed, and what failed."""
-    report = checks.gradient_report(entry, seed=seed)
-    failures = {"gradients": "; ".join(report.failures())}
+    found: dict[str, Any] = {"gradient": None, "order": None, "autograd": None}
+    failures = {}
+
+    def gradients() -> str:
+        report = checks.gradient_report(entry, seed=seed)
+        found["gradient"] = float(report.error) if np.isfinite(report.error) else None
+        found["order"] = float(report.order) if np.isfinite(report.order) else None  # infinite: only rounding was left to shrink
+        found["autograd"] = None if report.autograd is None else float(report.autograd)
+        return "; ".join(report.failures())
+
     for name, generic in checks.CHECKS.items():
-        if name != "gradients":
-            failures[name] = generic(entry, seed=seed).message
-    return {
-        "gradient": float(report.error),
-        "order": None if np.isinf(report.order) else float(report.order),  # nothing but rounding was left to shrink
-        "autograd": None if report.autograd is None else float(report.autograd),
-        "checks": f"{sum(not message for message in failures.values())} of {len(failures)}",
-        "failures": [f"{name}: {message}" for name, message in failures.items() if message],
-    }
+        try:
+            failures[name] = gradients() if name == "gradients" else generic(entry, seed=seed).message
+        except Exception as error:  # one broken concept must not hide the state of the others
+            failures[name] = f"{type(error).__name__}: {error}"
+    found["checks"] = f"{sum(not message for message in failures.values())} of {len(failures)}"
+    found["failures"] = [f"{name}: {message}" for name, message in failures.items() if message]
+    return found
 
 
 def _write(measured: dict[str, dict[str, Any]], *, complete: bool) -> None:

@@ -38,10 +38,14 @@ def serve(arguments: argparse.Namespace) -> int:
 def build() -> Path | None:
     """Build into ./site with warnings as errors. Returns the folder, or None where the build fails (it has said why)."""
     root = repository.root()
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(root / "site")]
-    stderr = 2  # stdout is for results; what MkDocs has to say goes here
-    status = subprocess.run(command, cwd=root, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, stdout=stderr).returncode
-    return None if status else root / "site"
+    # Not --quiet: it drops the warnings before --strict can count them.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(root / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+    if done.returncode:
+        print(done.stdout, end="", file=sys.stderr)
+        return None
+    return root / "site"
 
 
 def require_tools() -> None:

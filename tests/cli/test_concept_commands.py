@@ -1,0 +1,131 @@
+"""list, check, show and bench."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from minitransformers import __version__, catalogue
+from minitransformers.foundation.catalogue import Entry, Example
+
+COMMANDS = ("list", "check", "show", "bench", "run", "tour", "docs", "train", "generate")
+
+
+def test_version(run):
+    assert run("--version").out == f"minitransformers {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_ends_with_an_example(run, command):
+    help_text = run(command, "--help").out
+    assert re.search(rf"\nexample:\n  minitransformers {command}\b.*\n\Z", help_text)
+
+
+@pytest.mark.parametrize("command", [(), ("foo",), ("check", "--sed", "1"), ("show",), ("check", "linear", "--seed", "-1")])
+def test_a_wrong_call_is_one_line(refuses, command):
+    refuses(*command)
+
+
+def test_list_shows_every_concept(run):
+    found = run("list")
+    assert found.status == 0
+    assert [line.split()[0] for line in found.out.splitlines()[2:-2]] == list(catalogue.concepts())
+
+
+def test_list_by_role_and_chapter(run):
+    entries = json.loads(run("list", "--role", "norm", "--chapter", "norms", "--json").out)
+    assert {"layer_norm", "rms_norm"} <= {entry["name"] for entry in entries}
+    assert all(entry["roles"] == ["norm"] and entry["chapter"] == "norms" for entry in entries)
+
+
+def test_list_suggests_the_chapter_and_the_role_that_was_meant(refuses):
+    assert "did you mean 'norms'" in refuses("list", "--chapter", "norm")
+    assert "did you mean 'mixer'" in refuses("list", "--role", "mixr")
+
+
+def test_check_gives_a_row_a_concept_and_states_the_worst(run):
+    found = run("check", "linear", "rms_norm", "linear")
+    assert found.status == 0
+    rows = found.out.splitlines()
+    assert [row.split()[0] for row in rows[2:4]] == ["linear", "rms_norm"]
+    assert all(row.endswith("passed") for row in rows[2:4])
+    assert re.search(r"2 checked, 0 failed; worst gradient error \d\.\de-\d\d \((linear|rms_norm)\)\n", found.out)
+
+
+def test_check_as_json(run):
+    found = json.loads(run("check", "linear", "--json", "--seed", "3").out)
+    assert found["linear"]["gradient"] < 1e-8
+    assert found["linear"]["failures"] == []
+
+
+def broken(x):
+    """Twice x, with half of the gradient."""
+    return 2 * x, lambda dout: dout
+
+
+@pytest.fixture
+def broken_entry(monkeypatch):
+    entry = Entry("broken", "basics", "Broken", "nowhere", broken, lambda rng: Example((rng.normal(size=3),), {}))
+    monkeypatch.setattr(catalogue, "concepts", lambda **_: {"broken": entry})
+
+
+def test_check_fails_with_the_concept(run, broken_entry):
+    found = run("check")
+    assert found.status == 1
+    assert "FAILED" in found.out and "a factor 2 is missing" in found.out
+    assert "1 checked, 1 failed" in found.out
+
+
+def test_check_reports_a_concept_that_breaks_and_goes_on(run, broken_entry, monkeypatch):
+    def crashes(x):
+        raise TypeError("no such thing")
+
+    entry = catalogue.concepts()["broken"]
+    crashing = Entry("crashing", "basics", "Crashing", "nowhere", crashes, entry.make_example)
+    monkeypatch.setattr(catalogue, "concepts", lambda **_: {"crashing": crashing, "broken": entry})
+    found = run("check")
+    assert found.status == 1
+    assert "crashing: gradients: TypeError: no such thing" in found.out
+    assert "2 checked, 2 failed" in found.out
+
+
+def test_check_writes_what_the_site_shows_and_keeps_what_others_wrote(run, small_repository):
+    path = small_repository / "docs" / "checks.json"
+    path.write_text(json.dumps({"linear": {"parity": 1e-12}, "gone": {"gradient": 1.0}}))
+    assert run("check", "linear", "--write").status == 0
+    stored = json.loads(path.read_text())
+    assert set(stored["linear"]) == {"gradient", "order", "autograd", "parity"}
+    assert stored["gone"] == {"gradient": 1.0}
+
+
+def test_check_of_everything_forgets_concepts_that_are_gone(run, small_repository, monkeypatch):
+    linear = catalogue.find("linear")
+    monkeypatch.setattr(catalogue, "concepts", lambda **_: {"linear": linear})
+    path = small_repository / "docs" / "checks.json"
+    path.write_text(json.dumps({"gone": {"gradient": 1.0}}))
+    run("check", "--write")
+    assert list(json.loads(path.read_text())) == ["linear"]
+
+
+@pytest.mark.parametrize("command", ["check", "show", "bench"])
+def test_an_unknown_concept_is_refused_with_a_suggestion(refuses, command):
+    assert "did you mean 'rms_norm'" in refuses(command, "rmsnorm")
+
+
+def test_show_says_what_a_concept_is(run):
+    text = run("show", "rms_norm").out
+    assert "Zhang and Sennrich 2019" in text
+    assert "https://arxiv.org/abs/1910.07467" in text
+    assert 'Float[Array, "... d_model"]' in text
+    assert re.search(r"minitransformers/norms/rms_norm\.py$", text, re.MULTILINE)
+    assert re.findall(r"\((\d+)\)$", text, re.MULTILINE)[:3] == ["1", "2", "3"]
+
+
+def test_bench_compares_with_linear(run):
+    found = run("bench", "linear", "rms_norm", "--json")
+    times = json.loads(found.out)
+    assert list(times) == ["linear", "rms_norm"]
+    assert times["linear"]["ratio to linear"] == 1.0
+    assert all(np.isfinite(value) and value > 0 for row in times.values() for value in row.values())
+    assert "ratio to linear" in run("bench", "softmax").out
