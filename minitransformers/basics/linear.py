@@ -29,7 +29,7 @@ def init_linear(
 ) -> Linear:
     """Normal weights of standard deviation ``std`` (default 1/sqrt(d_in), which keeps the variance of x), zero bias."""
     scale = d_in**-0.5 if std is None else std
-    weight = (scale * rng.standard_normal((d_in, d_out))).astype(dtype)
+    weight: Array = (scale * rng.standard_normal((d_in, d_out))).astype(dtype)
     return Linear(weight, np.zeros(d_out, dtype) if bias else None)
 
 
