@@ -59,14 +59,13 @@ def rms_norm(params: RmsNorm, x: Float[Array, "... d_model"], *, eps: float = 1e
         raise invalid("eps", got=eps, wants="a number that is not negative")
     d_model = x.shape[-1]
     scale = params.gain + float(offset)
-    mean_square = np.vecdot(x, x)[..., None] * (1 / d_model)  # one pass, no array of squares
-    rms = np.sqrt(mean_square + eps)                         # (..., 1)  (1)
+    rms = np.sqrt(np.vecdot(x, x) / d_model + eps)[..., None]  # (..., 1)  (1)
     unit = x / rms                                           # (2)
     out = scale * unit                                       # (3)
 
     def backward(dout):
         dunit = scale * dout                                 # (4)
-        shared = np.vecdot(dunit, unit)[..., None] * (1 / d_model)  # rms sees every x_i  (5)
+        shared = (np.vecdot(dunit, unit) / d_model)[..., None]  # rms sees every x_i  (5)
         dx = dunit - unit * shared
         dx /= rms                                            # (6)
         rows = np.ones(x.size // d_model, x.dtype)           # a product with ones is a sum over positions
