@@ -1,0 +1,145 @@
+from functools import partial
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+import pytest
+
+from minitransformers.attention.grouped_query_attention import grouped_query_attention
+from minitransformers.attention.masks import band_mask, sliding_window_mask
+from minitransformers.attention.sliding_window_attention import (
+    init_sliding_window_attention,
+    sliding_window_attention,
+    sliding_window_attention_step,
+)
+from minitransformers.foundation import check_gradients, trees
+
+HEADS = {"num_heads": 4, "num_kv_heads": 2}
+
+
+def case(n=9, seed=0):
+    rng = np.random.default_rng(seed)
+    return init_sliding_window_attention(rng, 8, **HEADS, bias=True, dtype=np.float64), rng.normal(size=(2, n, 8))
+
+
+def naive(leaves, x, window):
+    """One sequence, one head, one position at a time, over the keys in its window."""
+    w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o = leaves
+    q, k, v = anp.dot(x, w_q) + b_q, anp.dot(x, w_k) + b_k, anp.dot(x, w_v) + b_v
+    rows = []
+    for i in range(len(x)):
+        heads = []
+        for h in range(4):
+            own, shared = slice(2 * h, 2 * h + 2), slice(2 * (h // 2), 2 * (h // 2) + 2)
+            near = range(max(0, i - window + 1), i + 1)
+            powers = [anp.exp(anp.dot(q[i, own], k[j, shared]) / 2**0.5) for j in near]
+            heads.append(sum(p * v[j, shared] for p, j in zip(powers, near, strict=True)) / sum(powers))
+        rows.append(anp.dot(anp.concatenate(heads), w_o) + b_o)
+    return anp.stack(rows)
+
+
+def test_it_is_the_naive_loop_and_its_gradients_are_autograd_s():
+    params, x = case()
+    leaves = [leaf for _, leaf in trees.leaves(params)]
+    out, backward = sliding_window_attention(params, x[0], window=4, **HEADS)
+    np.testing.assert_allclose(out, naive(leaves, x[0], 4), rtol=0, atol=1e-10)
+    dleaves, dx = autograd.grad(lambda leaves, x: anp.sum(np.cos(out) * naive(leaves, x, 4)), (0, 1))(leaves, x[0])
+    dparams, own_dx = backward(np.cos(out))
+    np.testing.assert_allclose(own_dx, dx, rtol=0, atol=1e-10)
+    for (_, own), theirs in zip(trees.leaves(dparams), dleaves, strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 4, 9, 30])
+def test_it_equals_grouped_query_attention_under_a_dense_mask(window, causal):
+    params, x = case()
+    mask = sliding_window_mask(9, window=window) if causal else band_mask(9, reach=window - 1)
+    out, backward = sliding_window_attention(params, x, window=window, causal=causal, **HEADS)
+    dense, dense_backward = grouped_query_attention(params, x, mask=mask, causal=False, **HEADS)
+    np.testing.assert_allclose(out, dense, rtol=0, atol=1e-12)
+    pairs = zip(trees.leaves(backward(x)), trees.leaves(dense_backward(x)[:2]), strict=True)
+    for (_, own), (_, theirs) in pairs:
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_window_as_long_as_the_sequence_is_causal_attention():
+    params, x = case()
+    np.testing.assert_allclose(
+        sliding_window_attention(params, x, window=9, **HEADS)[0], grouped_query_attention(params, x, **HEADS)[0], rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_reach_of_k_layers_is_k_windows_less_k_minus_one(layers):
+    params, x = case(n=16)
+    h, backwards = x, []
+    for _ in range(layers):
+        h, backward = sliding_window_attention(params, h, window=4, **HEADS)
+        backwards.append(backward)
+    dh = np.zeros_like(x)
+    dh[:, -1] = 1.0
+    for backward in reversed(backwards):
+        _, dh = backward(dh)
+    influence = np.abs(dh).max((0, 2)) > 0                   # exactly zero beyond the reach, not small
+    assert influence.tolist() == [j > 15 - (layers * 3 + 1) for j in range(16)]
+
+
+def test_key_biases_get_no_gradient():
+    params, x = case()
+    dparams, _ = sliding_window_attention(params, x, window=3, **HEADS)[1](np.cos(x))
+    np.testing.assert_allclose(dparams.key.bias, 0, atol=1e-14)
+
+
+@pytest.mark.parametrize("chunks", [(1,) * 9, (4, 1, 1, 3), (9,)])
+def test_decoding_from_a_rolling_cache_equals_the_full_pass(chunks):
+    params, x = case()
+    whole = sliding_window_attention(params, x, window=4, **HEADS)[0]
+    state, parts = None, []
+    for start, size in zip(np.cumsum((0, *chunks)), chunks, strict=False):
+        part, state = sliding_window_attention_step(params, x[:, start : start + size], state, window=4, **HEADS)
+        parts.append(part)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-12)
+    assert state.keys.shape[-2] == 4                         # the cache never holds more than the window
+
+
+def test_multi_head_is_the_default():
+    rng = np.random.default_rng(0)
+    params, x = init_sliding_window_attention(rng, 6, num_heads=3, dtype=np.float64), rng.normal(size=(5, 6))
+    assert params.key.weight.shape == (6, 6)
+    assert sliding_window_attention(params, x, num_heads=3, window=2)[0].shape == (5, 6)
+
+
+def test_the_checker_refuses_a_backward_that_looks_one_key_too_far():
+    params, x = case(n=5)
+
+    def wrong(params, x):
+        attend = partial(sliding_window_attention, **HEADS)
+        return attend(params, x, window=3)[0], attend(params, x, window=4)[1]
+
+    assert not check_gradients(wrong, params, x[:1]).passed
+
+
+@pytest.mark.parity
+def test_it_is_mistral_s_attention():
+    torch = pytest.importorskip("torch")
+    mistral = pytest.importorskip("transformers.models.mistral.modeling_mistral")
+    config = mistral.MistralConfig(hidden_size=8, num_attention_heads=4, num_key_value_heads=2, head_dim=2, sliding_window=3)
+    config._attn_implementation = "sdpa"
+    layer = mistral.MistralAttention(config, layer_idx=0).double()
+    params, x = case()
+    params = params._replace(**{name: getattr(params, name)._replace(bias=None) for name in params._fields})
+    with torch.no_grad():
+        for name, part in zip("qkvo", params, strict=True):
+            getattr(layer, f"{name}_proj").weight.copy_(torch.tensor(part.weight.T))
+    inputs = torch.tensor(x, requires_grad=True)
+    still = torch.ones(2, 9, 2, dtype=torch.float64), torch.zeros(2, 9, 2, dtype=torch.float64)  # a rotation by nothing
+    mask = torch.tensor(sliding_window_mask(9, window=3).copy())[None, None]
+    theirs, _ = layer(inputs, position_embeddings=still, attention_mask=mask)
+    out, backward = sliding_window_attention(params, x, window=3, **HEADS)
+    np.testing.assert_allclose(out, theirs.detach(), rtol=0, atol=1e-9)
+    theirs.backward(torch.tensor(np.cos(out)))
+    dparams, dx = backward(np.cos(out))
+    np.testing.assert_allclose(dx, inputs.grad, rtol=0, atol=1e-9)
+    for name, part in zip("qkvo", dparams, strict=True):
+        np.testing.assert_allclose(part.weight.T, getattr(layer, f"{name}_proj").weight.grad, rtol=0, atol=1e-9)
