@@ -106,4 +106,5 @@ def _turn_pairs(x: Array, cos: Array, sin: Array, layout: str) -> Array:
         return x * np.concatenate([cos, cos], axis=-1) + swapped * np.concatenate([-sin, sin], axis=-1)
     # Neighbours a, b in memory are the complex number a + ib, and turning it is one product: six times faster than slices.
     turns = cos + 1j * sin
-    return (np.ascontiguousarray(x).view(turns.dtype) * turns).view(x.dtype)
+    pairs = np.ascontiguousarray(x, turns.real.dtype).view(turns.dtype)  # float16 has no complex kin: float32's serves
+    return (pairs * turns).view(turns.real.dtype).astype(x.dtype, copy=False)

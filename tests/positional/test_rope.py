@@ -1,0 +1,207 @@
+"""RoPE: one matrix for each pair, the relative dot product, the two layouts, and far, negative and real positions."""
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+import pytest
+
+from minitransformers.foundation import check_gradients
+from minitransformers.positional.rope import rope
+
+LAYOUTS = ["half", "interleaved"]
+
+
+def pair(m, rotary_dim, layout):
+    return (m, m + rotary_dim // 2) if layout == "half" else (2 * m, 2 * m + 1)
+
+
+def turning_matrix(position, d_head, layout="half", base=10_000.0, rotary_dim=None):
+    """The whole rotation of one position as a dense matrix, as eq. 15 of the paper draws it."""
+    rotary_dim = rotary_dim or d_head
+    matrix = np.eye(d_head)
+    for m in range(rotary_dim // 2):
+        angle = position * base ** (-2 * m / rotary_dim)
+        a, b = pair(m, rotary_dim, layout)
+        matrix[a, a] = matrix[b, b] = np.cos(angle)
+        matrix[a, b], matrix[b, a] = -np.sin(angle), np.sin(angle)
+    return matrix
+
+
+def textbook_rope(x, positions, **config):
+    """A dense matrix for each position."""
+    return anp.stack([anp.dot(x[..., i, :], turning_matrix(p, x.shape[-1], **config).T) for i, p in enumerate(positions)], axis=-2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rotary_dim", [None, 2, 4])
+@pytest.mark.parametrize("positions", [[0, 1, 2], [7, -3, 7], [0.5, 1000.25, 0.0]])
+def test_equals_dense_matrices_and_their_gradient(layout, rotary_dim, positions):
+    rng = np.random.default_rng(0)
+    x, dout = rng.normal(size=(2, 5, 3, 6)), rng.normal(size=(2, 5, 3, 6))
+    out, backward = rope(x, positions=np.array(positions), layout=layout, rotary_dim=rotary_dim, base=100.0)
+    config = {"layout": layout, "rotary_dim": rotary_dim, "base": 100.0}
+    np.testing.assert_allclose(out, textbook_rope(x, positions, **config), rtol=0, atol=1e-12)
+    expected = autograd.grad(lambda x: anp.sum(dout * textbook_rope(x, positions, **config)))(x)
+    np.testing.assert_allclose(backward(dout), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("offset", [0, 1, 10, 1000])
+def test_the_dot_product_knows_the_offset_and_not_the_place(layout, offset):
+    rng = np.random.default_rng(1)
+    query, key = rng.normal(size=(2, 1, 16))
+    at = lambda x, p: rope(x, positions=np.array([p]), layout=layout)[0][0]  # noqa: E731
+    scores = [at(query, p + offset) @ at(key, p) for p in (0, 3, 500, 100_000)]
+    np.testing.assert_allclose(scores, scores[0], rtol=0, atol=1e-9)
+    assert offset == 0 or abs(scores[0] - query[0] @ key[0]) > 1e-3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_lengths_are_kept_and_position_zero_is_the_identity(layout):
+    x = np.random.default_rng(2).normal(size=(2, 5, 8))
+    out, _ = rope(x, layout=layout)
+    np.testing.assert_allclose(np.linalg.norm(out, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-14)
+    np.testing.assert_array_equal(out[:, 0], x[:, 0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_turns_add_up_and_backward_turns_back(layout):
+    rng = np.random.default_rng(3)
+    x, p, q = rng.normal(size=(2, 5, 8)), rng.integers(100, size=5), rng.integers(100, size=5)
+    once, backward = rope(x, positions=p, layout=layout)
+    np.testing.assert_allclose(rope(once, positions=q, layout=layout)[0], rope(x, positions=p + q, layout=layout)[0], atol=1e-12)
+    np.testing.assert_allclose(backward(once), x, atol=1e-14)
+    np.testing.assert_allclose(rope(once, positions=-p, layout=layout)[0], x, atol=1e-14)
+
+
+def test_the_layouts_are_one_permutation_apart():
+    x = np.random.default_rng(4).normal(size=(2, 5, 8))
+    to_half = np.array([0, 2, 4, 6, 1, 3, 5, 7])
+    half, interleaved = rope(x[..., to_half], layout="half")[0], rope(x, layout="interleaved")[0]
+    np.testing.assert_allclose(half, interleaved[..., to_half], rtol=0, atol=1e-15)
+    assert np.abs(rope(x, layout="half")[0] - interleaved).max() > 0.1                # without it the layouts disagree
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_features_beyond_rotary_dim_pass_untouched(layout):
+    x = np.random.default_rng(5).normal(size=(2, 5, 7))                              # an odd width, an even turned part
+    out, backward = rope(x, layout=layout, rotary_dim=4)
+    np.testing.assert_array_equal(out[..., 4:], x[..., 4:])
+    np.testing.assert_array_equal(backward(x)[..., 4:], x[..., 4:])
+    np.testing.assert_allclose(out[..., :4], rope(x[..., :4].copy(), layout=layout)[0], atol=1e-15)
+
+
+def test_positions_count_from_zero_unless_told_otherwise():
+    x = np.random.default_rng(6).normal(size=(2, 5, 4))
+    np.testing.assert_array_equal(rope(x)[0], rope(x, positions=np.arange(5))[0])
+    np.testing.assert_array_equal(rope(x)[0][:, 3:], rope(x[:, 3:], positions=np.array([3, 4]))[0])
+
+
+def test_a_stretched_base_slows_the_last_pair_by_the_factor_and_the_first_not_at_all():
+    # NTK-aware scaling: base s^(d/(d-2)) in place of base squeezes s times the length into the slowest pair.
+    d, s = 16, 4.0
+    x = np.ones((1, d))
+    angle = lambda base: np.arctan2(*rope(x * (np.arange(d) < d // 2), positions=np.array([1]), base=base)[0].reshape(2, -1)[::-1])  # noqa: E731
+    plain, stretched = angle(10_000.0), angle(10_000.0 * s ** (d / (d - 2)))
+    np.testing.assert_allclose([stretched[0], stretched[-1]], [plain[0], plain[-1] / s], rtol=1e-12)
+
+
+def test_mean_cosine_decays_with_the_distance_as_an_envelope():
+    # For equal query and key the score is the mean of cos(k frequency): figures for d_head = 64.
+    x = np.ones((1, 64)) / 8
+    for distance, expected in ((0, 1), (1, 0.966), (4, 0.748), (16, 0.605), (64, 0.435), (256, 0.354), (1024, 0.263)):
+        np.testing.assert_allclose(rope(x, positions=np.array([distance]))[0][0] @ x[0], expected, atol=5e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32_keeps_the_exact_angle_of_a_far_position(layout):
+    x = np.random.default_rng(7).normal(size=(1, 8))
+    far = np.array([123_457])
+    single = rope(x.astype(np.float32), positions=far, layout=layout)[0]
+    np.testing.assert_allclose(single, rope(x, positions=far, layout=layout)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_every_float_stays_what_it_is_in_any_memory_layout(layout, dtype):
+    x = np.random.default_rng(8).normal(size=(2, 5, 3, 8)).astype(dtype)
+    heads = np.swapaxes(x, 1, 2)                                                     # how attention hands over its heads
+    out, backward = rope(heads, layout=layout)
+    assert out.dtype == dtype and backward(heads).dtype == dtype
+    np.testing.assert_array_equal(out, rope(heads.copy(), layout=layout)[0])
+    np.testing.assert_array_equal(out, rope(np.asfortranarray(heads), layout=layout)[0])
+
+
+def test_a_caller_cannot_spoil_the_shared_tables():
+    x = np.ones((1, 4), np.float32)
+    first = rope(x, positions=np.array([5]))[0]
+    rope(x, positions=np.array([5]))[0][:] = 0
+    np.testing.assert_array_equal(rope(x, positions=np.array([5]))[0], first)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_near_overflow_stays_finite(layout):
+    x = np.full((2, 4), 1e38, np.float32)
+    out, backward = rope(x, layout=layout)
+    assert np.isfinite(out).all() and np.isfinite(backward(x)).all()
+
+
+def turned_the_same_way(x, *, layout):
+    out, _ = rope(x, layout=layout)
+    return out, lambda dout: rope(dout, layout=layout)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_checker_refuses_a_backward_that_turns_the_same_way(layout):
+    report = check_gradients(turned_the_same_way, np.random.default_rng(9).normal(size=(3, 6)), layout=layout)
+    assert not report.passed and report.error > 1e-2
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_parity_with_hugging_face_half_split(family):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import importlib
+
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    rng = np.random.default_rng(10)
+    query, key, dquery, dkey = rng.normal(size=(4, 2, 3, 5, 8))
+    angles = np.outer(np.arange(5), 10_000.0 ** (-np.arange(4) / 4))
+    cos, sin = (torch.tensor(np.concatenate([f(angles)] * 2, -1))[None] for f in (np.cos, np.sin))
+    their_query, their_key = (torch.tensor(a, requires_grad=True) for a in (query, key))
+    theirs = module.apply_rotary_pos_emb(their_query, their_key, cos, sin)
+    torch.autograd.backward(theirs, [torch.tensor(dquery), torch.tensor(dkey)])
+    for ours, dours, out, leaf in ((query, dquery, theirs[0], their_query), (key, dkey, theirs[1], their_key)):
+        turned, backward = rope(ours)
+        np.testing.assert_allclose(turned, out.detach().numpy(), rtol=0, atol=1e-14)
+        np.testing.assert_allclose(backward(dours), leaf.grad.numpy(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parity
+def test_parity_with_the_frequencies_of_hugging_face_llama():
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = transformers.LlamaConfig(hidden_size=32, num_attention_heads=4, rope_theta=500_000.0)
+    theirs = LlamaRotaryEmbedding(config).inv_freq.numpy()
+    unit = np.concatenate([np.ones(4), np.zeros(4)])[None]                           # every pair at (1, 0)
+    turned = rope(unit, positions=np.array([1]), base=500_000.0)[0][0]
+    np.testing.assert_allclose(np.arctan2(turned[4:], turned[:4]), theirs, rtol=1e-6)
+
+
+@pytest.mark.parity
+def test_parity_with_hugging_face_gptj_interleaved():
+    torch = pytest.importorskip("torch")
+    gptj = pytest.importorskip("transformers.models.gptj.modeling_gptj")
+    rng = np.random.default_rng(11)
+    x, dout = rng.normal(size=(2, 2, 5, 3, 8))                                        # GPT-J: (batch, length, heads, d)
+    angles = np.outer(np.arange(5), 10_000.0 ** (-np.arange(4) / 4))
+    leaf = torch.tensor(x, requires_grad=True)
+    sin, cos = torch.tensor(np.sin(angles))[None], torch.tensor(np.cos(angles))[None]
+    theirs = gptj.apply_rotary_pos_emb(leaf, sin, cos)
+    theirs.backward(torch.tensor(dout))
+    out, backward = rope(x.swapaxes(1, 2), layout="interleaved")
+    np.testing.assert_allclose(out.swapaxes(1, 2), theirs.detach().numpy(), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(backward(dout.swapaxes(1, 2)).swapaxes(1, 2), leaf.grad.numpy(), rtol=0, atol=1e-14)
