@@ -27,6 +27,7 @@ class Listing:
     path: str
     first: int  # first line shown
     html: tuple[str, ...]  # one string for each line of the file
+    indents: tuple[int, ...]  # its leading spaces, so that a long line wraps under itself
     marks: dict[int, tuple[int, ...]]  # numbers written on a line
     lit: dict[int, tuple[int, ...]]  # equations whose statement a line belongs to
     folds: dict[int, Fold]  # by first line
@@ -43,6 +44,7 @@ def read(source: str, path: str) -> Listing:
         path=path,
         first=_first_line(tree, lines),
         html=_coloured(lines),
+        indents=tuple(len(line) - len(line.lstrip(" ")) for line in lines),
         marks=marks,
         lit=_lit_lines(tree, marks),
         folds={fold.first: fold for fold in _folds(tree)},
@@ -86,9 +88,10 @@ def _row(listing: Listing, line: int, margin: str = "", *, anchor: bool = True) 
     numbers = " ".join(map(str, listing.lit.get(line, ())))
     attributes = (f' id="L{line}"' if anchor else "") + (f' data-eq="{numbers}"' if numbers else "")
     links = "".join(f'<a href="#eq-{n}" aria-label="Equation {n}">({n})</a>' for n in listing.marks.get(line, ()))
+    indent = f' style="--indent:{listing.indents[line - 1]}ch"' if listing.indents[line - 1] else ""
     return (
-        f'<div class="row"{attributes}>'
-        f'<span class="row__no" data-no="{line}"></span><span class="row__src">{listing.html[line - 1] or " "}</span>'
+        f'<div class="row"{attributes}><span class="row__no" data-no="{line}"></span>'
+        f'<span class="row__src"{indent}>{listing.html[line - 1] or " "}</span>'
         f'<span class="row__eq">{links}{margin}</span></div>'
     )
 

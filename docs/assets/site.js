@@ -17,25 +17,32 @@ const bearers = (numbers) =>
   [...document.querySelectorAll(".equation[data-eq], .panel .row[data-eq]")].filter((element) =>
     numbersOf(element).some((number) => numbers.includes(number)));
 
+let source = null; // the equation or line whose numbers are lit
 let lit = [];
 
 function light(element) {
+  if (element === source) return;
+  source = element;
   for (const old of lit) old.classList.remove("lit");
   lit = element ? bearers(numbersOf(element)) : [];
   for (const fresh of lit) fresh.classList.add("lit");
   if (element?.classList.contains("equation")) reveal(lit.filter((one) => one.classList.contains("row")));
 }
 
-// Scroll the panel, never the page, until the lines are in view.
+// Scroll the panel, never the page, until the lines stand in that part of it which the window shows.
 function reveal(rows) {
   const body = document.querySelector(".panel__body");
   if (!body || rows.length === 0) return;
-  const view = body.getBoundingClientRect();
-  const top = rows[0].getBoundingClientRect().top - view.top;
-  const bottom = rows.at(-1).getBoundingClientRect().bottom - view.top;
-  if (top >= 0 && bottom <= body.clientHeight) return;
+  const frame = body.getBoundingClientRect();
+  const ceiling = Math.max(frame.top, document.querySelector(".md-header")?.getBoundingClientRect().bottom ?? 0);
+  const floor = Math.min(frame.bottom, innerHeight);
+  const top = rows[0].getBoundingClientRect().top;
+  const bottom = rows.at(-1).getBoundingClientRect().bottom;
+  if (floor <= ceiling || (top >= ceiling && bottom <= floor)) return;
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  body.scrollBy({ top: (top + bottom - body.clientHeight) / 2, behavior: calm ? "instant" : "smooth" });
+  // One number may stand far apart, in a branch and its twin: then the first line comes into view.
+  const middle = bottom - top < floor - ceiling ? (top + bottom) / 2 : top + (floor - ceiling) / 3;
+  body.scrollBy({ top: middle - (ceiling + floor) / 2, behavior: calm ? "instant" : "smooth" });
 }
 
 const bearerAt = (node) => node instanceof Element ? node.closest(".equation[data-eq], .panel .row[data-eq]") : null;
@@ -43,10 +50,7 @@ const bearerAt = (node) => node instanceof Element ? node.closest(".equation[dat
 // What is pointed at wins; where nothing is, what has the focus keeps its light.
 function followReader() {
   const focused = () => bearerAt(document.activeElement);
-  document.addEventListener("mouseover", (event) => {
-    const target = bearerAt(event.target) ?? focused();
-    if (!target || !target.classList.contains("lit") || bearerAt(event.target)) light(target);
-  });
+  document.addEventListener("mouseover", (event) => light(bearerAt(event.target) ?? focused()));
   document.addEventListener("focusin", (event) => light(bearerAt(event.target)));
   document.addEventListener("focusout", () => light(null));
   document.documentElement.addEventListener("mouseleave", () => light(focused()));
