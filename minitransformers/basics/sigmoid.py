@@ -5,7 +5,8 @@ Source: Rumelhart, Hinton and Williams 1986, Nature 323:533, eq. 2.
     out = 1 / (1 + exp(-x))                                  (1)
     dx = dout * out * (1 - out)                              (2)
 
-For very negative x, exp(-x) becomes infinite and its reciprocal 0, which is the answer: only the warning must go.
+For very negative x, exp(-x) becomes infinite and its reciprocal 0; the true value is below the smallest normal number,
+so only the warning must go.
 This form keeps the relative precision of small outputs, which 0.5 + 0.5 tanh(x / 2) loses.
 """
 
