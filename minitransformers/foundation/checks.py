@@ -42,7 +42,7 @@ def run(entry: Entry, *, seed: int = 0) -> list[Outcome]:
 def gradient_report(entry: Entry, *, seed: int = 0) -> GradientReport:
     """The gradient checker's report on the label's example."""
     example = _example(entry, seed)
-    return check_gradients(entry.function, *example.args, rng_for_check=np.random.default_rng(seed + 1), **example.config)
+    return check_gradients(entry.function, *example.args, rng_for_check=np.random.default_rng([seed, 1]), **example.config)
 
 
 def gradients(entry: Entry, *, seed: int = 0) -> Outcome:
@@ -205,7 +205,7 @@ def _call(entry: Entry, example: Example) -> Any:
 
 
 def _random_like(out: Any, seed: int) -> Any:
-    rng = np.random.default_rng(seed + 2)
+    rng = np.random.default_rng([seed, 2])
     return trees.map(lambda leaf: np.asarray(rng.normal(size=np.shape(leaf))).astype(leaf.dtype), out)
 
 

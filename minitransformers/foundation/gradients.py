@@ -33,6 +33,9 @@ BOUND = 1e-6  # largest error, relative to the gradient, that passes
 ORDER = 1.8  # smallest order of the Taylor remainder that passes
 AUTOGRAD_BOUND = 1e-10  # largest difference from HIPS autograd that passes
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
+# A seed that nobody else uses: with that of the caller's data, dout could equal an argument, and a transposed gradient
+# x^T dout would be symmetric and pass.
+_SEED = 0x9E3779B97F4A7C15
 _EPS = float(np.finfo(np.float64).eps)
 
 
@@ -132,7 +135,7 @@ def check_gradients(
     second_opinion=False leaves HIPS autograd out.
     Raises ValueError where an argument is not float64; a wrong structure or shape of a gradient is a finding.
     """
-    rng = rng_for_check if rng_for_check is not None else np.random.default_rng(0)
+    rng = rng_for_check if rng_for_check is not None else np.random.default_rng(_SEED)
     names = _argument_names(function, len(args))
     tree = dict(zip(names, args, strict=True))
     paths, values = [], []
@@ -265,8 +268,8 @@ def _compare(
         return ArgumentReport(path, array.shape, 0.0)
     largest = max(float(np.max(np.abs(np.nan_to_num(own)))), float(np.max(np.abs(numeric))), float(np.finfo(float).tiny))
     deviation = np.where(np.isfinite(own), np.abs(own - numeric), np.inf)
-    scale = np.where(deviation <= noise, max(largest, overall), np.maximum(largest, noise / bound))
-    errors = deviation / scale
+    scale = np.maximum(largest, noise / bound)
+    errors = deviation / np.where(deviation <= noise, np.maximum(scale, overall), scale)
     index = tuple(int(i) for i in np.unravel_index(np.argmax(errors), array.shape))
     found = ArgumentReport(path, array.shape, float(errors[index]), index, float(own[index]), float(numeric[index]))
     if not found.error <= bound:
