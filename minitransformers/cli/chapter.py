@@ -21,7 +21,6 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ import numpy as np
 
 import minitransformers
 from minitransformers.cli.arguments import Parser, natural
+from minitransformers.training.atomic import write_atomically
 
 T = TypeVar("T")
 
@@ -210,9 +210,10 @@ class Chapter:
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in (HOLDS, NOT_AT_THIS_SCALE, FAILS, NOT_IN_QUICK_MODE) if v in verdicts)
         text = json.dumps(self.results(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
             for name, svg in self._figures.items():
-                write_atomically(self.out / f"{name}.svg", svg)
-            write_atomically(self.out / "results.json", text.encode())
+                write_atomically(self.out / f"{name}.svg", [svg])
+            write_atomically(self.out / "results.json", [text.encode()])
         print(f"\n{self.name}: claims: {counts or 'none'}; {time.perf_counter() - self._started:.1f} s"
               f"{f'; written to {os.path.relpath(self.out)}' if self.out else ''}")  # fmt: skip
         if self._json:
@@ -253,20 +254,6 @@ def _written(cell: Any) -> str:
     if isinstance(cell, int) or 1000 <= abs(cell) < 1e6:
         return f"{cell:,.0f}"
     return f"{cell:.3g}"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or an interruption, never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _plain(value: Any, where: str) -> Any:

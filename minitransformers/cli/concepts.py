@@ -17,9 +17,10 @@ import numpy as np
 
 from minitransformers.cli import repository
 from minitransformers.cli.arguments import known
-from minitransformers.cli.chapter import aligned, progress, write_atomically
+from minitransformers.cli.chapter import aligned, progress
 from minitransformers.foundation import catalogue, checks, trees
 from minitransformers.foundation.catalogue import Entry
+from minitransformers.training.atomic import write_atomically
 
 _ARXIV = re.compile(r"arXiv:\s*([a-z-]+(?:\.[A-Z]{2})?/\d{7}|\d{4}\.\d{4,5})")
 _EQUATION = re.compile(r"^ {4,}\S.*\(\d+\)$")
@@ -162,7 +163,7 @@ def _write(measured: dict[str, dict[str, Any]], *, complete: bool) -> None:
         stored[name] = {**stored.get(name, {}), **witnesses}
     if complete:
         stored = {name: stored[name] for name in measured}
-    write_atomically(path, (json.dumps(stored, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(path, [(json.dumps(stored, indent=2, sort_keys=True) + "\n").encode()])
 
 
 def _time(entry: Entry, seed: int) -> dict[str, float]:

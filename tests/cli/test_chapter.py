@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from minitransformers.cli.chapter import COLOURS, Chapter, aligned, write_atomically
+from minitransformers.cli.chapter import COLOURS, Chapter, aligned
 
 SCRIPT = '''
     """Tiny, a chapter for tests."""
@@ -171,12 +171,3 @@ def test_a_table_needs_a_cell_for_each_column(chapter):
 
 def test_tables_line_up_with_few_digits():
     assert aligned(["name", "x"], [["a", 0.123456], ["bc", 12]]).splitlines() == ["name      x", "----  -----", "a     0.123", "bc       12"]
-
-
-def test_a_write_that_fails_harms_nothing(tmp_path):
-    path = tmp_path / "results.json"
-    write_atomically(path, b"old")
-    with pytest.raises(TypeError):
-        write_atomically(path, "not bytes")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
