@@ -14,6 +14,7 @@ from _hooks.prose import without_code
 
 _HEADER_LINE = re.compile(r"^[ \t]+\S.*?((?:\(\d{1,3}\)[ \t]*)+)$", re.MULTILINE)
 _COMMENT_END = re.compile(r"[ \t]*((?:\(\d{1,3}\)[ \t]*)+)$")
+_FOR_TOOLS = re.compile(r"[ \t]*#[ \t]*(?:fmt|noqa|type|pragma)\b.*$")  # says nothing to a reader
 _DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 _TAG = re.compile(r"\\tag\{(\d+)\}")
 
@@ -32,12 +33,15 @@ def split_comments(source: str) -> tuple[list[str], dict[int, tuple[int, ...]]]:
     """The source's lines without their equation numbers, and the numbers by line (lines count from 1)."""
     lines, marks = source.splitlines(), {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type != tokenize.COMMENT or not (found := _COMMENT_END.search(token.string)):
+        if token.type != tokenize.COMMENT:
             continue
         row, column = token.start
-        comment = token.string[: found.start()]
-        marks[row] = _numbers(found.group(1))
-        lines[row - 1] = (lines[row - 1][:column] + (comment if comment != "#" else "")).rstrip()
+        comment = _FOR_TOOLS.sub("", token.string)
+        if found := _COMMENT_END.search(comment):
+            marks[row] = _numbers(found.group(1))
+            comment = comment[: found.start()]
+        if comment != token.string:
+            lines[row - 1] = (lines[row - 1][:column] + (comment if comment != "#" else "")).rstrip()
     return lines, marks
 
 

@@ -93,6 +93,11 @@ def test_the_numbers_leave_the_code_and_the_rest_of_the_comment_stays():
     assert marks == {16: (1,), 21: (2, 3)}
 
 
+def test_a_word_to_a_tool_may_follow_the_number():
+    lines, marks = equations.split_comments("x = 1  # why  (2)  # fmt: skip\n")
+    assert lines == ["x = 1  # why"] and marks == {1: (2,)}
+
+
 def test_a_number_in_a_long_statement_lights_all_of_it():
     listing = code_panel.read(MODULE, "scale.py")
     assert listing.lines_of(1) == [16]
