@@ -93,8 +93,8 @@ class FlatTree:
                 seen.add(id(view))
                 view[...] = leaf
 
-    def add(self, tree: trees.Tree) -> None:
-        """Add the values of a tree of the same structure. Raises ValueError where it differs."""
+    def add_sum(self, tree: trees.Tree) -> None:
+        """Add the gradients in a tree of the same structure. Raises ValueError where it differs."""
         for view, leaf in self._pairs(tree):
             view += leaf
 

@@ -196,7 +196,7 @@ def test_a_tied_array_lies_there_once_and_gets_the_sum_of_its_gradients():
     gradient, tree = params.zeros_like(), [np.full((3, 3), 2.0), np.ones(2), np.full((3, 3), 5.0)]
     gradient.set_sum(tree)
     np.testing.assert_array_equal(gradient.tree[0], np.full((3, 3), 7.0))
-    gradient.add(tree)
+    gradient.add_sum(tree)
     np.testing.assert_array_equal(gradient.tree[2], np.full((3, 3), 14.0))
     assert gradient_norm(gradient) == pytest.approx(np.sqrt(9 * 14**2 + 2 * 2**2))
 

@@ -1,0 +1,72 @@
+"""What a run was like: one record a step, as CSV, as JSON and as a curve."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minitransformers.training.atomic import write_atomically
+
+
+class Record(NamedTuple):
+    """One step. Losses before the update; validation after it, where it was measured."""
+
+    step: int
+    learning_rate: float
+    loss: float                  # nats per token, on this step's batch
+    gradient_norm: float         # before clipping
+    seconds: float               # of training since the run began, pauses between runs left out
+    validation: float | None     # bits per character of the validation part
+
+
+def write_history(folder: str | Path, history: Sequence[Record], summary: dict[str, Any]) -> None:
+    """Write history.csv and history.json ({"summary", "history"}) into a folder, each atomically."""
+    folder, table = Path(folder), io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(Record._fields)
+    rows.writerows(["" if value is None else value for value in record] for record in history)
+    write_atomically(folder / "history.csv", [table.getvalue().encode()])
+    content = {"summary": summary, "history": [record._asdict() for record in history]}
+    write_atomically(folder / "history.json", [json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"])
+
+
+def read_history(path: str | Path) -> list[Record]:
+    """The records of a history.csv."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:]
+    return [Record._make([int(row[0]), *(float(cell) if cell else None for cell in row[1:])]) for row in rows]
+
+
+def draw_curve(path: str | Path, history: Sequence[Record], *, tokens_per_character: float = 1.0) -> bool:
+    """Draw both losses over the steps, in bits per character, as SVG. False where matplotlib is not installed."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure  # no window, no state that is shared
+    except ImportError:
+        return False
+    bits = tokens_per_character / math.log(2)
+    grey = "#808080"  # reads on white and on black
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "minitransformers"} | dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), grey
+    )
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([r.step for r in history], [r.loss * bits for r in history], color="#2f7ebf", linewidth=0.8, label="training batch")
+        measured = [(r.step, r.validation) for r in history if r.validation is not None]
+        if measured:
+            axes.plot(*zip(*measured, strict=True), color="#d0691f", marker="o", markersize=4, label="validation")
+        axes.set(xlabel="step", ylabel="bits per character")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.15)
+        axes.patch.set_alpha(0)
+        axes.legend(frameon=False)
+        drawing = io.BytesIO()
+        figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    write_atomically(path, [drawing.getvalue()])
+    return True
