@@ -24,7 +24,7 @@ from numpy import ndarray as Array
 from minitransformers.attention.heads import check_heads, check_scores, merge_heads, split_heads
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import bad, concept, example, trusted
+from minitransformers.foundation import bad, concept, example, invalid, trusted
 
 
 class CrossAttention(NamedTuple):
@@ -60,6 +60,8 @@ def cross_attention_step(
     The state is the memory's keys and values: made once, read at every step, never grown. Forward only.
     """
     if state is None:
+        if memory is None:
+            raise invalid("memory", got=None, wants="what the queries read, at the first step")
         state = tuple(split_heads(linear(part, memory)[0], num_heads) for part in (params.key, params.value))
     query = split_heads(linear(params.query, x)[0], num_heads)
     heads, _ = scaled_dot_product_attention(query, *state, mask=mask, scale=scale)

@@ -1,0 +1,242 @@
+"""Grouped-query attention: neighbours share a key head, its gradient is the group's sum, and both ends of the range are known."""
+
+from functools import partial
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+import pytest
+
+from minitransformers.attention.grouped_query_attention import (
+    GroupedQueryAttention,
+    grouped_query_attention,
+    init_grouped_query_attention,
+    pool_heads,
+)
+from minitransformers.attention.masks import causal_mask
+from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention
+from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.basics.linear import Linear
+from minitransformers.foundation import assert_gradients, check_gradients, trees
+from minitransformers.positional.rope import rope
+
+
+def random_params(rng, num_heads=4, num_kv_heads=2, d_model=5, d_head=2, d_value=3):
+    shapes = (d_model, num_heads * d_head), (d_model, num_kv_heads * d_head), (d_model, num_kv_heads * d_value), (num_heads * d_value, d_model)
+    return GroupedQueryAttention(*(Linear(rng.normal(size=s) / 2, rng.normal(size=s[1])) for s in shapes))
+
+
+def textbook_attention(params, x, bias, allowed, num_heads, num_kv_heads):
+    """One query head at a time; head h reads key head h // (num_heads / num_kv_heads)."""
+    (w_query, b_query), (w_key, b_key), (w_value, b_value), (w_output, b_output) = params
+    d, d_value = w_query.shape[1] // num_heads, w_value.shape[1] // num_kv_heads
+    sequences = []
+    for b in range(len(x)):
+        heads = []
+        for h in range(num_heads):
+            g = h // (num_heads // num_kv_heads)
+            query = x[b] @ w_query[:, h * d : (h + 1) * d] + b_query[h * d : (h + 1) * d]
+            key = x[b] @ w_key[:, g * d : (g + 1) * d] + b_key[g * d : (g + 1) * d]
+            value = x[b] @ w_value[:, g * d_value : (g + 1) * d_value] + b_value[g * d_value : (g + 1) * d_value]
+            terms = anp.exp(query @ key.T / d**0.5 + bias[b, h]) * allowed[b, h]
+            heads.append(terms @ value / anp.sum(terms, axis=1, keepdims=True))
+        sequences.append(anp.concatenate(heads, axis=1) @ w_output + b_output)
+    return anp.stack(sequences)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 6])
+def test_equals_one_head_at_a_time_and_its_gradients(num_kv_heads):
+    rng = np.random.default_rng(0)
+    params, x, bias = random_params(rng, 6, num_kv_heads), rng.normal(size=(2, 3, 5)), rng.normal(size=(2, 6, 3, 3))
+    mask = (rng.random((2, 6, 3, 3)) < 0.6) | np.eye(3, dtype=bool)
+    dout = rng.normal(size=x.shape)
+    out, backward = grouped_query_attention(params, x, bias, num_heads=6, num_kv_heads=num_kv_heads, mask=mask)
+    plain, allowed = tuple(tuple(part) for part in params), mask & np.tri(3, dtype=bool)
+    np.testing.assert_allclose(out, textbook_attention(plain, x, bias, allowed, 6, num_kv_heads), rtol=0, atol=1e-12)
+    loss = lambda *a: anp.sum(dout * textbook_attention(*a, allowed, 6, num_kv_heads))  # noqa: E731
+    expected = autograd.grad(loss, (0, 1, 2))(plain, x, bias)
+    for (path, own), (_, theirs) in zip(trees.leaves(backward(dout)), trees.leaves(expected), strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11, err_msg=path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_as_many_key_heads_as_query_heads_is_multi_head_attention_bit_for_bit(dtype):
+    rng = np.random.default_rng(1)
+    params = trees.cast(random_params(rng, 4, 4), dtype)
+    x, bias, dout = (rng.normal(size=s).astype(dtype) for s in ((2, 7, 5), (4, 7, 7), (2, 7, 5)))
+    out, backward = grouped_query_attention(params, x, bias, num_heads=4, num_kv_heads=4)
+    expected, expected_backward = multi_head_attention(MultiHeadAttention(*params), x, bias, num_heads=4)
+    np.testing.assert_array_equal(out, expected)
+    for (path, own), (_, theirs) in zip(trees.leaves(backward(dout)), trees.leaves(expected_backward(dout)), strict=True):
+        np.testing.assert_array_equal(own, theirs, err_msg=path)
+
+
+def test_it_is_multi_head_attention_with_copied_keys_whose_gradients_add_up():
+    rng = np.random.default_rng(2)
+    params, x, dout = random_params(rng, 6, 2), rng.normal(size=(2, 4, 5)), rng.normal(size=(2, 4, 5))
+
+    def copied(part, d):                                     # each key head three times in a row
+        return Linear(
+            np.repeat(part.weight.reshape(5, 2, d), 3, axis=1).reshape(5, -1), np.repeat(part.bias.reshape(2, d), 3, axis=0).ravel()
+        )
+
+    full = MultiHeadAttention(params.query, copied(params.key, 2), copied(params.value, 3), params.output)
+    out, backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2)
+    expected, full_backward = multi_head_attention(full, x, num_heads=6)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13)
+    (own, dx, _), (theirs, full_dx, _) = backward(dout), full_backward(dout)
+    np.testing.assert_allclose(dx, full_dx, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(own.key.weight, theirs.key.weight.reshape(5, 2, 3, 2).sum(2).reshape(5, -1), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(own.value.bias, theirs.value.bias.reshape(2, 3, 3).sum(1).ravel(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (1, 3), (1, 1, 1), (4, 1, 3), (1, 4, 3, 3), (2, 1, 3, 1)])
+def test_a_bias_may_lack_heads_or_batch_and_gets_the_sum_over_them(shape):
+    rng = np.random.default_rng(3)
+    params, x, bias, dout = random_params(rng), rng.normal(size=(2, 3, 5)), rng.normal(size=shape), rng.normal(size=(2, 3, 5))
+    full = np.broadcast_to(bias, (2, 4, 3, 3))
+    out, backward = grouped_query_attention(params, x, bias, num_heads=4, num_kv_heads=2)
+    expected, full_backward = grouped_query_attention(params, x, full, num_heads=4, num_kv_heads=2)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-14)
+    dfull = full_backward(dout)[2]
+    summed = [i for i, n in enumerate((1,) * (4 - len(shape)) + shape) if n == 1]
+    np.testing.assert_allclose(backward(dout)[2], dfull.sum(tuple(summed), keepdims=True).reshape(shape), rtol=0, atol=1e-13)
+
+
+def test_gradients_pass_through_the_rotation_of_the_shared_keys():
+    rng = np.random.default_rng(4)
+    assert_gradients(grouped_query_attention, random_params(rng), rng.normal(size=(1, 3, 5)), num_heads=4, num_kv_heads=2, rotate=rope)
+
+
+def test_a_core_put_in_gets_a_group_axis_and_one_copy_of_the_keys():
+    rng, seen = np.random.default_rng(5), []
+
+    def core(query, key, value):
+        seen.extend(a.shape for a in (query, key, value))
+        return scaled_dot_product_attention(query, key, value, mask=causal_mask(3))
+
+    params, x = random_params(rng, 6, 2), rng.normal(size=(2, 3, 5))
+    out, backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2, attend=core)
+    expected, expected_backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2)
+    assert seen == [(2, 2, 3, 3, 2), (2, 2, 1, 3, 2), (2, 2, 1, 3, 3)]
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(backward(x)[1], expected_backward(x)[1])
+
+
+def test_pooling_takes_the_mean_of_each_group():
+    rng = np.random.default_rng(6)
+    params = MultiHeadAttention(*random_params(rng, 4, 4))
+    pooled = pool_heads(params, num_heads=4, num_kv_heads=2)
+    heads = params.key.weight.reshape(5, 4, 2)
+    np.testing.assert_allclose(pooled.key.weight[:, :2], (heads[:, 0] + heads[:, 1]) / 2, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(pooled.value.bias[3:], params.value.bias[6:].reshape(2, 3).mean(0), rtol=0, atol=1e-15)
+    assert pooled.query is params.query and pooled.output is params.output
+    with pytest.raises(ValueError, match="num_kv_heads"):
+        pool_heads(params, num_heads=4, num_kv_heads=3)
+
+
+def test_pooling_heads_that_agree_already_changes_nothing():
+    rng = np.random.default_rng(7)
+    grouped, x = random_params(rng, 4, 2), rng.normal(size=(2, 3, 5))
+    double = lambda part, d: Linear(np.repeat(part.weight.reshape(5, 2, d), 2, axis=1).reshape(5, -1), None)  # noqa: E731
+    full = MultiHeadAttention(grouped.query, double(grouped.key, 2), double(grouped.value, 3), grouped.output)
+    out, _ = grouped_query_attention(pool_heads(full, num_heads=4, num_kv_heads=2), x, num_heads=4, num_kv_heads=2)
+    np.testing.assert_allclose(out, multi_head_attention(full, x, num_heads=4)[0], rtol=0, atol=1e-14)
+    same = pool_heads(full, num_heads=4, num_kv_heads=4)
+    np.testing.assert_array_equal(same.key.weight, full.key.weight)
+
+
+def test_fresh_key_projections_are_as_narrow_as_the_groups_are_few():
+    params = init_grouped_query_attention(np.random.default_rng(8), 64, num_heads=8, num_kv_heads=2, std=0.1, residual_std=0.01)
+    assert [part.weight.shape for part in params] == [(64, 64), (64, 16), (64, 16), (64, 64)]
+    np.testing.assert_allclose([part.weight.std() for part in params], [0.1, 0.1, 0.1, 0.01], rtol=0.05)
+    with pytest.raises(ValueError, match="num_kv_heads"):
+        init_grouped_query_attention(np.random.default_rng(8), 64, num_heads=8, num_kv_heads=3)
+
+
+def test_the_checker_refuses_the_gradient_of_one_head_of_the_group():
+    """The keys are read by every head of their group: one head's gradient is not the sum."""
+
+    def first_of_the_group(query, key, value):
+        copies = [np.repeat(a, query.shape[-3], axis=-3) for a in (key, value)]
+        out, backward = scaled_dot_product_attention(query, *copies, mask=causal_mask(3))
+
+        def wrong_backward(dout):
+            dquery, dkey, dvalue, _ = backward(dout)
+            return dquery, dkey[..., :1, :, :], dvalue[..., :1, :, :]
+
+        return out, wrong_backward
+
+    rng = np.random.default_rng(9)
+    report = check_gradients(
+        partial(grouped_query_attention, num_heads=4, num_kv_heads=2, attend=first_of_the_group), random_params(rng), rng.normal(size=(2, 3, 5))
+    )
+    assert not report.passed
+    assert {a.path.split(".", 1)[-1] for a in report.arguments if a.cause} == {"key.weight", "value.weight", "value.bias", "x"}
+
+
+def test_the_oracle_tells_neighbours_from_every_other_head():
+    """Tiling the key heads (0 1 0 1) instead of repeating each (0 0 1 1) has the right shapes and gives another result."""
+    rng = np.random.default_rng(10)
+    params, x = random_params(rng, 4, 2), rng.normal(size=(2, 3, 5))
+
+    def tiled(part, d):
+        return Linear(np.tile(part.weight.reshape(5, 2, d), (1, 2, 1)).reshape(5, -1), np.tile(part.bias, 2))
+
+    wrong, _ = multi_head_attention(
+        MultiHeadAttention(params.query, tiled(params.key, 2), tiled(params.value, 3), params.output), x, num_heads=4
+    )
+    allowed = np.broadcast_to(np.tri(3), (2, 4, 3, 3))
+    right = textbook_attention(tuple(map(tuple, params)), x, np.zeros((2, 4, 3, 3)), allowed, 4, 2)
+    assert np.abs(wrong - right).max() > 0.1
+
+
+@pytest.mark.parity
+def test_equals_torch_with_enable_gqa():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(11)
+    params, x, dout = random_params(rng, 6, 2), rng.normal(size=(2, 4, 5)), rng.normal(size=(2, 4, 5))
+    weights = [torch.tensor(leaf, requires_grad=True) for _, leaf in trees.leaves(params)]
+    inputs = torch.tensor(x, requires_grad=True)
+    query, key, value = (
+        (inputs @ weights[2 * i] + weights[2 * i + 1]).unflatten(-1, (heads, -1)).transpose(1, 2) for i, heads in enumerate((6, 2, 2))
+    )
+    heads = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    theirs = heads.transpose(1, 2).flatten(-2) @ weights[6] + weights[7]
+    theirs.backward(torch.tensor(dout))
+    out, backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2)
+    dparams, dx, _ = backward(dout)
+    np.testing.assert_allclose(out, theirs.detach().numpy(), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(dx, inputs.grad.numpy(), rtol=0, atol=1e-11)
+    for (path, own), weight in zip(trees.leaves(dparams), weights, strict=True):
+        np.testing.assert_allclose(own, weight.grad.numpy(), rtol=0, atol=1e-11, err_msg=path)
+
+
+@pytest.mark.parity
+def test_equals_llama_attention_of_hugging_face():
+    """Rotations of half features, repeat_kv, no biases: the attention of Llama 3 and Mistral."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    rng = np.random.default_rng(12)
+    params = init_grouped_query_attention(rng, 24, num_heads=6, num_kv_heads=2, dtype=np.float64)
+    x, dout = rng.normal(size=(2, 5, 24)), rng.normal(size=(2, 5, 24))
+    config = transformers.LlamaConfig(hidden_size=24, num_attention_heads=6, num_key_value_heads=2, attn_implementation="sdpa")  # "eager" takes its softmax in float32
+    module = LlamaAttention(config, layer_idx=0).double().eval()
+    projections = (module.q_proj, module.k_proj, module.v_proj, module.o_proj)
+    with torch.no_grad():
+        for part, projection in zip(params, projections, strict=True):
+            projection.weight.copy_(torch.tensor(part.weight.T))
+    inputs = torch.tensor(x, requires_grad=True)
+    angles = torch.arange(5, dtype=torch.float64)[:, None] * 100.0 ** (-torch.arange(2, dtype=torch.float64) / 2)
+    angles = torch.cat([angles, angles], -1)[None]
+    hidden = torch.zeros(1, 1, 5, 5, dtype=torch.float64).masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
+    theirs = module(inputs, position_embeddings=(angles.cos(), angles.sin()), attention_mask=hidden)[0]
+    theirs.backward(torch.tensor(dout))
+    out, backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2, rotate=partial(rope, base=100.0))
+    dparams, dx, _ = backward(dout)
+    np.testing.assert_allclose(out, theirs.detach().numpy(), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(dx, inputs.grad.numpy(), rtol=0, atol=1e-11)
+    for own, projection in zip(dparams, projections, strict=True):
+        np.testing.assert_allclose(own.weight.T, projection.weight.grad.numpy(), rtol=0, atol=1e-11)
