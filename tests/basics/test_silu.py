@@ -43,6 +43,15 @@ def test_the_slope_rises_above_one_and_falls_below_zero():
     np.testing.assert_allclose([slope.min(), slope.max()], [-0.0998, 1.0998], atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [32_767, 32_768, 70_000])
+def test_pieces_that_fit_the_cache_give_what_the_whole_gives(size):
+    values = np.random.default_rng(size).normal(size=size)
+    gate = sigmoid(values)[0]
+    out, backward = silu(values)
+    np.testing.assert_allclose(out, values * gate, atol=1e-15)
+    np.testing.assert_allclose(backward(np.ones(size)), gate + values * gate * (1 - gate), atol=1e-15)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_no_input_overflows(dtype):
     largest = np.finfo(dtype).max
