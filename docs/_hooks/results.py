@@ -43,10 +43,16 @@ def written(value: object, spec: str = "") -> str:
     """A number as people write it: 3·10⁻¹⁰ rather than 3e-10."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return format(value, spec) if spec else str(value)
-    text = format(value, spec or (".3g" if isinstance(value, float) else ""))
+    text = format(value, spec or _few_digits(value))
     if found := _EXPONENT.match(text):
         text = f"{found.group(1)}·10{str(int(found.group(2))).translate(_SUPERSCRIPTS)}"
     return "−" + text[1:] if text.startswith("-") else text
+
+
+def _few_digits(value: float) -> str:
+    if isinstance(value, int):
+        return ""
+    return ",.0f" if 1000 <= abs(value) < 1e6 else ".3g"
 
 
 def fill(text: str, docs: Path, chapter: str, warn: Callable[[str], None]) -> str:
@@ -90,7 +96,7 @@ def claims(entries: list[dict[str, Any]]) -> str:
 
 def _claim(claim: dict[str, Any]) -> str:
     verdict = str(claim["verdict"])
-    kind = {"holds": "holds", "fails": "fails"}.get(verdict, "scale")
+    kind = {"holds": "holds", "fails": "fails", "does not hold at this scale": "scale"}.get(verdict, "open")
     rows = (("The paper", "paper"), ("Expected here", "expect"), ("Measured", "measured"))
     parts = "".join(
         f'<div class="claim__part" markdown="1">\n<span class="claim__key">{key}</span>\n'
@@ -118,11 +124,13 @@ def environment(results: dict[str, Any]) -> str:
 def markdown_table(table: dict[str, Any]) -> str:
     """A Markdown table; columns of numbers stand right."""
     rows: list[list[object]] = table["rows"]
-    numeric = [all(isinstance(cell, int | float) for cell in column) for column in zip(*rows, strict=True)]
+    numeric = [all(isinstance(cell, int | float | None) for cell in column) for column in zip(*rows, strict=True)]
     align = ["---:" if right else "---" for right in numeric] or ["---"] * len(table["columns"])
-    cells = [table["columns"], align, *rows]
-    return "".join("| " + " | ".join(_cell(cell) for cell in row) + " |\n" for row in cells)
+    lines = [[_cell(name) for name in table["columns"]], align, *([_cell(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(value: object) -> str:
-    return str(value) if value in ("---", "---:") else written("–" if value is None else value).replace("|", "\\|")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return written(value, ",")
+    return written("–" if value is None else value).replace("|", "\\|")

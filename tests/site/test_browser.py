@@ -5,13 +5,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from site_pages import ROOT, page_paths
+from _hooks.equations import page_numbers
+from site_pages import DOCS, ROOT, page_paths
 
 pytestmark = pytest.mark.browser
 
 WIDTHS = (1440, 1024, 390)
 PAGES = page_paths()
-BESIDE = [page for page in PAGES if (ROOT / "minitransformers" / page).with_suffix(".py").is_file()]
+BESIDE = [
+    page
+    for page in PAGES
+    if (ROOT / "minitransformers" / page).with_suffix(".py").is_file() and page_numbers((DOCS / page).read_text(encoding="utf-8"))
+]
 
 STATE = """
 const katexErrors = [...document.querySelectorAll(".katex-error")].map((element) => element.textContent);
@@ -93,8 +98,7 @@ def test_page(page, browser, address):
 def test_equations_and_code_light_each_other(page, browser, address):
     open_page(browser, address, page)
     numbers = browser.execute_script('return [...document.querySelectorAll(".equation[id]")].map((e) => e.dataset.eq)')
-    if not numbers:
-        pytest.skip("the page has no numbered equations")
+    assert numbers
     for number in numbers:
         browser.execute_script("document.getElementById(`eq-${arguments[0]}`).focus()", number)
         lit = browser.execute_script(LIT)

@@ -11,9 +11,9 @@ from minitransformers import catalogue
 RESULTS = {
     "seed": 0,
     "environment": {"numpy": "2.4.0"},
-    "values": {"rms_norm": {"cost": {"ratio": 0.7312}, "error": 3.2e-9, "name": "fast", "drop": -0.25, "n": 12345}},
+    "values": {"rms_norm": {"cost": {"ratio": 0.7312}, "error": 3.2e-9, "name": "fast", "drop": -0.25, "n": 12345, "count": 23456.7}},
     "claims": [{"name": "Faster", "paper": "7 %", "expect": "less", "measured": 0.73, "verdict": "does not hold at this scale"}],
-    "tables": {"speed": {"columns": ["width", "ms | s"], "rows": [[64, 0.0123], [128, None]]}},
+    "tables": {"speed": {"columns": ["width", "ms | s"], "rows": [[64, 0.0123], [1280, None]]}},
 }
 
 
@@ -35,6 +35,7 @@ def docs(tmp_path):
         ("[[rms_norm.drop|.2f]]", "−0.25"),
         ("[[rms_norm.n|,]]", "12,345"),
         ("[[rms_norm.name]]", "fast"),
+        ("[[rms_norm.count]]", "23,457"),
         ("[[/norms/rms_norm.cost.ratio|.1%]]", "73.1%"),
         ("x[[1, 2]] and [[word]]", "x[[1, 2]] and [[word]]"),
     ],
@@ -69,7 +70,7 @@ def test_code_is_left_alone():
 
 def test_tables_and_claims(docs):
     text = results.fill("[[table:speed]]\n\n[[claims]]\n\n[[environment]]\n", docs, "norms", pytest.fail)
-    assert "| width | ms \\| s |\n| ---: | --- |\n| 64 | 0.0123 |\n| 128 | – |" in text
+    assert "| width | ms \\| s |\n| ---: | ---: |\n| 64 | 0.0123 |\n| 1,280 | – |" in text
     assert "claim--scale" in text and "does not hold at this scale" in text and "0.73" in text
     assert "numpy 2.4.0 · seed 0" in text
 

@@ -12,8 +12,12 @@ MODULE = '"""Scale.\n\n    y = g x                                              
 PAGE = "# Scale\n\n$$ y = g x \\tag{1} $$\n"
 
 
+def test_the_site_builds_without_a_warning(build):
+    assert build.code == 0, f"mkdocs build --strict:\n{build.warnings}"
+
+
 @pytest.fixture
-def build(tmp_path):
+def small_build(tmp_path):
     """Build a site of one page beside one module; returns the exit code and what was said."""
     pytest.importorskip("material", reason="mkdocs-material is not installed")
     docs = tmp_path / "docs"
@@ -35,13 +39,13 @@ def build(tmp_path):
     return run
 
 
-def test_a_page_that_agrees_is_built(build):
-    code, said = build(PAGE)
+def test_a_page_that_agrees_is_built(small_build):
+    code, said = small_build(PAGE)
     assert code == 0, said
 
 
-def test_everything_that_is_wrong_is_named_at_once(build):
-    code, said = build(PAGE.replace("tag{1}", "tag{2}") + "\n[[scale.ratio]]\n\n![Speed](results/speed.svg)\n")
+def test_everything_that_is_wrong_is_named_at_once(small_build):
+    code, said = small_build(PAGE.replace("tag{1}", "tag{2}") + "\n[[scale.ratio]]\n\n![Speed](results/speed.svg)\n")
     assert code == 1
     assert "docs/norms/scale.md: (1) missing from the page, but in the module's header and the code lines" in said
     assert "docs/norms/scale.md: (2) missing from the module's header, but in the page" in said
