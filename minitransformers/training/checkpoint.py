@@ -37,7 +37,7 @@ def save_checkpoint(path: str | Path, groups: Mapping[str, trees.Tree], state: M
     text = json.dumps(state, allow_nan=False)
     write_safetensors(path, arrays, metadata={"format": _FORMAT, "state": text, "sha256": _fingerprint(arrays, text)})
     for_people = {key: value for key, value in state.items() if key not in ("history", "random")}
-    write_atomically(path.with_suffix(".json"), [json.dumps(for_people, indent=2).encode() + b"\n"])
+    write_atomically(path.with_suffix(".json"), [json.dumps(for_people, indent=2).encode() + b"\n"], durable=False)
 
 
 class Checkpoint(NamedTuple):

@@ -30,9 +30,9 @@ def write_history(folder: str | Path, history: Sequence[Record], summary: dict[s
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(Record._fields)
     rows.writerows(["" if value is None else value for value in record] for record in history)
-    write_atomically(folder / "history.csv", [table.getvalue().encode()])
+    write_atomically(folder / "history.csv", [table.getvalue().encode()], durable=False)
     content = {"summary": summary, "history": [record._asdict() for record in history]}
-    write_atomically(folder / "history.json", [json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"])
+    write_atomically(folder / "history.json", [json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"], durable=False)
 
 
 def read_history(path: str | Path) -> list[Record]:
@@ -68,5 +68,5 @@ def draw_curve(path: str | Path, history: Sequence[Record], *, tokens_per_charac
         axes.legend(frameon=False)
         drawing = io.BytesIO()
         figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    write_atomically(path, [drawing.getvalue()])
+    write_atomically(path, [drawing.getvalue()], durable=False)
     return True
