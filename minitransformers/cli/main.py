@@ -117,8 +117,8 @@ def _language_commands(command) -> None:
     add("--vocabulary", default="character", choices=("character", "byte"), help="what a token is (default: %(default)s)")
     add = train.add_argument_group("training").add_argument
     add("--batch", type=positive, metavar="N", help="sequences in a step (default: 16; quick: 8)")
-    add("--steps", type=positive, metavar="N", help="(default: 1000; quick: 100)")
-    add("--learning-rate", type=float, default=1e-3, metavar="X", help="at its highest (default: %(default)s)")
+    add("--steps", type=positive, metavar="N", help="(default: 1000; quick: 300)")
+    add("--learning-rate", type=float, metavar="X", help="at its highest (default: 0.001; quick: 0.01)")
     add("--warmup", type=natural, metavar="N", help="steps until then (default: a tenth of all, at most 100)")
     add("--weight-decay", type=float, default=0.1, metavar="X", help="(default: %(default)s)")
     add("--clip", type=float, default=1.0, metavar="X", help="largest norm of the gradient (default: %(default)s)")
@@ -132,7 +132,7 @@ def _language_commands(command) -> None:
 
     add = command("generate", "language:generate", "continue a text with a trained model", 'generate runs/first --prompt "The " --tokens 200 --temperature 0.8').add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `minitransformers train` wrote")
-    add("--prompt", default="The ", metavar="TEXT", help="text to continue (default: %(default)r)")
+    add("--prompt", required=True, metavar="TEXT", help="text to continue, in characters that the model knows")
     add("--tokens", type=natural, default=200, metavar="N", help="tokens to add (default: %(default)s)")
     add("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token (default: %(default)s)")
     add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens")

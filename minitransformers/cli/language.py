@@ -1,0 +1,140 @@
+"""Commands about language models: train, generate."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from minitransformers.cli.arguments import UsageError
+from minitransformers.foundation import trees
+from minitransformers.models.generate import generate as continue_text
+from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+from minitransformers.training.config import TrainingConfig
+from minitransformers.training.loop import CHECKPOINT
+from minitransformers.training.loop import train as run_training
+from minitransformers.training.optimizer import TrainingDiverged
+from minitransformers.training.text import Corpus
+from minitransformers.training.trained import load_trained
+from minitransformers.training.vocabulary import Vocabulary
+from minitransformers.training.yardsticks import yardsticks
+
+ROLES = ("mixer", "channel", "norm", "position")
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """``minitransformers train``."""
+    small = arguments.quick
+
+    def chosen(name: str, default: Any, quick: Any) -> Any:
+        value = getattr(arguments, name)
+        return value if value is not None else quick if small else default
+
+    context, steps = chosen("context", 64, 32), chosen("steps", 1000, 300)
+    warmup = arguments.warmup if arguments.warmup is not None else min(100, steps // 10)
+    if warmup > steps:
+        raise UsageError(f"--warmup: got {warmup}, wants at most the {steps} steps")
+    training_config = TrainingConfig(
+        steps=steps, batch_size=chosen("batch", 16, 8), learning_rate=chosen("learning_rate", 1e-3, 1e-2), warmup=warmup / steps,
+        weight_decay=arguments.weight_decay, clip=arguments.clip, seed=arguments.seed,
+        eval_every=max(1, steps // 4), eval_windows=64 if small else 256, checkpoint_every=max(1, steps // 4),
+    )  # fmt: skip
+    corpus = Corpus.load(arguments.text, context=context, vocabulary=f"{arguments.vocabulary}s")
+    model_config = LanguageModelConfig(
+        vocabulary_size=corpus.vocabulary.size, context=context, d_model=chosen("width", 128, 32),
+        num_layers=chosen("layers", 4, 2), num_heads=chosen("heads", 4, 2), mixer=arguments.mixer, channel=arguments.channel,
+        norm=arguments.norm, position=arguments.position, placement=arguments.placement, dropout=arguments.dropout,
+        options=_options(arguments.option),
+    )  # fmt: skip
+    _try(model_config)
+    try:
+        result = run_training(
+            corpus=corpus, model_config=model_config, training_config=training_config, folder=arguments.out, resume=arguments.resume
+        )
+    except TrainingDiverged as error:
+        raise UsageError(f"the training diverged: {error}; a lower --learning-rate may help") from None
+
+    simpler = yardsticks(corpus.train_text, corpus.validation_text)
+    report = {
+        "checkpoint": str(arguments.out / CHECKPOINT),
+        "parameters": trees.count_parameters(result.params),
+        "steps": result.history[-1].step,
+        "validation": result.final_validation,
+        "best_validation": result.best_validation,
+        "best_step": result.best_step,
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens_per_second,
+        "bigram": simpler.bigram,
+        "lzma": simpler.lzma_after_train,
+    }
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    print(f"parameters   {report['parameters']:,}")
+    print(f"validation   {report['validation']:.3f} bits a character (best {report['best_validation']:.3f}, step {report['best_step']})")
+    print(f"simpler      {simpler.bigram:.3f} by counting pairs, {simpler.lzma_after_train:.3f} by lzma")
+    print(f"time         {report['seconds']:.1f} s in steps, {report['tokens_per_second']:,.0f} tokens a second")
+    print(f"checkpoint   {report['checkpoint']}")
+    first_word = (corpus.train_text.split() or [corpus.train_text[0]])[0]
+    print(f"\nTry: minitransformers generate {shlex.quote(str(arguments.out))} --prompt {shlex.quote(first_word)}")
+    return 0
+
+
+def _try(config: LanguageModelConfig) -> None:
+    """Call the model once, so that a part's option that cannot be is refused before anything is written."""
+    params = init_language_model(np.random.default_rng(0), config)
+    language_model(params, ids=np.zeros((1, config.context), int), config=config)
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """``minitransformers generate``: the text appears as it is written."""
+    trained = load_trained(arguments.checkpoint)
+    if not arguments.prompt:
+        raise UsageError("--prompt: got no text, wants at least one character")
+    try:
+        prompt_ids = trained.vocabulary.encode(arguments.prompt)
+    except ValueError as error:
+        raise UsageError(f"--prompt: {error}") from None
+    ids = continue_text(
+        trained.params, config=trained.config, prompt_ids=prompt_ids, num_tokens=arguments.tokens,
+        rng=np.random.default_rng(arguments.seed), temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
+        use_cache=not arguments.no_cache,
+    )  # fmt: skip
+    sys.stdout.write(arguments.prompt)
+    for piece in _pieces(trained.vocabulary, ids):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()
+    return 0
+
+
+def _pieces(vocabulary: Vocabulary, ids: Iterable[int]) -> Iterator[str]:
+    """The text of ids, as soon as it is whole: a character may take several bytes."""
+    if vocabulary.kind != "bytes":
+        yield from (vocabulary.decode([token]) for token in ids)
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    yield from (decoder.decode(bytes([token])) for token in ids)
+    yield decoder.decode(b"", final=True)
+
+
+def _options(given: list[str]) -> dict[str, dict[str, Any]]:
+    """``["mixer.window=32"]`` as ``{"mixer": {"window": 32}}``; values are JSON, or else text."""
+    found: dict[str, dict[str, Any]] = {}
+    for option in given:
+        path, equals, text = option.partition("=")
+        role, dot, key = path.partition(".")
+        if not equals or not dot or not key or role not in ROLES:
+            raise UsageError(f"--option: got {option!r}, wants PART.KEY=VALUE with PART one of {', '.join(ROLES)}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        found.setdefault(role, {})[key] = value
+    return found

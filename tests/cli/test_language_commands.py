@@ -1,0 +1,267 @@
+"""train and generate: the happy paths at tiny sizes, and every mistake that a caller can make."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from minitransformers.training import checkpoint
+from minitransformers.training.checkpoint import load_checkpoint
+from minitransformers.training.loop import CHECKPOINT
+from minitransformers.training.safetensors import write_safetensors
+
+TEXT = "the cat sat on the mat. the dog sat on the log. " * 20
+SIZES = ("--layers", 1, "--heads", 2, "--width", 8, "--context", 8, "--batch", 2, "--steps", 4)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def train(run, text, tmp_path):
+    return lambda *options: run("train", "--text", text, *SIZES, "--out", tmp_path / "run", *options)
+
+
+@pytest.fixture
+def refuses_to_train(refuses, text, tmp_path):
+    def refused(*options):
+        line = refuses("train", "--text", text, *SIZES, "--out", tmp_path / "run", *options)
+        assert not (tmp_path / "run").exists()
+        return line
+
+    return refused
+
+
+@pytest.fixture
+def model(train, tmp_path, capfd):
+    """The folder of a trained model."""
+    assert train().status == 0
+    return tmp_path / "run"
+
+
+def rewrite(model, change):
+    """Change the parameters of a checkpoint and give it the fingerprint of what it then holds."""
+    loaded = load_checkpoint(model / CHECKPOINT)
+    change(loaded.arrays)
+    state = json.dumps(loaded.state)
+    metadata = {"format": checkpoint._FORMAT, "state": state, "sha256": checkpoint._fingerprint(loaded.arrays, state)}
+    write_safetensors(model / CHECKPOINT, loaded.arrays, metadata=metadata)
+
+
+def test_train_reports_and_writes_a_checkpoint(train, tmp_path):
+    found = train()
+    assert found.status == 0, found.err
+    assert re.search(r"^validation +\d\.\d{3} bits a character", found.out, re.MULTILINE)
+    assert (tmp_path / "run" / CHECKPOINT).is_file()
+    assert f"minitransformers generate {tmp_path / 'run'} --prompt the\n" in found.out
+
+
+def test_train_as_json(train):
+    report = json.loads(train("--json").out)
+    assert report["steps"] == 4
+    assert report["parameters"] > 0
+    assert 0 < report["validation"] < 10
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--mixer", "grouped_query_attention", "--option", "mixer.num_kv_heads=1", "--norm", "rms_norm", "--position", "rope"),
+        ("--channel", "gated_feed_forward", "--position", "sinusoidal", "--placement", "post"),
+        ("--position", "none", "--vocabulary", "byte", "--dropout", "0.1"),
+        ("--warmup", "0", "--clip", "0.5", "--weight-decay", "0", "--learning-rate", "1e-2", "--seed", "3"),
+    ],
+    ids=["llama", "post-norm", "bytes", "training"],
+)
+def test_parts_and_settings_are_chosen_by_name(train, run, tmp_path, options):
+    assert train(*options).status == 0
+    found = run("generate", tmp_path / "run", "--prompt", "the", "--tokens", 5)
+    assert found.status == 0
+    assert found.out.startswith("the")
+
+
+def test_the_same_seed_trains_the_same_model(run, text, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run("train", "--text", text, *SIZES, "--seed", seed, "--out", tmp_path / name).status == 0
+    a, b, c = (load_checkpoint(tmp_path / name / CHECKPOINT).arrays["parameters.embedding.weight"] for name in "abc")
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+def test_a_run_that_is_there_is_not_overwritten_but_resumed(train, tmp_path):
+    assert train().status == 0
+    before = (tmp_path / "run" / CHECKPOINT).read_bytes()
+    again = train()
+    assert (again.status, again.out) == (2, "")
+    assert "resume" in again.err
+    assert (tmp_path / "run" / CHECKPOINT).read_bytes() == before
+    assert train("--resume").status == 0
+
+
+def test_resume_refuses_another_configuration(train, tmp_path):
+    assert train().status == 0
+    before = (tmp_path / "run" / CHECKPOINT).read_bytes()
+    again = train("--resume", "--width", "16")
+    assert again.status == 2
+    assert "d_model is 8 there and 16 here" in again.err and again.err.count("\n") == 1
+    assert (tmp_path / "run" / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mixer", "multi_head_atention"), "unknown mixer 'multi_head_atention'; did you mean 'multi_head_attention'"),
+        (("--norm", "linear"), "unknown norm 'linear'"),
+        (("--position", "ropes"), "did you mean 'rope'"),
+        (("--placement", "middle"), "--placement"),
+        (("--heads", "3"), "num_heads: got 3"),
+        (("--width", "-8"), "--width: got -8"),
+        (("--layers", "0"), "--layers: got 0"),
+        (("--context", "two"), "--context: got 'two'"),
+        (("--batch", "-1"), "--batch"),
+        (("--steps", "0"), "--steps"),
+        (("--warmup", "5"), "--warmup: got 5"),
+        (("--learning-rate", "0"), "learning_rate: got 0"),
+        (("--learning-rate", "nan"), "learning_rate: got nan"),
+        (("--weight-decay", "-1"), "weight_decay: got -1"),
+        (("--clip", "0"), "clip: got 0"),
+        (("--dropout", "1"), "dropout: got 1"),
+        (("--seed", "-1"), "--seed: got -1"),
+        (("--vocabulary", "word"), "--vocabulary"),
+        (("--option", "mixer.num_kv_heads"), "--option: got 'mixer.num_kv_heads'"),
+        (("--option", "loss.scale=1"), "--option: got 'loss.scale=1'"),
+        (("--option", "mixer.windows=3"), "options.mixer.windows"),
+        (("--mixer", "sliding_window_attention", "--option", "mixer.window=0"), "window: got 0"),
+        (("--mixer", "grouped_query_attention", "--option", "mixer.num_kv_heads=3"), "num_kv_heads: got 3"),
+        (("--context", "2000"), "too short"),
+    ],
+)
+def test_train_refuses(refuses_to_train, options, message):
+    assert message in refuses_to_train(*options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file"), (b"", "empty"), (b"caf\xe9 " * 100, "UTF-8: byte 0xe9 at offset 3"), (b"short", "too short")],
+    ids=["missing", "empty", "latin-1", "short"],
+)
+def test_train_refuses_a_text(refuses, tmp_path, content, message):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    line = refuses("train", "--text", path, *SIZES, "--out", tmp_path / "run")
+    assert str(path) in line and message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverged_run_says_so_in_its_last_line(train):
+    found = train("--learning-rate", "1e9", "--clip", "1e30", "--steps", "50")
+    assert found.status == 2
+    assert found.err.splitlines()[-1].startswith("minitransformers: the training diverged: ")
+    assert "Traceback" not in found.err
+
+
+def test_out_cannot_be_a_file(refuses, text, tmp_path):
+    (tmp_path / "taken").write_text("precious")
+    refuses("train", "--text", text, *SIZES, "--out", tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "precious"
+
+
+def test_generate_continues_the_prompt_by_so_many_characters(run, model):
+    found = run("generate", model, "--prompt", "the cat", "--tokens", 20, "--top-k", 5, "--top-p", 0.9)
+    assert found.status == 0
+    assert found.out.startswith("the cat") and len(found.out) == len("the cat") + 20 + 1
+
+
+def test_generate_depends_on_the_seed_alone(run, model):
+    texts = [run("generate", model, "--prompt", "the", "--tokens", 30, "--seed", seed).out for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_cache_changes_nothing(run, model):
+    options = ("generate", model, "--prompt", "the", "--tokens", 30, "--temperature", 0)
+    assert run(*options).out == run(*options, "--no-cache").out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--top-p", "0"), "top_p: got 0"),
+        (("--top-p", "1.5"), "top_p: got 1.5"),
+        (("--top-k", "0"), "top_k: got 0"),
+        (("--temperature", "-1"), "temperature: got -1"),
+        (("--temperature", "nan"), "temperature: got nan"),
+        (("--tokens", "-1"), "--tokens: got -1"),
+        (("--prompt", ""), "--prompt: got no text"),
+        (("--prompt", "a cat ☃"), "--prompt: text: got '☃' (U+2603) at character 6"),
+    ],
+)
+def test_generate_refuses(refuses, model, options, message):
+    assert message in refuses("generate", model, "--prompt", "the", *options)
+
+
+def test_generate_refuses_what_is_no_checkpoint(refuses, tmp_path):
+    assert "cannot be read" in refuses("generate", tmp_path / "nothing", "--prompt", "the")
+    (tmp_path / "text").write_text(TEXT)
+    assert "not a whole .safetensors file" in refuses("generate", tmp_path / "text", "--prompt", "the")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_checkpoint_is_refused_and_left_alone(refuses, train, model, keep):
+    path = model / CHECKPOINT
+    cut = path.read_bytes()[:keep]
+    path.write_bytes(cut)
+    assert str(path) in refuses("generate", model, "--prompt", "the")
+    assert train("--resume").status == 2
+    assert path.read_bytes() == cut
+
+
+def test_a_flipped_bit_is_noticed(refuses, model):
+    path = model / CHECKPOINT
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert "is damaged" in refuses("generate", model, "--prompt", "the")
+
+
+def drop(arrays):
+    del arrays["parameters.final_norm.gain"]
+
+
+def add(arrays):
+    arrays["parameters.blocks.7.mixer"] = np.ones(3, np.float32)
+
+
+def reshape(arrays):
+    arrays["parameters.embedding.weight"] = arrays["parameters.embedding.weight"][:, :-1].copy()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(drop, "missing: final_norm.gain"), (add, "unexpected: blocks.7.mixer"), (reshape, "wrong shape: embedding.weight")],
+)
+def test_weights_that_do_not_fit_are_named(refuses, model, change, message):
+    rewrite(model, change)
+    assert message in refuses("generate", model, "--prompt", "the")
+
+
+def test_ctrl_c_while_training_is_quiet_and_leaves_a_checkpoint_whole(text, tmp_path):
+    command = [sys.executable, "-m", "minitransformers", "train", "--text", text, *SIZES, "--steps", "40000", "--out", tmp_path / "run"]
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # The bar appears where training begins.
+    while "step" not in (seen := process.stderr.read(20)):
+        assert seen, "it ended before it began"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in errors
