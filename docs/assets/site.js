@@ -63,6 +63,17 @@ function lightAddress() {
   if (target) light(target);
 }
 
+// A long module opens at the function that the page derives, when its first numbered line would be out of view.
+function openAtConcept() {
+  const body = document.querySelector(".panel__body");
+  const first = body?.querySelector(".row[data-eq]");
+  const concept = [...(body?.querySelectorAll(".fold__label") ?? [])].find((label) => label.textContent === "label")?.closest(".row");
+  if (!first || !concept || body.scrollHeight <= body.clientHeight) return;
+  const top = body.getBoundingClientRect().top;
+  if (first.getBoundingClientRect().bottom - top > body.clientHeight) body.scrollTop = concept.getBoundingClientRect().top - top;
+}
+
 renderFormulas();
+openAtConcept();
 followReader();
 lightAddress();
