@@ -58,11 +58,11 @@ class KeyValueCache:
         else:
             # The first of several new positions still sees what the last of them will overwrite: put them side by side.
             past = [p % self.window for p in range(max(0, start - self.window + 1), start)]
-            both = tuple(np.concatenate([held[..., past, :], own], axis=-2) for held, own in ((self.keys, key), (self.values, value)))
+            keys, values = (np.concatenate([held[..., past, :], own], axis=-2) for held, own in ((self.keys, key), (self.values, value)))
             kept = min(new, self.window)
             slots = [p % self.window for p in range(self.length - kept, self.length)]
             self.keys[..., slots, :], self.values[..., slots, :] = key[..., new - kept :, :], value[..., new - kept :, :]
-            return both
+            return keys, values
         filled = min(self.length, self.keys.shape[-2])
         return self.keys[..., :filled, :], self.values[..., :filled, :]
 

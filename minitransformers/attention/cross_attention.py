@@ -62,7 +62,8 @@ def cross_attention_step(
     if state is None:
         if memory is None:
             raise invalid("memory", got=None, wants="what the queries read, at the first step")
-        state = tuple(split_heads(linear(part, memory)[0], num_heads) for part in (params.key, params.value))
+        key, value = (split_heads(linear(part, memory)[0], num_heads) for part in (params.key, params.value))
+        state = key, value
     query = split_heads(linear(params.query, x)[0], num_heads)
     heads, _ = scaled_dot_product_attention(query, *state, mask=mask, scale=scale)
     return linear(params.output, merge_heads(heads))[0], state

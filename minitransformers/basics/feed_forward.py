@@ -13,6 +13,7 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 2. Differs from the paper: it
     dx = dhidden W_up^T, and dW_up, db_up                    (6)
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, NamedTuple
 
@@ -27,7 +28,7 @@ from minitransformers.basics.silu import silu
 from minitransformers.foundation import bad, concept, example, invalid
 
 # "gelu" is the tanh form of GPT-2 and T5 v1.1, "gelu_exact" the erf form of BERT: they differ by up to 5e-4.
-ACTIVATIONS = {"relu": relu, "gelu": gelu, "gelu_exact": partial(gelu, approximate="none"), "silu": silu}
+ACTIVATIONS: dict[str, Callable] = {"relu": relu, "gelu": gelu, "gelu_exact": partial(gelu, approximate="none"), "silu": silu}
 
 
 class FeedForward(NamedTuple):

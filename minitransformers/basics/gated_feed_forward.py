@@ -16,6 +16,7 @@ Source: Shazeer 2020, arXiv:2002.05202, eq. 6. Differs from the paper: biases ma
     dx = dgate W_gate^T + dvalue W_up^T, and dW_gate, dW_up  (9)
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, NamedTuple
 
@@ -29,7 +30,7 @@ from minitransformers.basics.relu import relu
 from minitransformers.basics.silu import silu
 from minitransformers.foundation import bad, concept, example, invalid
 
-ACTIVATIONS = {"silu": silu, "gelu": gelu, "gelu_exact": partial(gelu, approximate="none"), "relu": relu}
+ACTIVATIONS: dict[str, Callable] = {"silu": silu, "gelu": gelu, "gelu_exact": partial(gelu, approximate="none"), "relu": relu}
 
 
 class GatedFeedForward(NamedTuple):

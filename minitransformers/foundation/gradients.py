@@ -210,7 +210,7 @@ def _central_differences(
     for index in np.ndindex(array.shape):
         best = float("inf")
         for relative_step in _STEPS:
-            h = relative_step * max(1.0, abs(array[index]))
+            h = relative_step * max(1.0, float(abs(array[index])))
 
             def moved(by: float, index: tuple = index) -> list[np.ndarray]:
                 work[which][index] = array[index] + by

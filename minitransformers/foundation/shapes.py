@@ -180,7 +180,7 @@ def _fit(shape: tuple[int, ...], dims: list[str], path: str, scope: _Scope) -> s
             if not (token.startswith("#") and size == 1):
                 scope.sizes[name], scope.places[name] = size, path
             continue
-        wanted = scope.sizes[name] if name.isidentifier() else _evaluate(name, scope.sizes)
+        wanted: Any = scope.sizes[name] if name.isidentifier() else _evaluate(name, scope.sizes)
         if token.startswith("*#"):
             try:
                 scope.sizes[name] = np.broadcast_shapes(wanted, size)

@@ -42,7 +42,8 @@ def language_model_step(
     """
     parts, length = config.bound, state.length if state else 0
     end = length + ids.shape[-1]
-    if parts.mixer_step is None:
+    one_step = parts.mixer_step
+    if one_step is None:
         raise invalid("config.mixer", got=config.mixer, wants="a mixer that can decode step by step")
     if end > config.context:
         raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {config.context}")
@@ -56,7 +57,7 @@ def language_model_step(
     for i, block in enumerate(params.blocks):
 
         def step(mixer_params, x, mixer_state):
-            return parts.mixer_step(mixer_params, x, mixer_state, **bias)
+            return one_step(mixer_params, x, mixer_state, **bias)
 
         hidden, mixer_state = transformer_block_step(
             block, hidden, state.mixers[i] if state else None,

@@ -82,7 +82,8 @@ class LanguageModelConfig:
     @functools.cached_property
     def bound(self) -> Bound:
         """The parts as functions, their configuration filled in once."""
-        parts, settings = self.parts, {"num_heads": self.num_heads, "causal": True}
+        parts = self.parts
+        settings: dict[str, Any] = {"num_heads": self.num_heads, "causal": True}
         position = parts.get("position")
         place = position.place if position else None
         if place == "position/rotation":

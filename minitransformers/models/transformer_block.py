@@ -80,7 +80,8 @@ def transformer_block(
         return _dropped(added, backward, drop)
 
     def work(h):
-        return _dropped(*channel(params.channel, h), drop)
+        added, backward = channel(params.channel, h)
+        return _dropped(added, backward, drop)
 
     if placement == "pre":
         normed, mixer_norm_backward = norm(params.mixer_norm, x)
