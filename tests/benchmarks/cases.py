@@ -21,14 +21,27 @@ def _data(config: dict[str, int], batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 def our_training_step(sizes: dict[str, int], batch: int) -> Callable[[], Any]:
     """Forward, backward, clipping and AdamW, as the training loop runs them."""
-    from minitransformers.models.language_model import LanguageModelConfig, init_language_model
-    from minitransformers.training.loop import make_step
+    import functools
 
+    from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+    from minitransformers.training.flat_tree import FlatTree
+    from minitransformers.training.loop import accumulate_gradient
+    from minitransformers.training.memory import keep_freed_memory
+    from minitransformers.training.optimizer import AdamW, decays
+
+    keep_freed_memory()
     config = LanguageModelConfig(**sizes)
-    params = init_language_model(np.random.default_rng(0), config)
-    step = make_step(params, config)
+    params = FlatTree.pack(init_language_model(np.random.default_rng(0), config), in_front=decays)
+    gradient, optimizer = params.zeros_like(), AdamW(params, weight_decay=0.1)
+    forward = functools.partial(language_model, config=config)
     ids, targets = _data(sizes, batch)
-    return lambda: step(ids, targets)
+
+    def step() -> float:
+        loss = accumulate_gradient(params.tree, gradient, ids, targets, forward=forward)
+        optimizer.step(gradient, learning_rate=1e-3, clip=1.0)
+        return loss
+
+    return step
 
 
 def torch_model(sizes: dict[str, int]) -> Any:
