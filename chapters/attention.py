@@ -1,0 +1,579 @@
+"""Attention: each position reads from the others by content.
+
+What the formula promises can be measured: why scores are divided by √d, what attention cannot know without positions, how
+far a stack of windows sees and what it costs, what a cap leaves of a gradient, and what happens when a trained model must
+share its keys.
+"""
+
+# %%
+import copy
+import time
+import tracemalloc
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from minitransformers.attention.banded_attention import banded_attention
+from minitransformers.attention.cross_attention import CrossAttention, cross_attention, init_cross_attention
+from minitransformers.attention.grouped_query_attention import (
+    grouped_query_attention,
+    grouped_query_attention_step,
+    init_grouped_query_attention,
+    pool_heads,
+)
+from minitransformers.attention.heads import split_heads
+from minitransformers.attention.masks import band_mask, causal_mask, prefix_mask, segment_mask, sliding_window_mask
+from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
+from minitransformers.attention.scaled_dot_product_attention import attention_weights, scaled_dot_product_attention
+from minitransformers.attention.sliding_window_attention import (
+    init_sliding_window_attention,
+    sliding_window_attention,
+    sliding_window_attention_step,
+)
+from minitransformers.attention.soft_cap import soft_cap
+from minitransformers.basics.cross_entropy import cross_entropy
+from minitransformers.basics.embedding import Embedding, embedding, init_embedding
+from minitransformers.basics.linear import Linear, init_linear, linear
+from minitransformers.cli.chapter import Chapter
+from minitransformers.foundation import trees
+from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+from minitransformers.training.flat_tree import FlatTree
+from minitransformers.training.optimizer import AdamW
+from minitransformers.training.schedule import warmup_cosine
+from minitransformers.training.text import Corpus
+
+chapter = Chapter("attention", __doc__)
+
+
+def exponent(sizes, costs):
+    """The slope of a straight line through the logarithms: cost grows as size to this power."""
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+# %% Masks: who may read whom
+def masks_section():
+    segments = np.array([0] * 5 + [1] * 4 + [2] * 3)
+    masks = {
+        "causal": causal_mask(12),
+        "window of 4": sliding_window_mask(12, window=4),
+        "band, reach 2": band_mask(12, reach=2),
+        "prefix of 5": prefix_mask(12, prefix=5),
+        "causal & segments": causal_mask(12) & segment_mask(segments)[0],
+    }
+    with chapter.figure("masks", size=(7.2, 1.9), ncols=5) as (_, axes):
+        for ax, (name, mask) in zip(axes, masks.items(), strict=True):
+            ax.pcolormesh(np.where(mask, 1.0, np.nan), vmin=0, vmax=1.6, cmap="Blues", edgecolors="#808080", linewidth=0.3)
+            ax.set(title=name, xticks=[], yticks=[], aspect="equal")
+            ax.invert_yaxis()
+            ax.grid(False)
+        axes[0].set(xlabel="keys", ylabel="queries")
+
+
+masks_section()
+
+
+# %% The scale: unscaled scores grow with √d, and a softmax of large scores stops learning
+def scale_section():
+    rng, keys = chapter.rng(), 64
+    widths, queries = [4, 16, 64, 256, 1024], 50 if chapter.quick else 1000
+    found = {"scaled": [], "unscaled": []}
+    for d in widths:
+        q, k = rng.normal(size=(queries, d)), rng.normal(size=(keys, d))
+        for name, scale in (("scaled", d**-0.5), ("unscaled", 1.0)):
+            weights = attention_weights(q, k, scale=scale)
+            squares, cubes = (weights**2).sum(-1), (weights**3).sum(-1)
+            # |diag(p) - p pᵀ|² = Σp² - 2 Σp³ + (Σp²)²
+            jacobian = np.sqrt(np.maximum(squares - 2 * cubes + squares**2, 0))
+            found[name].append((float(weights.max(-1).mean()), float(jacobian.mean())))
+    with chapter.figure("scale", size=(6.4, 2.8), ncols=2) as (_, axes):
+        for i, (ax, title) in enumerate(zip(axes, ("largest weight of a query", "size of the softmax Jacobian"), strict=True)):
+            for name, label in (("unscaled", "scores q·k"), ("scaled", "scores q·k / √d")):
+                ax.semilogx(widths, [pair[i] for pair in found[name]], marker="o", base=2, label=label)
+            ax.set(xlabel="d", title=title, ylim=(0, 1.05 if i == 0 else None), xticks=widths, xticklabels=widths)
+            ax.minorticks_off()
+        axes[0].legend()
+    for name, pairs in found.items():
+        for d, (largest, jacobian) in zip(widths, pairs, strict=True):
+            chapter.value(f"scale.{name}.largest.d{d}", largest)
+            chapter.value(f"scale.{name}.jacobian.d{d}", jacobian)
+    spread = max(p[0] for p in found["scaled"]) - min(p[0] for p in found["scaled"])
+    peak = max(p[1] for p in found["unscaled"])
+    chapter.claim(
+        "Without 1/√d the softmax saturates as d grows",
+        paper="Vaswani et al. 2017, section 3.2.1: for large d the products push the softmax into regions of extremely small gradients",
+        expect="unscaled: largest weight towards 1, Jacobian falling; scaled: both flat in d",
+        measured=f"d = 1024: largest weight {found['unscaled'][-1][0]:.2f} against {found['scaled'][-1][0]:.2f}; the unscaled Jacobian "
+        f"falls from {peak:.2f} to {found['unscaled'][-1][1]:.3f}; scaled, the largest weight varies by {spread:.2f}",
+        holds=found["unscaled"][-1][0] > 0.9 and found["unscaled"][-1][1] < 0.25 * peak and spread < 0.1,
+    )
+
+
+scale_section()
+
+
+# %% What attention knows: sets, not sequences; and nothing of the future under a causal mask
+def order_section():
+    rng, n, d_model = chapter.rng(), 10, 16
+    params = init_multi_head_attention(rng, d_model, num_heads=4, dtype=np.float64)
+    x, places, order = rng.normal(size=(n, d_model)), rng.normal(size=(n, d_model)), rng.permutation(n)
+    attend = partial(multi_head_attention, params, num_heads=4, causal=False)
+    blind = float(np.abs(attend(x[order])[0] - attend(x)[0][order]).max())
+    placed = float(np.abs(attend(x[order] + places)[0] - attend(x + places)[0][order]).max())
+    chapter.value("order.difference", blind)
+    chapter.value("order.with_positions", placed)
+    chapter.claim(
+        "Attention without positions does not know the order",
+        paper="Vaswani et al. 2017, section 3.5: without recurrence, order must be put in by positional encodings",
+        expect="shuffled inputs give shuffled outputs up to rounding; not so once each position adds a vector of its own",
+        measured=f"largest difference {blind:.0e}; with position vectors {placed:.2g}",
+        holds=blind < 1e-12 and placed > 0.1,
+    )
+
+    causal = partial(multi_head_attention, params, num_heads=4, causal=True)
+    changed = x.copy()
+    changed[6:] = rng.normal(size=(n - 6, d_model))
+    same = bool(np.array_equal(causal(x)[0][:6], causal(changed)[0][:6]))
+    out, backward = causal(x)
+    dout = np.zeros_like(out)
+    dout[:6] = rng.normal(size=(6, d_model))
+    leak = float(np.abs(backward(dout)[1][6:]).max())
+    cut = 3                                                  # three new queries on ten keys
+    q, k, v = (rng.normal(size=(n, 8)) for _ in range(3))
+    full = scaled_dot_product_attention(q, k, v, mask=causal_mask(n))[0][-cut:]
+    right = scaled_dot_product_attention(q[-cut:], k, v, mask=causal_mask(cut, n))[0]
+    wrong = scaled_dot_product_attention(q[-cut:], k, v, mask=np.tri(cut, n, dtype=bool))[0]
+    misaligned = float(np.abs(wrong - full).max())
+    chapter.value("causal.leak", leak)
+    chapter.value("causal.misaligned", misaligned)
+    chapter.claim(
+        "A causal mask leaks nothing",
+        paper="Vaswani et al. 2017, section 3.2.3: leftward information flow is prevented by setting scores to minus infinity",
+        expect="earlier outputs identical to the bit when later tokens change; gradients to later tokens exactly zero",
+        measured=f"{'identical' if same else 'changed'}; largest gradient {leak:g}. The last queries against all keys agree with the full "
+        f"pass to {np.abs(right - full).max():.0e}; with the mask aligned to the first key they are off by {misaligned:.2g}",
+        holds=same and leak == 0 and float(np.abs(right - full).max()) < 1e-12 and misaligned > 0.1,
+    )
+
+    biased = params._replace(key=params.key._replace(bias=rng.normal(size=d_model)))
+    dparams, _, _ = multi_head_attention(biased, x, num_heads=4)[1](rng.normal(size=x.shape))
+    key, query = float(np.abs(dparams.key.bias).max()), float(np.abs(dparams.query.bias).max())
+    chapter.value("key_bias.key", key)
+    chapter.value("key_bias.query", query)
+    chapter.claim(
+        "A bias on the keys learns nothing",
+        paper="not in the paper: q·(k + b) adds q·b to all scores of a query, and a softmax ignores what all scores share",
+        expect="gradient zero up to rounding, that of the query bias not",
+        measured=f"largest element {key:.0e}, of the query bias {query:.2g}",
+        holds=key < 1e-13 and query > 1e-3,
+    )
+
+
+order_section()
+
+
+# %% Windows: how far a stack of them sees
+def reach_section():
+    rng, n, window, layers = chapter.rng(), 24, 4, 4
+    params = init_sliding_window_attention(rng, 16, num_heads=4, num_kv_heads=2, dtype=np.float64)
+    attend = partial(sliding_window_attention, params, num_heads=4, num_kv_heads=2, window=window)
+    x, backwards, jacobians = rng.normal(size=(n, 16)), [], []
+    h = x
+    for _ in range(layers):
+        h, backward = attend(h)
+        backwards.append(backward)
+        jacobian = np.zeros((n, n))
+        for i in range(n):
+            dh = np.zeros_like(x)
+            dh[i] = rng.normal(size=16)
+            for back in reversed(backwards):
+                _, dh = back(dh)
+            jacobian[i] = np.linalg.norm(dh, axis=-1)
+        jacobians.append(jacobian)
+    with chapter.figure("reach", size=(7.2, 2.2), ncols=layers) as (_, axes):
+        for k, (ax, jacobian) in enumerate(zip(axes, jacobians, strict=True), start=1):
+            logs = np.where(jacobian > 0, np.log10(np.where(jacobian > 0, jacobian, 1)), np.nan)
+            ax.pcolormesh(logs, cmap="Blues", vmin=-5.5, vmax=0.5, edgecolors="#808080", linewidth=0.1)
+            ax.set(title=f"{k} layer{'s' if k > 1 else ''}: {k * (window - 1) + 1}", xticks=[], yticks=[], aspect="equal")
+            ax.invert_yaxis()
+            ax.grid(False)
+        axes[0].set(xlabel="input position", ylabel="output position")
+    reaches = [int((jacobian[-1] > 0).sum()) for jacobian in jacobians]
+    exact = all(
+        np.array_equal(jacobian > 0, sliding_window_mask(n, window=k * (window - 1) + 1)) for k, jacobian in enumerate(jacobians, start=1)
+    )
+    chapter.value("reach.window", window)
+    chapter.value("reach.positions", ", ".join(map(str, reaches)))
+    chapter.claim(
+        "k layers of windows reach k (W − 1) + 1 positions",
+        paper="Jiang et al. 2023, section 2: a token attends to up to W tokens a layer, so after k layers to up to k × W",
+        expect=f"gradients exactly zero beyond {', '.join(str(k * (window - 1) + 1) for k in range(1, layers + 1))} positions, none zero within",
+        measured=f"W = {window}, one to {layers} layers: {', '.join(map(str, reaches))} positions, the own one included; k W is that rounded up",
+        holds=exact,
+    )
+
+    state, rolling = None, []
+    for t in range(n):
+        _, state = sliding_window_attention_step(params, x[None, t : t + 1], state, num_heads=4, num_kv_heads=2, window=window)
+        rolling.append(state.bytes)
+    full = {}
+    for kv_heads in (4, 2, 1):
+        shared, state = init_grouped_query_attention(rng, 16, num_heads=4, num_kv_heads=kv_heads), None
+        for t in range(n):
+            step = x[None, t : t + 1].astype(np.float32)
+            _, state = grouped_query_attention_step(shared, step, state, num_heads=4, num_kv_heads=kv_heads)
+        full[kv_heads] = state.bytes
+    chapter.value("cache.bytes", {str(heads): size for heads, size in full.items()})
+    chapter.value("cache.rolling", rolling[-1])
+    chapter.claim(
+        "Sharing key heads shrinks the cache by the number that share, and a window stops its growth",
+        paper="Shazeer 2019 and Ainslie et al. 2023, section 2: the cache shrinks by the group's size; Jiang et al. 2023: a rolling buffer of W entries",
+        expect="bytes in the ratio 4 : 2 : 1 for 4, 2 and 1 key heads; the rolling cache constant from position W on",
+        measured=f"{full[4]}, {full[2]} and {full[1]} bytes after {n} positions; rolling: {rolling[window - 1]} bytes at position {window}, {rolling[-1]} at {n}",
+        holds=full[4] == 2 * full[2] == 4 * full[1] and rolling[window - 1] == rolling[-1],
+    )
+
+
+reach_section()
+
+
+# %% Decoding: keys and values of the past are kept
+def decoding_section():
+    rng, width, heads = chapter.rng(), 64, {"num_heads": 4, "num_kv_heads": 2}
+    exact = init_grouped_query_attention(rng, width, **heads, dtype=np.float64)
+    x, worst = rng.normal(size=(2, 40, width)), 0.0
+    for window in (None, 8):
+        mask = None if window is None else sliding_window_mask(40, window=window)
+        whole, _ = grouped_query_attention(exact, x, **heads, mask=mask)
+        for pieces in ([1] * 40, [25] + [1] * 15, [7, 13, 1, 19]):
+            state, stop = None, 0
+            for new in pieces:
+                start, stop = stop, stop + new
+                out, state = grouped_query_attention_step(exact, x[:, start:stop], state, **heads, window=window)
+                worst = max(worst, float(np.abs(out - whole[:, start:stop]).max()))
+    chapter.value("decoding.difference", worst)
+
+    tokens = 64 if chapter.quick else 256
+    params, text = init_grouped_query_attention(rng, width, **heads), rng.normal(size=(1, tokens, width)).astype(np.float32)
+
+    def seconds(call):
+        """The best of a few runs, in this thread's own time: other work on the machine does not count."""
+        times = []
+        for _ in range(5):
+            begin = time.thread_time()
+            call()
+            times.append(time.thread_time() - begin)
+        return min(times)
+
+    state, places, cached, again = None, [], [], []
+    for t in range(0, tokens, 16):                           # every sixteenth token is timed, both ways
+        _, state = grouped_query_attention_step(params, text[:, t : t + 15], state, **heads)
+        one = text[:, t + 15 : t + 16]
+        forks = iter([copy.deepcopy(state) for _ in range(5)])
+        cached.append(seconds(lambda: grouped_query_attention_step(params, one, next(forks), **heads)))
+        again.append(seconds(lambda: grouped_query_attention(params, text[:, : t + 16], **heads)))
+        _, state = grouped_query_attention_step(params, one, state, **heads)
+        places.append(t + 16)
+    cached, again = np.array(cached), np.array(again)
+    with chapter.figure("decoding", size=(4.6, 2.8)) as (_, ax):
+        for label, times in (("the whole text again", again), ("with a cache", cached)):
+            ax.plot(places, times / np.median(cached), label=label)
+        ax.set(xlabel="tokens so far", ylabel="time of the next token\n(with a cache = 1)", yscale="log")
+        ax.legend()
+    chapter.value("decoding.tokens", tokens)
+    chapter.value("decoding.times_faster", float(again.sum() / cached.sum()))
+    chapter.claim(
+        "A text read in pieces equals the text read at once, and costs less",
+        paper="Shazeer 2019, section 2.4: decoding step by step computes what the whole computes, from the keys and values kept",
+        expect="equal to 1e-12 for single steps, prompts and a rolling window; much faster than reading everything again for each token",
+        measured=f"largest difference {worst:.0e}; {tokens} tokens {again.sum() / cached.sum():.0f} times as fast",
+        holds=worst < 1e-12 and again.sum() > 2 * cached.sum(),
+    )
+
+
+decoding_section()
+
+
+# %% Windows: what the blocks save
+def cost_section():
+    rng, window, rounds = chapter.rng(), 64, 2 if chapter.quick else 9
+    sizes = [256, 512, 1024] if chapter.quick else [512, 1024, 2048, 4096]
+
+    def dense(q, k, v):
+        return scaled_dot_product_attention(q, k, v, mask=sliding_window_mask(q.shape[-2], window=window))
+
+    forms = {"dense mask": dense, "blocks": partial(banded_attention, window=window)}
+    times, peaks, worst = {name: [] for name in forms}, {name: [] for name in forms}, 0.0
+    for n in chapter.progress(sizes, "banded and dense attention"):
+        q, k, v = (rng.standard_normal((n, 32), np.float32) for _ in range(3))
+        outs = []
+        for name, form in forms.items():
+            tracemalloc.start()
+            out, backward = form(q, k, v)
+            outs.append([out, *backward(v)[:3]])             # and the run that nobody times
+            peaks[name].append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            laps = []
+            for _ in range(rounds):
+                start = time.process_time()                  # not the clock: others may use this machine
+                _, backward = form(q, k, v)
+                backward(v)
+                laps.append(time.process_time() - start)
+            times[name].append(min(laps))
+        worst = max(worst, *(float(np.abs(a - b).max()) for a, b in zip(*outs, strict=True)))
+    with chapter.figure("banded_cost", size=(6.4, 2.9), ncols=2) as (_, axes):
+        for name in forms:
+            axes[0].loglog(sizes, np.array(times[name]) / times["blocks"][0], marker="o", label=name)
+            axes[1].loglog(sizes, np.array(peaks[name]) / 2**20, marker="o", label=name)
+        for ax, title in zip(axes, (f"time (blocks at {sizes[0]} = 1)", "peak memory (MiB)"), strict=True):
+            ax.set(xlabel="positions", title=title, xticks=sizes, xticklabels=sizes)
+            ax.minorticks_off()
+        axes[0].legend()
+    time_powers = {name: exponent(sizes[-3:], times[name][-3:]) for name in forms}
+    memory_powers = {name: exponent(sizes[-3:], peaks[name][-3:]) for name in forms}
+    for name, key in (("dense mask", "dense"), ("blocks", "banded")):
+        chapter.value(f"cost.{key}.time_exponent", time_powers[name])
+        chapter.value(f"cost.{key}.memory_exponent", memory_powers[name])
+    chapter.value("cost.longest", sizes[-1])
+    chapter.value("cost.window", window)
+    chapter.value("cost.times_faster", times["dense mask"][-1] / times["blocks"][-1])
+    chapter.value("cost.times_smaller", peaks["dense mask"][-1] / peaks["blocks"][-1])
+    chapter.value("cost.difference", worst)
+    chapter.claim(
+        "A window computed in blocks costs n W, not n²",
+        paper="Beltagy et al. 2020, section 3.1: time and memory O(n w), linear in n",
+        expect="fitted exponents near 1 for blocks and near 2 for the dense mask, in memory closely and in time roughly",
+        measured=f"time: n^{time_powers['blocks']:.2f} against n^{time_powers['dense mask']:.2f}; memory: n^{memory_powers['blocks']:.2f} "
+        f"against n^{memory_powers['dense mask']:.2f}; at n = {sizes[-1]}, W = {window}: "
+        f"{times['dense mask'][-1] / times['blocks'][-1]:.0f} times faster; results differ by {worst:.0e} (float32)",
+        holds=memory_powers["blocks"] < 1.1 and memory_powers["dense mask"] > 1.8 and worst < 1e-5
+        and time_powers["blocks"] < 1.35 and time_powers["dense mask"] > 1.6,
+        full_only=True,
+    )  # fmt: skip
+
+
+cost_section()
+
+
+# %% A cap: bounded scores that can still come back
+def cap_section():
+    cap, x = 50.0, np.linspace(0, 200, 401)
+    capped, backward = soft_cap(x, cap=cap)
+    slope = backward(np.ones_like(x))
+    clipped = (x < cap).astype(float)
+    with chapter.figure("soft_cap", size=(6.4, 2.8), ncols=2) as (_, axes):
+        axes[0].plot(x, np.minimum(x, cap), "--", label="clip")
+        axes[0].plot(x, capped, label="soft cap")
+        axes[0].set(xlabel="score", title=f"what goes on (cap {cap:.0f})")
+        axes[0].legend()
+        axes[1].semilogy(x[x < cap], clipped[x < cap], "--")
+        axes[1].semilogy(x, slope)
+        axes[1].set(xlabel="score", title="gradient (the clip's ends)", ylim=(1e-3, 1.5))
+
+    def steps_back(squash):
+        """Updates until a key whose score has run off to three caps loses to one at 0, with the loss -log(weight)."""
+        score = 3 * 5.0
+        for step in range(1, 5001):
+            out, back = squash(np.array([score]))
+            score -= float(back(1 / (1 + np.exp(-out)))[0])  # the derivative of log(1 + exp(out))
+            if score < 0:
+                return step
+        return None
+
+    soft = steps_back(partial(soft_cap, cap=5.0))
+    hard = steps_back(lambda s: (np.clip(s, -5, 5), lambda dout: dout * (np.abs(s) < 5)))
+    chapter.value("soft_cap.slope_at_200", float(slope[-1]))
+    chapter.value("soft_cap.steps_back", soft)
+    chapter.claim(
+        "A soft cap keeps a gradient where a clip has none",
+        paper="Gemma Team 2024, section 2: logits are capped by soft_cap · tanh(logits / soft_cap)",
+        expect="at four caps a small gradient against exactly zero; a score that has run off returns, a clipped one never",
+        measured=f"gradient at 200 with cap 50: {slope[-1]:.1e} against 0; from three caps back below zero in {soft} updates, "
+        f"clipped: {'not in 5000' if hard is None else hard}",
+        holds=bool(slope[-1] > 0) and capped[-1] < cap and soft is not None and hard is None,
+    )
+
+
+cap_section()
+
+
+# %% Cross-attention: an alignment that nobody showed it
+class Reverser(NamedTuple):
+    """Symbols with their places are the memory; each output place asks it with a vector of its own."""
+
+    symbols: Embedding
+    places: Embedding
+    questions: Embedding
+    attention: CrossAttention
+    head: Linear
+
+
+def reverser(params, *, ids):
+    places = np.broadcast_to(np.arange(ids.shape[-1]), ids.shape)
+    symbols, symbols_backward = embedding(params.symbols, ids=ids)
+    offsets, places_backward = embedding(params.places, ids=places)
+    questions, questions_backward = embedding(params.questions, ids=places)
+    read, attention_backward = cross_attention(params.attention, questions, symbols + offsets, num_heads=1)
+    logits, head_backward = linear(params.head, read)
+
+    def backward(dlogits):
+        dhead, dread = head_backward(dlogits)
+        dattention, dquestions, dmemory, _ = attention_backward(dread)
+        return Reverser(
+            symbols_backward(dmemory), places_backward(dmemory), questions_backward(dquestions), dattention, dhead
+        )
+
+    return logits, backward
+
+
+def train(params, loss, *, steps, peak, text="training"):
+    """AdamW on ``loss(params) -> value, gradients``; returns the trained parameters."""
+    flat = FlatTree.pack(params)
+    optimizer, gradient = AdamW(flat, weight_decay=0.0), flat.zeros_like()
+    for step in chapter.progress(range(1, steps + 1), text):
+        _, grads = loss(flat.tree)
+        gradient.set_sum(grads)
+        optimizer.step(gradient, learning_rate=warmup_cosine(step, peak=peak, steps=steps, warmup=steps // 10), clip=1.0)
+    return trees.map(np.array, flat.tree)
+
+
+def reversal_section():
+    rng, length, kinds, width = chapter.rng(), 8, 10, 32
+    params = Reverser(
+        init_embedding(rng, kinds, width, std=1.0), init_embedding(rng, length, width, std=1.0), init_embedding(rng, length, width, std=1.0),
+        init_cross_attention(rng, width, num_heads=1), init_linear(rng, width, kinds),
+    )  # fmt: skip
+
+    def loss(params):
+        ids = rng.integers(kinds, size=(64, length))
+        logits, backward = reverser(params, ids=ids)
+        value, loss_backward = cross_entropy(logits, targets=ids[:, ::-1])
+        return value, backward(loss_backward(np.ones_like(value)))
+
+    steps = 100 if chapter.quick else 400
+    params = train(params, loss, steps=steps, peak=1e-2, text="learning to reverse")
+    ids = rng.integers(kinds, size=(256, length))
+    exact = float((reverser(params, ids=ids)[0].argmax(-1) == ids[:, ::-1]).all(-1).mean())
+    memory = params.symbols.weight[ids] + params.places.weight
+    q, k = linear(params.attention.query, params.questions.weight)[0], linear(params.attention.key, memory)[0]
+    weights = attention_weights(split_heads(q, 1), split_heads(k, 1)).mean((0, 1))
+    diagonal = float(np.trace(weights[:, ::-1]) / length)
+    with chapter.figure("alignment", size=(3.4, 3)) as (fig, ax):
+        image = ax.pcolormesh(weights, cmap="Blues", vmin=0, vmax=1, edgecolors="#808080", linewidth=0.1)
+        ax.set(xlabel="symbol that is read", ylabel="symbol that is written", aspect="equal")
+        ax.invert_yaxis()
+        ax.grid(False)
+        fig.colorbar(image, label="weight")
+    chapter.value("reversal.exact", 100 * exact)
+    chapter.value("reversal.diagonal", 100 * diagonal)
+    chapter.value("reversal.steps", steps)
+    chapter.value("reversal.length", length)
+    chapter.claim(
+        "Cross-attention finds the alignment by itself",
+        paper="Bahdanau et al. 2014, section 5.2.1 (the alignment of source and target words appears in the weights); Vaswani et al. 2017, section 3.2.3",
+        expect="a toy that must reverse its input puts its weight on the anti-diagonal",
+        measured=f"after {steps} updates {100 * exact:.0f} % of new sequences reversed exactly; {100 * diagonal:.0f} % of the weight on the anti-diagonal",
+        holds=exact > 0.99 and diagonal > 0.8,
+        full_only=True,
+    )
+
+
+reversal_section()
+
+
+# %% Real text: what a window costs, and what sharing the keys of a trained model costs
+def text_section():
+    context, d_model, num_heads = 64, 64, 4
+    steps, seeds = (20, 1) if chapter.quick else (250, 3)
+    corpus = Corpus.load(context=context)
+    shared = {"vocabulary_size": corpus.vocabulary.size, "context": context, "d_model": d_model, "num_layers": 2, "num_heads": num_heads,
+              "position": "rope"}  # fmt: skip
+
+    def loss_of(config, rng):
+        def loss(params):
+            ids, targets = corpus.batch(rng, batch_size=16, context=context)
+            logits, backward = language_model(params, ids=ids, config=config)
+            value, loss_backward = cross_entropy(logits, targets=targets)
+            return value, backward(loss_backward(np.ones_like(value)))
+
+        return loss
+
+    def bits(params, config):
+        """Bits a character on windows of held-out text, always the same."""
+        ids, targets = next(corpus.evaluation_batches(batch_size=128, context=context, limit=16 if chapter.quick else 128))
+        return float(cross_entropy(language_model(params, ids=ids, config=config)[0], targets=targets)[0]) / np.log(2)
+
+    def trained(config, seed):
+        rng = np.random.default_rng(chapter.seed + seed)
+        return train(init_language_model(rng, config, std=0.1), loss_of(config, rng), steps=steps, peak=1e-2, text=config.mixer)
+
+    full = LanguageModelConfig(**shared)
+    models = [trained(full, seed) for seed in range(seeds)]
+    full_bits = bits(models[0], full)
+    rows = [["all", 2 * context, full_bits]]
+    for window in (1, 4, 16):
+        config = LanguageModelConfig(**shared, mixer="sliding_window_attention", options={"mixer": {"window": window}})
+        rows.append([str(window), 2 * (window - 1) + 1, bits(trained(config, 0), config)])
+    rows[0][1] = context
+    chapter.table("windows", ["window", "reach of 2 layers", "bits a character"], rows)
+    by_window = {row[0]: row[2] for row in rows}
+    for name, value in by_window.items():
+        chapter.value(f"windows.bits.{name}", value)
+    chapter.claim(
+        "A window of a quarter of the context loses little",
+        paper="Jiang et al. 2023, section 2: depth restores what a window cuts off",
+        expect="a window of 16 in a context of 64 within 0.1 bits of full attention; one of 1, which reads nothing, clearly worse",
+        measured="bits a character on held-out text: " + ", ".join(f"{value:.2f} with {name}" for name, value in by_window.items()),
+        holds=by_window["16"] < full_bits + 0.1 and by_window["1"] > full_bits + 0.1,
+        full_only=True,
+    )
+
+    grouped = LanguageModelConfig(**shared, mixer="grouped_query_attention", options={"mixer": {"num_kv_heads": 2}})
+
+    def converted(params, how, rng):
+        def mixer(old):
+            new = pool_heads(old, num_heads=num_heads, num_kv_heads=2)
+            if how == "mean":
+                return new
+
+            def other(part, pooled):
+                if how == "random":
+                    return pooled._replace(weight=(part.weight.std() * rng.standard_normal(pooled.weight.shape)).astype(part.weight.dtype))
+                first = [a.reshape(*a.shape[:-1], 2, 2, -1)[..., 0, :].reshape(*a.shape[:-1], -1) for a in part]
+                return Linear(*first)
+
+            return new._replace(key=other(old.key, new.key), value=other(old.value, new.value))
+
+        return params._replace(blocks=[block._replace(mixer=mixer(block.mixer)) for block in params.blocks])
+
+    rows = []
+    for how in ("mean", "first", "random"):
+        before, after = [], []
+        for seed, params in enumerate(models):
+            rng = np.random.default_rng(chapter.seed + 100 + seed)
+            start = converted(params, how, rng)
+            before.append(bits(start, grouped))
+            more = train(start, loss_of(grouped, rng), steps=max(1, steps // 20), peak=3e-3, text=f"{how}, a little more")
+            after.append(bits(more, grouped))
+        rows.append([how, float(np.mean(before)), float(np.mean(after)), float(np.std(before))])
+        chapter.value(f"uptraining.{how}.before", float(np.mean(before)))
+        chapter.value(f"uptraining.{how}.after", float(np.mean(after)))
+    original = float(np.mean([bits(params, full) for params in models]))
+    chapter.value("uptraining.original", original)
+    chapter.value("uptraining.seeds", seeds)
+    chapter.table("uptraining", ["key heads from", "bits at once", "bits after 5 % more", "spread of seeds"], rows)
+    chapter.claim(
+        "A group's keys are best started from the mean of its heads",
+        paper="Ainslie et al. 2023, sections 2.1 and 3.3: mean pooling, then the first head, then random; 5 % of the training restores most",
+        expect="the same order right after the conversion; close together after 5 % more training, with noise",
+        measured=f"{original:.2f} bits before; " + "; ".join(f"{how} {start:.2f}, then {end:.2f}" for how, start, end, _ in rows),
+        holds=rows[0][1] < rows[1][1] < rows[2][1] and rows[0][2] < rows[2][2],
+        toy_scale="with two small heads a group there is little that their mean could keep",
+        full_only=True,
+    )
+
+
+text_section()
+
+# %%
+chapter.finish()
