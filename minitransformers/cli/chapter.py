@@ -155,7 +155,9 @@ class Chapter:
             fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
             self._figures[name] = buffer.getvalue()
             if not self._as_script and "IPython" in sys.modules:
-                sys.modules["IPython"].display.display(fig)
+                from IPython.display import SVG, display
+
+                display(SVG(data=self._figures[name]))
 
     def claim(
         self,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 
 import numpy as np
 import pytest
@@ -171,3 +172,15 @@ def test_a_table_needs_a_cell_for_each_column(chapter):
 
 def test_tables_line_up_with_few_digits():
     assert aligned(["name", "x"], [["a", 0.123456], ["bc", 12]]).splitlines() == ["name      x", "----  -----", "a     0.123", "bc       12"]
+
+
+def test_a_notebook_shows_the_figure(monkeypatch, capsys):
+    shown = []
+    display = types.ModuleType("IPython.display")
+    display.SVG, display.display = (lambda data: data), shown.append
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py"])
+    with Chapter("tiny", "Tiny.").figure("line") as (_, ax):
+        ax.plot([0, 1])
+    assert len(shown) == 1 and b"<svg" in shown[0]
