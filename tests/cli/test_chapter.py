@@ -178,7 +178,9 @@ def test_a_notebook_shows_the_figure(monkeypatch, capsys):
     shown = []
     display = types.ModuleType("IPython.display")
     display.SVG, display.display = (lambda data: data), shown.append
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    ipython = types.ModuleType("IPython")
+    ipython.version_info = (9, 0)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py"])
     with Chapter("tiny", "Tiny.").figure("line") as (_, ax):
