@@ -88,7 +88,7 @@ def _pair_counts(first, second, asked_first, asked_second, size: int):
 
 
 def _bits(probabilities) -> float:
-    return float(-np.log2(probabilities).mean())
+    return float(np.log2(1 / probabilities).mean())
 
 
 def _zlib_size(raw: bytes) -> int:
