@@ -460,7 +460,9 @@ def reversal_section():
     diagonal = float(np.trace(weights[:, ::-1]) / length)
     with chapter.figure("alignment", size=(3.4, 3)) as (fig, ax):
         image = ax.pcolormesh(weights, cmap="Blues", vmin=0, vmax=1, edgecolors="#808080", linewidth=0.1)
+        ticks, places = np.arange(length) + 0.5, range(1, length + 1)
         ax.set(xlabel="symbol that is read", ylabel="symbol that is written", aspect="equal")
+        ax.set(xticks=ticks, xticklabels=places, yticks=ticks, yticklabels=places)
         ax.invert_yaxis()
         ax.grid(False)
         fig.colorbar(image, label="weight")
