@@ -74,7 +74,7 @@ def check(arguments: argparse.Namespace) -> int:
         print(json.dumps(measured, indent=2))
         return int(bool(failures))
     rows = [
-        [name, _number(found["gradient"], ".1e"), _number(found["order"], ".2f"), _number(found["autograd"], ".1e"), found["checks"],
+        [name, _number(found["gradient"], ".1e"), _order(found["order"]), _number(found["autograd"], ".1e"), found["checks"],
          "FAILED" if found["failures"] else "passed"]
         for name, found in measured.items()
     ]  # fmt: skip
@@ -110,6 +110,10 @@ def _chosen(names: list[str]) -> list[Entry]:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
+
+
+def _order(order: float | None) -> str:
+    return "exact" if order is None else f"{order:.2f}"  # a linear function leaves no remainder
 
 
 def _label(entry: Entry) -> dict[str, Any]:
