@@ -81,40 +81,44 @@ def train(
         np.errstate(over="ignore", invalid="ignore", divide="ignore"),
         tqdm(total=settings.steps, initial=run.step, disable=quiet, file=sys.stderr, unit="step", dynamic_ncols=True) as bar,
     ):
-        while run.step < settings.steps:
-            step, began = run.step + 1, time.perf_counter()
-            inputs, targets = corpus.batch(run.random["data"], batch_size=settings.batch_size, context=context)
-            loss = accumulate_gradient(
-                run.params.tree, run.gradient, inputs, targets, forward=trained, micro_batches=settings.micro_batches
-            )
-            if not math.isfinite(loss):
-                raise TrainingDiverged(f"the loss is {loss} at step {step}{_last_good(checkpoint)}")
-            rate = warmup_cosine(
-                step, peak=settings.learning_rate, steps=settings.steps, warmup=settings.warmup_steps, floor=settings.floor
-            )
-            try:
-                norm = run.optimizer.step(run.gradient, learning_rate=rate, clip=settings.clip)
-            except TrainingDiverged as error:
-                raise TrainingDiverged(f"{error}{_last_good(checkpoint)}") from None
-            elapsed = time.perf_counter() - began
-            run.step, run.seconds = step, run.seconds + elapsed
-
-            measured = None
-            if _due(step, settings.eval_every, settings.steps):
-                measured = validation = evaluate(
-                    run.params.tree, corpus, forward=forward, context=context, batch_size=settings.batch_size, limit=settings.eval_windows
+        try:
+            while run.step < settings.steps:
+                step, began = run.step + 1, time.perf_counter()
+                inputs, targets = corpus.batch(run.random["data"], batch_size=settings.batch_size, context=context)
+                loss = accumulate_gradient(
+                    run.params.tree, run.gradient, inputs, targets, forward=trained, micro_batches=settings.micro_batches
                 )
-                if not math.isfinite(measured):
-                    raise TrainingDiverged(f"the validation loss is {measured} after step {step}{_last_good(checkpoint)}")
-            run.history.append(Record(step, rate, loss, norm, run.seconds, measured))
-            if checkpoint is not None and _due(step, settings.checkpoint_every, settings.steps):
-                run.save(checkpoint)
-                write_history(checkpoint.parent, run.history, _summary(run, tokens))
+                if not math.isfinite(loss):
+                    raise TrainingDiverged(f"the loss is {loss} at step {step}")
+                rate = warmup_cosine(
+                    step, peak=settings.learning_rate, steps=settings.steps, warmup=settings.warmup_steps, floor=settings.floor
+                )
+                norm = run.optimizer.step(run.gradient, learning_rate=rate, clip=settings.clip)
+                elapsed = time.perf_counter() - began
+                run.step, run.seconds = step, run.seconds + elapsed
 
-            recent = 0.9 * recent + 0.1 * elapsed if recent else elapsed
-            shown = {"loss": f"{loss:.3f}", "tokens/s": f"{tokens / recent:,.0f}"}
-            bar.set_postfix(shown if validation is None else shown | {"validation": f"{validation:.3f} bits"}, refresh=False)
-            bar.update()
+                measured = None
+                if _due(step, settings.eval_every, settings.steps):
+                    measured = validation = evaluate(
+                        run.params.tree, corpus, forward=forward, context=context, batch_size=settings.batch_size, limit=settings.eval_windows
+                    )
+                    if not math.isfinite(measured):
+                        raise TrainingDiverged(f"the validation loss is {measured} after step {step}")
+                run.history.append(Record(step, rate, loss, norm, run.seconds, measured))
+                if checkpoint is not None and _due(step, settings.checkpoint_every, settings.steps):
+                    run.save(checkpoint)
+                    write_history(checkpoint.parent, run.history, _summary(run, tokens))
+
+                recent = 0.9 * recent + 0.1 * elapsed if recent else elapsed
+                shown = {"loss": f"{loss:.3f}", "tokens/s": f"{tokens / recent:,.0f}"}
+                bar.set_postfix(shown if validation is None else shown | {"validation": f"{validation:.3f} bits"}, refresh=False)
+                bar.update()
+        except TrainingDiverged as error:
+            if checkpoint is None:
+                raise
+            write_history(checkpoint.parent, run.history, _summary(run, tokens))  # how it came to this
+            saved = f"; {checkpoint} is as it was" if checkpoint.exists() else ""
+            raise TrainingDiverged(f"{error}{saved}") from None
 
     if checkpoint is not None:
         write_history(checkpoint.parent, run.history, _summary(run, tokens))
@@ -180,10 +184,6 @@ def _prepare(folder: str | Path | None, run: Run, resume: bool) -> Path | None:
 
 def _due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
-
-
-def _last_good(checkpoint: Path | None) -> str:
-    return f"; {checkpoint} is as it was" if checkpoint is not None and checkpoint.exists() else ""
 
 
 def _summary(run: Run, tokens_per_step: int) -> dict[str, Any]:

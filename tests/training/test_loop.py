@@ -157,6 +157,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_last_checkpoint(
     with pytest.raises(TrainingDiverged, match=message) as caught:
         small_train(model=Breaking(7, where), **settings)
     assert isinstance(caught.value, FloatingPointError) and str(tmp_path / CHECKPOINT) in str(caught.value)
+    assert [record.step for record in read_history(tmp_path / "history.csv")] == [1, 2, 3, 4, 5, 6]  # how it came to this
     resumed = small_train(resume=True, **settings)  # from step 6, with a model that is well again
     trees.map(np.testing.assert_array_equal, resumed.params, small_train(eval_every=0).params)
 
