@@ -52,7 +52,7 @@ def sinusoidal(x: Float[Array, "... length d_model"], *, positions: Int[Array, "
         positions = np.arange(length)
     elif positions.min() < 0:
         raise invalid("positions", got=positions.min(), wants="none below 0")
-    # In float64 whatever x is: a float32 angle is off by 0.004 radians at position 100,000.
+    # In float64 whatever x is: a float32 angle is off by 0.002 radians at position 100,000.
     frequency = base ** (-2 * np.arange(d_model // 2) / d_model)           # (1)
     angle = np.outer(positions, frequency)                   # (length, d_model/2)  (2)
     table = np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, d_model)  # (3)

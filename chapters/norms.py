@@ -1,0 +1,330 @@
+"""Norms: keeping every layer's input at one scale, and what it buys.
+
+What each norm forgets of its input, how depth and the place of the norm decide the size of the gradients, what dropping
+the mean saves, and how models with and without a norm learn real text.
+"""
+
+# %%
+import time
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
+from minitransformers.basics.cross_entropy import cross_entropy
+from minitransformers.basics.embedding import Embedding, embedding, init_embedding
+from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
+from minitransformers.basics.linear import Linear, init_linear, linear
+from minitransformers.cli.chapter import Chapter
+from minitransformers.models.transformer_block import TransformerBlock, transformer_block
+from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
+from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
+from minitransformers.positional.learned import Learned, init_learned, learned
+from minitransformers.training.flat_tree import FlatTree
+from minitransformers.training.optimizer import AdamW, TrainingDiverged, decays
+from minitransformers.training.schedule import warmup_cosine
+from minitransformers.training.text import Corpus
+
+chapter = Chapter("norms", __doc__)
+
+
+def no_norm(params, x):
+    """What stands where a norm was: nothing."""
+    return x, lambda dout: (params, dout)
+
+
+NORMS = {
+    "layer norm": (init_layer_norm, layer_norm),
+    "RMS norm": (init_rms_norm, rms_norm),
+    "no norm": (lambda rng, d_model: None, no_norm),
+}
+
+
+# %% What a norm forgets: scale, shift, rotation
+def invariance_section():
+    rng, width = chapter.rng(), 64
+    x = rng.normal(size=(100, width)) * 3 + 1
+    rotation, _ = np.linalg.qr(rng.normal(size=(width, width)))
+    rows, change = [], {}
+    for name in ("layer norm", "RMS norm"):
+        init, norm = NORMS[name]
+        apply = partial(norm, init(rng, width, dtype=np.float64), eps=0.0)
+        out, _ = apply(x)
+        found = {
+            "scaled by 7": np.abs(apply(7 * x)[0] - out).max(),
+            "shifted by 4": np.abs(apply(x + 4)[0] - out).max(),
+            "rotated": np.abs(apply(x @ rotation)[0] - out @ rotation).max(),
+        }
+        change[name] = found
+        rows.append([name, *(0.0 if value < 1e-12 else float(value) for value in found.values())])
+    chapter.table("invariance", ["norm", *change["layer norm"]], rows)
+    layer, rms = change.values()
+    chapter.claim(
+        "Layer norm forgets scale and shift, RMS norm the scale alone",
+        paper="Zhang and Sennrich 2019, arXiv:1910.07467, table 1: re-centring of the data is undone by layer norm only, re-scaling by both",
+        expect="exactly, at eps = 0: differences at float64 rounding; a shift must change RMS norm, a rotation layer norm",
+        measured=f"scale: {layer['scaled by 7']:.0e} and {rms['scaled by 7']:.0e}; shift: {layer['shifted by 4']:.0e} and "
+        f"{rms['shifted by 4']:.2f}; rotation: {layer['rotated']:.2f} and {rms['rotated']:.0e}",
+        holds=max(layer["scaled by 7"], rms["scaled by 7"], layer["shifted by 4"], rms["rotated"]) < 1e-12
+        and min(rms["shifted by 4"], layer["rotated"]) > 0.05,
+    )
+
+
+invariance_section()
+
+
+# %% Before or after: the gradient of the last layer at the start of training
+def gradient_of_last_layer(rng, depth, placement, *, width=64, tokens=64):
+    """The norm of the gradient of the last feed-forward block's second matrix, and the last hidden size, at the start."""
+    params = [xavier_feed_forward(rng, width) for _ in range(depth)]
+    norm_params = init_layer_norm(rng, width, dtype=np.float64)
+    x, backward = rng.normal(size=(tokens, width)), None
+    for block in params:
+        if placement == "pre":
+            normed, _ = layer_norm(norm_params, x)
+            added, backward = feed_forward(block, normed, activation="relu")
+            x = x + added
+        else:
+            added, backward = feed_forward(block, x, activation="relu")
+            before, x = x + added, layer_norm(norm_params, x + added)[0]
+    # One norm lies between the last block and the loss either way: pre-norm's final norm, post-norm's own.
+    _, norm_backward = layer_norm(norm_params, x if placement == "pre" else before)
+    _, dlast = norm_backward(rng.normal(size=x.shape) / tokens)
+    return np.linalg.norm(backward(dlast)[0].down.weight), float((x if placement == "pre" else before).std())
+
+
+def xavier_feed_forward(rng, width):
+    """Both matrices with Xavier's standard deviation, as the theorem assumes."""
+    std = (2 / (width + 4 * width)) ** 0.5
+    return init_feed_forward(rng, width, std=std, dtype=np.float64)
+
+
+def placement_section():
+    rng, draws, depths = chapter.rng(), 2 if chapter.quick else 8, (2, 4, 8, 16, 32)
+    found = {
+        placement: np.array(
+            [np.mean([gradient_of_last_layer(rng, depth, placement) for _ in range(draws)], axis=0)
+             for depth in chapter.progress(depths, f"{placement}-norm")]
+        )
+        for placement in ("post", "pre")
+    }  # fmt: skip
+    gradient = {placement: values[:, 0] for placement, values in found.items()}
+    slope = float(np.polyfit(np.log(depths), np.log(gradient["pre"]), 1)[0])
+    spread = float(np.abs(gradient["post"] / gradient["post"].mean() - 1).max())
+    growth = float(np.polyfit(np.log(depths), np.log(found["pre"][:, 1] ** 2), 1)[0])
+    chapter.table(
+        "gradient_by_depth",
+        ["layers", "post-norm", "pre-norm", "pre-norm, hidden spread"],
+        [[n, *map(float, row)] for n, *row in zip(depths, gradient["post"], gradient["pre"], found["pre"][:, 1], strict=True)],
+    )
+    with chapter.figure("gradient_by_depth") as (_, ax):
+        for placement, values in gradient.items():
+            ax.loglog(depths, values, "o-", base=2, label=f"{placement}-norm")
+        ax.loglog(depths, gradient["pre"][-1] * (32 / np.array(depths)) ** 0.5, ":", base=2, label="1/√depth")
+        ax.set(xlabel="feed-forward layers", ylabel="gradient norm, last matrix")
+        ax.legend()
+    chapter.value("placement.slope_pre", slope)
+    chapter.value("placement.spread_post", spread)
+    chapter.value("placement.variance_growth", growth)
+    chapter.claim(
+        "Depth shrinks the last gradient under pre-norm and not under post-norm",
+        paper="Xiong et al. 2020, arXiv:2002.04745, theorem 1: at the start it is O(1) in depth after post-norm, O(1/√depth) with pre-norm",
+        expect="post-norm within 20 % from 2 to 32 layers; pre-norm a slope between −0.6 and −0.2, steeper the deeper",
+        measured=f"post-norm within {spread:.0%}, pre-norm with slope {slope:.2f}",
+        holds=spread < 0.2 and -0.6 < slope < -0.2,
+    )
+
+
+placement_section()
+
+
+# %% What dropping the mean saves
+def cost_section():
+    rng, rows = chapter.rng(), []
+    for tokens, width in ((768, 128), (512, 768)):
+        x, dout = rng.standard_normal((2, tokens, width), np.float32)
+        calls = [partial(run_both_ways, norm, init(rng, width), x, dout) for init, norm in (NORMS["layer norm"], NORMS["RMS norm"])]
+        times = []
+        for _ in range(7 if chapter.quick else 60):
+            marks = [time.perf_counter()]
+            for call in calls:
+                call()
+                marks.append(time.perf_counter())
+            times.append(np.diff(marks))
+        layer, rms = np.min(times, axis=0)                                                # the rounds in which nothing else ran
+        rows.append([f"{tokens} x {width}", float(rms / layer)])
+    chapter.table("cost", ["tokens x features", "RMS norm / layer norm"], rows)
+    ratio = float(np.mean([row[1] for row in rows]))
+    chapter.value("cost.ratio", ratio)
+    chapter.claim(
+        "RMS norm costs less than layer norm",
+        paper="Zhang and Sennrich 2019, arXiv:1910.07467, abstract: 7 to 64 % less running time, of whole models",
+        expect="forward and backward together below 1: three reductions and three element-wise passes fewer",
+        measured=f"{ratio:.2f} of layer norm's time, forward and backward",
+        holds=ratio < 1,
+        full_only=True,
+    )
+
+
+def run_both_ways(norm, params, x, dout):
+    _, backward = norm(params, x)
+    return backward(dout)
+
+
+cost_section()
+
+
+# %% A small model of real text in which the norm and its place can be chosen
+class Model(NamedTuple):
+    tokens: Embedding
+    positions: Learned
+    blocks: list[TransformerBlock]
+    final_norm: object
+    head: Linear
+
+
+WIDTH, HEADS, CONTEXT = 48, 4, 32
+
+
+def init_model(rng, norm, *, vocabulary, depth, placement="pre"):
+    init_norm, _ = NORMS[norm]
+    blocks = [
+        TransformerBlock(
+            init_norm(rng, WIDTH), init_multi_head_attention(rng, WIDTH, num_heads=HEADS),
+            init_norm(rng, WIDTH), init_feed_forward(rng, WIDTH),
+        )
+        for _ in range(depth)
+    ]  # fmt: skip
+    final = init_norm(rng, WIDTH) if placement == "pre" else None
+    head = init_linear(rng, WIDTH, vocabulary, bias=False)
+    return Model(
+        init_embedding(rng, vocabulary, WIDTH, std=0.5), init_learned(rng, WIDTH, max_positions=CONTEXT, std=0.5), blocks, final, head
+    )
+
+
+def loss_and_gradient(params, ids, targets, *, norm, placement):
+    """Next-token loss in nats, and its gradient when asked."""
+    _, norm_function = NORMS[norm]
+    x, tokens_backward = embedding(params.tokens, ids=ids)
+    x, positions_backward = learned(params.positions, x)
+    block_backwards = []
+    for block in params.blocks:
+        x, backward = transformer_block(
+            block, x, mixer=partial(multi_head_attention, num_heads=HEADS), channel=feed_forward, norm=norm_function, placement=placement
+        )
+        block_backwards.append(backward)
+    if placement == "pre":
+        x, final_backward = norm_function(params.final_norm, x)
+    logits, head_backward = linear(params.head, x)
+    loss, loss_backward = cross_entropy(logits, targets=targets)
+
+    def backward():
+        dhead, dx = head_backward(loss_backward(np.ones_like(loss)))
+        dfinal = None
+        if placement == "pre":
+            dfinal, dx = final_backward(dx)
+        dblocks = []
+        for block_backward in reversed(block_backwards):
+            dblock, dx, _ = block_backward(dx)
+            dblocks.append(dblock)
+        dpositions, dx = positions_backward(dx)
+        return Model(tokens_backward(dx), dpositions, dblocks[::-1], dfinal, dhead)
+
+    return float(loss), backward
+
+
+CORPUS = Corpus.load(context=CONTEXT)
+
+
+def train(seed, norm, *, depth=4, placement="pre", rate=3e-3, steps=150, warmup=0, batch_size=16):
+    """Training losses of every step, and the validation loss after the last; the uniform guess's loss where it diverged."""
+    rng = np.random.default_rng([chapter.seed, seed])
+    params = FlatTree.pack(init_model(rng, norm, vocabulary=CORPUS.vocabulary.size, depth=depth, placement=placement), in_front=decays)
+    gradient, optimizer, losses = params.zeros_like(), AdamW(params), []
+    nothing_learned = float(np.log(CORPUS.vocabulary.size))
+    evaluate = partial(loss_and_gradient, norm=norm, placement=placement)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in range(steps):
+            loss, backward = evaluate(params.tree, *CORPUS.batch(rng, batch_size=batch_size, context=CONTEXT))
+            losses.append(loss)
+            try:
+                gradient.assign(backward())
+                optimizer.step(gradient, learning_rate=warmup_cosine(step + 1, peak=rate, steps=steps, warmup=warmup, floor=0.1))
+            except TrainingDiverged:
+                return losses, nothing_learned
+        batches = CORPUS.evaluation_batches(batch_size=64, context=CONTEXT, limit=64)
+        return losses, float(np.mean([evaluate(params.tree, *batch)[0] for batch in batches]))
+
+
+# %% With layer norm, with RMS norm, with none
+def training_section():
+    seeds, steps = range(1 if chapter.quick else 3), 20 if chapter.quick else 150
+    runs = [(norm, seed) for norm in NORMS for seed in seeds]
+    found = {run: train(run[1], run[0], steps=steps) for run in chapter.progress(runs, "training with each norm")}
+    final = {norm: [found[norm, seed][1] for seed in seeds] for norm in NORMS}
+    with chapter.figure("training") as (_, ax):
+        for norm in NORMS:
+            curve = np.mean([found[norm, seed][0] for seed in seeds], axis=0)
+            ax.plot(np.convolve(curve, np.ones(5) / 5, mode="valid"), "--" if norm == "RMS norm" else "-", label=norm)
+        ax.set(xlabel="step", ylabel="training loss in nats a character", ylim=(2.4, 5))
+        ax.legend()
+    chapter.table(
+        "training", ["norm", "validation loss", "spread over seeds"], [[n, float(np.mean(f)), float(np.std(f))] for n, f in final.items()]
+    )
+    layer, rms, none = (float(np.mean(final[norm])) for norm in NORMS)
+    chapter.value("training.layer_norm", layer)
+    chapter.value("training.rms_norm", rms)
+    chapter.value("training.no_norm", none)
+    chapter.claim(
+        "RMS norm learns as well as layer norm",
+        paper="Zhang and Sennrich 2019, arXiv:1910.07467, section 5: comparable quality on all tasks",
+        expect="validation losses of the same small model within 0.05 nats, three seeds",
+        measured=f"{layer:.3f} and {rms:.3f} nats a character",
+        holds=abs(layer - rms) < 0.05,
+        full_only=True,
+    )
+    chapter.claim(
+        "A norm speeds up learning",
+        paper="Ba, Kiros and Hinton 2016, arXiv:1607.06450, abstract: layer norm substantially reduces training time",
+        expect="a lower loss after the same number of steps at the same learning rate",
+        measured=f"{layer:.2f} nats a character with layer norm, {none:.2f} with none",
+        holds=layer < none,
+        full_only=True,
+    )
+
+
+training_section()
+
+
+# %% Post-norm without warm-up
+def warmup_section():
+    steps = 10 if chapter.quick else 150
+    settings = (("pre", 0), ("post", 0), ("post", steps // 2))
+    losses = [
+        train(0, "layer norm", placement=placement, steps=steps, warmup=warmup, batch_size=8)[1]
+        for placement, warmup in chapter.progress(settings, "pre-norm, post-norm, warm-up")
+    ]
+    rows = [[f"{placement}-norm", warmup, loss] for (placement, warmup), loss in zip(settings, losses, strict=True)]
+    chapter.table("warmup", ["placement", "warm-up steps", "validation loss"], rows)
+    pre, post, warmed = losses
+    chapter.value("warmup.pre", pre)
+    chapter.value("warmup.post", post)
+    chapter.value("warmup.post_warmed", warmed)
+    chapter.claim(
+        "Post-norm needs a warm-up, pre-norm does not",
+        paper="Xiong et al. 2020, arXiv:2002.04745, section 4: post-norm without warm-up trains badly, pre-norm well",
+        expect="four layers at the full rate from the first step: pre-norm well ahead of post-norm, which gains by a warm-up",
+        measured=f"{pre:.2f} nats a character for pre-norm, {post:.2f} for post-norm, {warmed:.2f} for post-norm with {steps // 2} of "
+        f"{steps} steps of warm-up",
+        holds=pre < post - 0.2 and warmed < post - 0.1,
+        full_only=True,
+    )
+
+
+warmup_section()
+
+
+# %%
+if __name__ == "__main__":
+    raise SystemExit(chapter.finish())
