@@ -19,14 +19,19 @@ const bearers = (numbers) =>
 
 let source = null; // the equation or line whose numbers are lit
 let lit = [];
+let waiting; // a mouse on its way to the code crosses equations: the panel moves only for one on which it rests
 
-function light(element) {
+function light(element, patience = 0) {
   if (element === source) return;
   source = element;
   for (const old of lit) old.classList.remove("lit");
   lit = element ? bearers(numbersOf(element)) : [];
   for (const fresh of lit) fresh.classList.add("lit");
-  if (element?.classList.contains("equation")) reveal(lit.filter((one) => one.classList.contains("row")));
+  clearTimeout(waiting);
+  if (!element?.classList.contains("equation")) return;
+  const rows = lit.filter((one) => one.classList.contains("row"));
+  if (patience) waiting = setTimeout(reveal, patience, rows);
+  else reveal(rows);
 }
 
 // Scroll the panel, never the page, until the lines stand in that part of it which the window shows.
@@ -50,7 +55,7 @@ const bearerAt = (node) => node instanceof Element ? node.closest(".equation[dat
 // What is pointed at wins; where nothing is, what has the focus keeps its light.
 function followReader() {
   const focused = () => bearerAt(document.activeElement);
-  document.addEventListener("mouseover", (event) => light(bearerAt(event.target) ?? focused()));
+  document.addEventListener("mouseover", (event) => light(bearerAt(event.target) ?? focused(), 150));
   document.addEventListener("focusin", (event) => light(bearerAt(event.target)));
   document.addEventListener("focusout", () => light(null));
   document.documentElement.addEventListener("mouseleave", () => light(focused()));

@@ -43,6 +43,25 @@ const of = (selector) => [...document.querySelectorAll(selector + ".lit")].flatM
 return { equations: of(".equation"), lines: of(".panel .row") };
 """
 
+# Focus every equation and every line in turn: both must be lit, and the lines of an equation be in view.
+FOCUS_ALL = """
+const numbers = [...document.querySelectorAll(".equation[id]")].map((element) => element.dataset.eq), failures = [];
+const lit = (selector, number) => document.querySelector(`${selector}[data-eq~="${number}"].lit`);
+for (const number of numbers) {
+  document.getElementById(`eq-${number}`).focus();
+  const row = lit(".panel .row", number)?.getBoundingClientRect();
+  const view = document.querySelector(".panel__body").getBoundingClientRect();
+  if (!lit(".equation", number) || !row) failures.push(`focus on equation (${number}) lights nothing`);
+  else if (row.bottom <= Math.max(view.top, 48) || row.top >= Math.min(view.bottom, innerHeight)) failures.push(`the line of (${number}) is out of view`);
+  for (const link of document.querySelectorAll(`.panel .row a[href="#eq-${number}"]`)) {
+    link.focus({ preventScroll: true });
+    if (!lit(".equation", number) || !link.closest(".row.lit")) failures.push(`focus on a line of (${number}) lights nothing`);
+  }
+}
+document.activeElement.blur();
+return [numbers, failures];
+"""
+
 
 def resize(browser, width: int, height: int = 900) -> None:
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
@@ -68,11 +87,28 @@ def wait_for(browser, script: str, seconds: float = 8.0):
     return WebDriverWait(browser, seconds, poll_frequency=0.05).until(lambda driver: driver.execute_script(script))
 
 
+PLACE = """
+const [selector, done] = arguments, element = document.querySelector(selector);
+element.scrollIntoView({ block: "center", behavior: "instant" });
+requestAnimationFrame(() => requestAnimationFrame(() => {  // the mouse meets what is painted
+  const box = element.getBoundingClientRect();
+  done([box.left + box.width / 2, box.top + box.height / 2]);
+}));
+"""
+
+
 def point_at(browser, selector: str) -> None:
     """Move the mouse to the middle of an element that is brought into view."""
-    find = "const e = document.querySelector(arguments[0]); e.scrollIntoView({ block: 'center', behavior: 'instant' });"
-    box = browser.execute_script(find + "const b = e.getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2];", selector)
-    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": box[0], "y": box[1]})
+
+    def move(x: float, y: float) -> None:
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
+
+    move(1, 1)  # so that nothing lights up under it while the page scrolls
+    move(*browser.execute_async_script(PLACE, selector))
+
+
+def lights(browser, kind: str, number: str) -> bool:
+    return wait_for(browser, f"return document.querySelector('{kind}[data-eq~=\"{number}\"].lit') !== null")
 
 
 def hosts_asked(browser) -> set[str]:
@@ -97,27 +133,14 @@ def test_page(page, browser, address):
 @pytest.mark.parametrize("page", BESIDE, ids=str)
 def test_equations_and_code_light_each_other(page, browser, address):
     open_page(browser, address, page)
-    numbers = browser.execute_script('return [...document.querySelectorAll(".equation[id]")].map((e) => e.dataset.eq)')
-    assert numbers
-    for number in numbers:
-        browser.execute_script("document.getElementById(`eq-${arguments[0]}`).focus()", number)
-        lit = browser.execute_script(LIT)
-        assert number in lit["equations"] and number in lit["lines"], f"focus on equation ({number}) lights {lit}"
-        visible = "return (() => { const b = document.querySelector('.panel__body').getBoundingClientRect();"
-        visible += "const r = document.querySelector('.panel .row.lit').getBoundingClientRect();"
-        visible += "return r.bottom > b.top && r.top < b.bottom && b.height > 100; })()"
-        assert wait_for(browser, visible), f"the lines of ({number}) are out of view"
-    for number in numbers:
-        link = f'.panel .row[data-eq~="{number}"] .row__eq a[href="#eq-{number}"]'
-        browser.execute_script("document.querySelector(arguments[0]).focus({ preventScroll: true })", link)
-        assert number in browser.execute_script(LIT)["equations"], f"focus on the line of ({number})"
-    browser.execute_script("document.activeElement.blur()")
-    assert browser.execute_script(LIT) == {"equations": [], "lines": []}
+    numbers, failures = browser.execute_script(FOCUS_ALL)
+    assert numbers and not failures
+    assert browser.execute_script(LIT) == {"equations": [], "lines": []}, "nothing has the focus"
     first, last = numbers[0], numbers[-1]
     point_at(browser, f"#eq-{first}")
-    assert first in browser.execute_script(LIT)["lines"], "pointing at an equation"
+    assert lights(browser, ".panel .row", first)
     point_at(browser, f'.panel .row[data-eq~="{last}"]')
-    assert last in browser.execute_script(LIT)["equations"], "pointing at a line"
+    assert lights(browser, ".equation", last)
 
 
 @pytest.mark.parametrize("page", BESIDE[:1], ids=str)

@@ -12,7 +12,7 @@ MODULE = '"""Scale.\n\n    y = g x                                              
 PAGE = "# Scale\n\n$$ y = g x \\tag{1} $$\n"
 
 
-def test_the_site_builds_without_a_warning(build):
+def test_the_site_builds_without_a_warning(site, build):
     assert build.code == 0, f"mkdocs build --strict:\n{build.warnings}"
 
 
