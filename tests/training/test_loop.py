@@ -12,6 +12,7 @@ from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.history import read_history
 from minitransformers.training.loop import CHECKPOINT, accumulate_gradient, evaluate
 from minitransformers.training.optimizer import TrainingDiverged
+from minitransformers.training.text import Corpus
 
 
 def forward(params, *, ids):
@@ -79,8 +80,8 @@ def test_bits_per_character_do_not_depend_on_the_vocabulary():
     def uniform(params, *, ids):  # a model that knows nothing: log2(size) bits a token
         return np.zeros((*ids.shape, params)), None
 
-    text = corpus(vocabulary="bytes")
-    assert evaluate(256, text, forward=uniform, context=6, batch_size=4) == pytest.approx(8 * text.tokens_per_character)
+    text = Corpus.from_text("aé" * 100, context=6, vocabulary="bytes")  # three bytes for two characters
+    assert evaluate(256, text, forward=uniform, context=6, batch_size=4) == pytest.approx(8 * 3 / 2)
 
 
 def test_the_folder_holds_what_happened(tmp_path):

@@ -52,6 +52,13 @@ def test_we_read_the_files_of_the_reference(tmp_path):
     assert metadata == {"a": "b"}
 
 
+def test_bfloat16_is_the_upper_half_of_a_float32(tmp_path):
+    header = json.dumps({"x": entry(dtype="BF16", shape=(3,), offsets=(0, 6))}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<3H", 0x3F80, 0xC020, 0x7F80))
+    np.testing.assert_array_equal(read_safetensors(path)[0]["x"], np.array([1.0, -2.5, np.inf], np.float32), strict=True)
+
+
 @pytest.mark.parity
 def test_bfloat16_is_read_as_torch_reads_it(tmp_path):
     torch, reference = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
