@@ -151,7 +151,8 @@ def check_gradients(
         return function(*trees.unflatten(args, new_values), **_fresh(config))
 
     def outputs(new_values: list[np.ndarray]) -> list[np.ndarray]:
-        return [np.asarray(leaf, np.float64) for _, leaf in trees.leaves(call(new_values)[0])]
+        # A copy: a function that returns its argument returns what the next difference writes to.
+        return [np.array(leaf, np.float64) for _, leaf in trees.leaves(call(new_values)[0])]
 
     out, backward = call(values)
     dout = trees.map(lambda leaf: np.asarray(rng.normal(size=np.shape(leaf))), out)

@@ -95,6 +95,12 @@ def test_a_missing_sum_over_the_broadcast_axis_is_named():
     assert not check_gradients(kept_the_shape, B, X).passed
 
 
+def test_a_function_that_returns_its_argument_is_the_identity():
+    # The output is then the array that the next difference writes to.
+    assert check_gradients(lambda x: (x, lambda dout: dout), X).passed
+    assert "a factor 2 is missing" in check_gradients(lambda x: (x, lambda dout: dout / 2), X).worst.cause
+
+
 def test_a_missing_sum_inside_an_unchanged_shape_is_named():
     def row_sums(x):
         """Each output is the sum of its column, so each gradient needs the sum over rows of dout."""
