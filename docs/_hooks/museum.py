@@ -53,14 +53,17 @@ def museum_line(entry: Entry | None, path: str, measured: Mapping[str, float], s
 
 
 def concept_table(entries: Iterable[Entry], checks: Checks, docs: Path) -> str:
-    """A chapter's concepts as a Markdown table."""
-    rows = ["| Concept | Role | Source | Checked |", "| --- | --- | --- | --- |"]
+    """A chapter's concepts as a Markdown table; a column in which nothing stands is left out."""
+    columns: dict[str, list[str]] = {"Concept": [], "Role": [], "Source": [], "Checked": []}
     for entry in entries:
         page = f"{entry.name}.md"
         name = f"[{entry.title}]({page})" if (docs / entry.chapter / page).is_file() else entry.title
         cells = (name, ", ".join(entry.roles), source_markdown(entry.source), checked(checks.get(entry.name, {})))
-        rows.append("| " + " | ".join(cells) + " |")
-    return _framed("concepts", rows)
+        for column, cell in zip(columns.values(), cells, strict=True):
+            column.append(cell)
+    shown = {head: cells for head, cells in columns.items() if any(cells) or head == "Concept"}
+    rows = [tuple(shown), ("---",) * len(shown), *zip(*shown.values(), strict=True)]
+    return _framed("concepts", [f"| {' | '.join(row)} |" for row in rows])
 
 
 def catalogue_table(chapters: Mapping[str, str], entries: Iterable[Entry], docs: Path) -> str:
