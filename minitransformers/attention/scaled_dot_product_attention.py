@@ -99,17 +99,24 @@ def attention_weights(q, k, bias=None, **config):
 
 def _logits(scores_t, bias, mask):
     if bias is not None:
-        scores_t = scores_t + bias.swapaxes(-1, -2)
+        scores_t = _add(scores_t, bias.swapaxes(-1, -2))
     if mask is not None:
         may_attend = np.ascontiguousarray(mask.swapaxes(-1, -2))
-        scores_t = scores_t + np.where(may_attend, scores_t.dtype.type(0), scores_t.dtype.type(-np.inf))  # (2)
+        scores_t = _add(scores_t, np.where(may_attend, scores_t.dtype.type(0), scores_t.dtype.type(-np.inf)))  # (2)
     return scores_t
 
 
+def _add(scores_t, term):
+    """In place, as the scores are ours, unless the term has leading axes that they lack."""
+    fits = np.broadcast_shapes(scores_t.shape, term.shape) == scores_t.shape
+    return np.add(scores_t, term, out=scores_t if fits else None)
+
+
 def _softmax_over_keys(logits_t):
+    """In place, too: the scores of a long sequence are the largest array of a model."""
     # Where every key is forbidden the maximum is -inf; any finite number in its place makes all exponentials 0.
-    weights_t = logits_t - np.maximum(logits_t.max(-2, keepdims=True), np.finfo(logits_t.dtype).min)
-    np.exp(weights_t, out=weights_t)
+    logits_t -= np.maximum(logits_t.max(-2, keepdims=True), np.finfo(logits_t.dtype).min)
+    weights_t = np.exp(logits_t, out=logits_t)
     # The largest term of a row is exp(0) = 1, so a total below 1 means that there is none: 0 / 1 = 0.
     weights_t *= np.reciprocal(np.maximum(weights_t.sum(-2, keepdims=True), 1))  # (3)
     return weights_t
