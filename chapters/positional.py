@@ -157,7 +157,7 @@ def layout_section():
         "interleaved, as complex numbers": lambda: rope(x, layout="interleaved")[1](dout),
     }
     rounds = []
-    for _ in range(5 if chapter.quick else 40):
+    for _ in range(5 if chapter.quick else 150):
         marks = [time.perf_counter()]
         for form in forms.values():
             form()
