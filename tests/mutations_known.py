@@ -1,0 +1,26 @@
+"""Mutants that are right, or whose fault no test of numbers can see: what they change, and why it does no harm.
+
+A table for each concept: the change, as ``Mutant.change`` words it, and the reason. An entry that is refused after all,
+or is no mutant any more, is reported, so that the tables cannot outlive the code.
+"""
+
+HARMLESS_BACKWARD: dict[str, dict[str, str]] = {}
+
+HARMLESS_FORWARD: dict[str, dict[str, str]] = {
+    "banded_attention": {
+        "parts = [nothing, blocks[..., :-1, :, :]] if offset < 0 else [blocks[..., 1:, :, :], nothing] -> "
+        "parts = [nothing, blocks[..., :-1, :, :]] if offset <= 0 else [blocks[..., 1:, :, :], nothing]":
+            "an offset of 0 has returned above",
+        "parts = [nothing, blocks[..., :-1, :, :]] if offset < 0 else [blocks[..., 1:, :, :], nothing] -> "
+        "parts = [nothing, blocks[..., :-1, :, :]] if offset < 1 else [blocks[..., 1:, :, :], nothing]":
+            "an offset of 0 has returned above",
+    },
+    "dropout": {
+        "keep = rng.random(x.shape, dtype=np.float32) >= rate -> keep = rng.random(x.shape, dtype=np.float32) > rate":
+            "one draw in 2^24 equals the rate, and rate 0 has returned above",
+    },
+    "gelu": {
+        "positive = (x > 0).astype(x.dtype) -> positive = (x >= 0).astype(x.dtype)":
+            "at x = 0 both halves say 1/2",
+    },
+}  # fmt: skip

@@ -1,0 +1,105 @@
+"""A gradient check that cannot fail proves nothing: every small mistake in every backward must be refused."""
+
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import pytest
+from mutations import backward_mutants
+from mutations_known import HARMLESS_BACKWARD
+
+from minitransformers import catalogue
+from minitransformers.basics.dropout import dropout
+from minitransformers.foundation import bad, check_gradients, gradients, trusted
+from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+from minitransformers.positional.rope import rope
+
+checked = trusted(check_gradients)  # the shapes are known to fit
+
+
+class BiasedConfig(LanguageModelConfig):
+    """A model whose position is a learned bias on the scores, one number for every head, query and key."""
+
+    @property
+    def bound(self):
+        def table(params, *, num_queries, num_keys):
+            return 2 * params, lambda dbias: 2 * dbias       # the example is as long as the table
+
+        return LanguageModelConfig.bound.func(self)._replace(bias_position=table)
+
+
+def language_models():
+    sizes = {"vocabulary_size": 5, "context": 3, "d_model": 4, "num_layers": 2, "num_heads": 2, "options": {"channel": {"d_hidden": 3}}}
+    rng = np.random.default_rng(1)
+    untied = LanguageModelConfig(**sizes, tied=False, placement="post", dropout=0.3)
+    yield bad("", params=init_language_model(rng, untied, std=0.5, dtype=np.float64), config=untied, ids=np.array([[1, 4, 1]]), rng=rng)
+    biased = BiasedConfig(**sizes, position="none")
+    params = init_language_model(rng, biased, std=0.5, dtype=np.float64)._replace(position=rng.normal(size=(2, 3, 3)))
+    yield bad("", params=params, config=biased, ids=np.array([[1, 4, 1]]))
+
+
+# A label has one example. Where a backward has branches that this does not take, these changes to it do.
+BRANCHES = {
+    "dropout": [bad(rng=None)],
+    "gelu": [bad(approximate="none")],
+    "scaled_dot_product_attention": [bad(soft_cap=2.0), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5)))],
+    "multi_head_attention": [bad(rotate=rope)],
+    "grouped_query_attention": [bad(rotate=rope)],
+    "language_model": [*language_models()],
+    "transformer_block": [bad("", placement="post", drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
+}
+
+
+def calls(entry):
+    example = entry.example(np.random.default_rng(0))
+    return [example, *(changed.spoil(entry.function, example) for changed in BRANCHES.get(entry.name, []))]
+
+
+class Judge:
+    """check_gradients on every call of one concept. Central differences of a forward that is intact are made once."""
+
+    def __init__(self, entry):
+        self.function, self.calls = entry.function, calls(entry)
+        self.differences, self.known = gradients._central_differences, {}
+
+    def refuses(self, *, forward_intact):
+        for i, call in enumerate(self.calls):
+            differences = partial(self.remembered, i) if forward_intact else self.differences
+            with mock.patch.object(gradients, "_central_differences", differences):
+                try:
+                    report = checked(self.function, *call.args, second_opinion=False, **call.config)
+                except NameError:                            # the mutation made no program: a mistake in mutations.py
+                    raise
+                except Exception:
+                    return True
+            if not report.passed:
+                return True
+        return False
+
+    def remembered(self, call, outputs, values, which, weights):
+        if (call, which) not in self.known:
+            self.known[call, which] = self.differences(outputs, values, which, weights)
+        return self.known[call, which]
+
+
+@pytest.mark.parametrize("name", catalogue.concepts())
+def test_every_mistake_in_a_backward_is_refused(name):
+    entry, harmless = catalogue.concepts()[name], set(HARMLESS_BACKWARD.get(name, {}))
+    judge, mutants, survivors = Judge(entry), backward_mutants(entry), set()
+    assert mutants
+    assert not judge.refuses(forward_intact=True), "the concept itself is refused: its branches are called wrongly"
+    for mutant in mutants:
+        with mutant.alive():
+            if not judge.refuses(forward_intact=mutant.forward_intact):
+                survivors.add(mutant.change)
+    assert not survivors - harmless, "survived:\n" + "\n".join(sorted(survivors - harmless))
+    assert not harmless - survivors, "harmless no longer, take off the table:\n" + "\n".join(sorted(harmless - survivors))
+
+
+def test_a_mutant_is_put_back():
+    entry = catalogue.concepts()["relu"]
+    x = np.array([-1.0, 2.0])
+    mutant = next(m for m in backward_mutants(entry) if m.change.endswith("-> return dout"))
+    with mutant.alive():
+        assert entry.function(x)[1](np.ones(2)).tolist() == [1, 1]
+    assert entry.function(x)[1](np.ones(2)).tolist() == [0, 1]
