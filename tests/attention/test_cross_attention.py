@@ -20,7 +20,7 @@ def random_params(rng, d_model=6, d_memory=5, d_heads=4):
     return CrossAttention(*(Linear(rng.normal(size=s) / 2, rng.normal(size=s[1])) for s in shapes))
 
 
-def textbook_attention(params, x, memory, bias, allowed, num_heads):
+def textbook_attention(params, x, memory, bias, allowed, num_heads, scale=None):
     """One query of one head at a time over the keys that it may see."""
     (w_query, b_query), (w_key, b_key), (w_value, b_value), (w_output, b_output) = params
     d = w_query.shape[1] // num_heads
@@ -34,7 +34,8 @@ def textbook_attention(params, x, memory, bias, allowed, num_heads):
                 query = x[b, i] @ w_query[:, own] + b_query[own]
                 total, mixed = 0.0, 0.0
                 for j in np.flatnonzero(allowed[b, h, i]):
-                    term = anp.exp(anp.sum(query * (memory[b, j] @ w_key[:, own] + b_key[own])) / d**0.5 + bias[b, h, i, j])
+                    score = anp.sum(query * (memory[b, j] @ w_key[:, own] + b_key[own])) * (d**-0.5 if scale is None else scale)
+                    term = anp.exp(score + bias[b, h, i, j])
                     total, mixed = total + term, mixed + term * (memory[b, j] @ w_value[:, own] + b_value[own])
                 heads.append(mixed / total)
             rows.append(anp.concatenate(heads) @ w_output + b_output)
@@ -42,17 +43,17 @@ def textbook_attention(params, x, memory, bias, allowed, num_heads):
     return anp.stack(sequences)
 
 
-@pytest.mark.parametrize("num_heads", [1, 2, 4])
-def test_equals_one_query_at_a_time_and_its_gradients(num_heads):
+@pytest.mark.parametrize(("num_heads", "scale"), [(1, None), (2, None), (4, None), (2, 0.3)])
+def test_equals_one_query_at_a_time_and_its_gradients(num_heads, scale):
     rng = np.random.default_rng(0)
     params, x, memory = random_params(rng), rng.normal(size=(2, 3, 6)), rng.normal(size=(2, 4, 5))
     bias, dout = rng.normal(size=(2, num_heads, 3, 4)), rng.normal(size=(2, 3, 6))
     mask = rng.random((2, num_heads, 3, 4)) < 0.7
     mask[..., 0] = True
-    out, backward = cross_attention(params, x, memory, bias, num_heads=num_heads, mask=mask)
+    out, backward = cross_attention(params, x, memory, bias, num_heads=num_heads, mask=mask, scale=scale)
     plain = tuple(tuple(part) for part in params)
-    np.testing.assert_allclose(out, textbook_attention(plain, x, memory, bias, mask, num_heads), rtol=0, atol=1e-12)
-    loss = lambda *a: anp.sum(dout * textbook_attention(*a, mask, num_heads))  # noqa: E731
+    np.testing.assert_allclose(out, textbook_attention(plain, x, memory, bias, mask, num_heads, scale), rtol=0, atol=1e-12)
+    loss = lambda *a: anp.sum(dout * textbook_attention(*a, mask, num_heads, scale))  # noqa: E731
     expected = autograd.grad(loss, (0, 1, 2, 3))(plain, x, memory, bias)
     for (path, own), (_, theirs) in zip(trees.leaves(backward(dout)), trees.leaves(expected), strict=True):
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11, err_msg=path)
@@ -66,6 +67,13 @@ def test_a_sequence_as_its_own_memory_is_self_attention_and_the_two_gradients_ad
     np.testing.assert_array_equal(out, expected)
     _, dx, dmemory, _ = backward(dout)
     np.testing.assert_allclose(dx + dmemory, self_backward(dout)[1], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("d_heads", "d_values"), [(4, 6), (6, 4)])
+def test_heads_must_divide_the_queries_and_the_values(d_heads, d_values):
+    params = CrossAttention(*(Linear(np.ones(s), None) for s in ((6, d_heads), (5, d_heads), (5, d_values), (d_values, 6))))
+    with pytest.raises(ValueError, match="num_heads"):
+        cross_attention(params, np.ones((2, 3, 6)), np.ones((2, 4, 5)), num_heads=3)
 
 
 def test_every_query_sees_the_whole_memory():

@@ -26,7 +26,7 @@ def random_params(rng, num_heads=4, num_kv_heads=2, d_model=5, d_head=2, d_value
     return GroupedQueryAttention(*(Linear(rng.normal(size=s) / 2, rng.normal(size=s[1])) for s in shapes))
 
 
-def textbook_attention(params, x, bias, allowed, num_heads, num_kv_heads):
+def textbook_attention(params, x, bias, allowed, num_heads, num_kv_heads, scale=None):
     """One query head at a time; head h reads key head h // (num_heads / num_kv_heads)."""
     (w_query, b_query), (w_key, b_key), (w_value, b_value), (w_output, b_output) = params
     d, d_value = w_query.shape[1] // num_heads, w_value.shape[1] // num_kv_heads
@@ -38,22 +38,22 @@ def textbook_attention(params, x, bias, allowed, num_heads, num_kv_heads):
             query = x[b] @ w_query[:, h * d : (h + 1) * d] + b_query[h * d : (h + 1) * d]
             key = x[b] @ w_key[:, g * d : (g + 1) * d] + b_key[g * d : (g + 1) * d]
             value = x[b] @ w_value[:, g * d_value : (g + 1) * d_value] + b_value[g * d_value : (g + 1) * d_value]
-            terms = anp.exp(query @ key.T / d**0.5 + bias[b, h]) * allowed[b, h]
+            terms = anp.exp(query @ key.T * (d**-0.5 if scale is None else scale) + bias[b, h]) * allowed[b, h]
             heads.append(terms @ value / anp.sum(terms, axis=1, keepdims=True))
         sequences.append(anp.concatenate(heads, axis=1) @ w_output + b_output)
     return anp.stack(sequences)
 
 
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 6])
-def test_equals_one_head_at_a_time_and_its_gradients(num_kv_heads):
+@pytest.mark.parametrize(("num_kv_heads", "scale"), [(1, None), (2, None), (3, None), (6, None), (2, 0.3)])
+def test_equals_one_head_at_a_time_and_its_gradients(num_kv_heads, scale):
     rng = np.random.default_rng(0)
     params, x, bias = random_params(rng, 6, num_kv_heads), rng.normal(size=(2, 3, 5)), rng.normal(size=(2, 6, 3, 3))
     mask = (rng.random((2, 6, 3, 3)) < 0.6) | np.eye(3, dtype=bool)
     dout = rng.normal(size=x.shape)
-    out, backward = grouped_query_attention(params, x, bias, num_heads=6, num_kv_heads=num_kv_heads, mask=mask)
+    out, backward = grouped_query_attention(params, x, bias, num_heads=6, num_kv_heads=num_kv_heads, mask=mask, scale=scale)
     plain, allowed = tuple(tuple(part) for part in params), mask & np.tri(3, dtype=bool)
-    np.testing.assert_allclose(out, textbook_attention(plain, x, bias, allowed, 6, num_kv_heads), rtol=0, atol=1e-12)
-    loss = lambda *a: anp.sum(dout * textbook_attention(*a, allowed, 6, num_kv_heads))  # noqa: E731
+    np.testing.assert_allclose(out, textbook_attention(plain, x, bias, allowed, 6, num_kv_heads, scale), rtol=0, atol=1e-12)
+    loss = lambda *a: anp.sum(dout * textbook_attention(*a, allowed, 6, num_kv_heads, scale))  # noqa: E731
     expected = autograd.grad(loss, (0, 1, 2))(plain, x, bias)
     for (path, own), (_, theirs) in zip(trees.leaves(backward(dout)), trees.leaves(expected), strict=True):
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11, err_msg=path)
@@ -101,6 +101,14 @@ def test_a_bias_may_lack_heads_or_batch_and_gets_the_sum_over_them(shape):
     dfull = full_backward(dout)[2]
     summed = [i for i, n in enumerate((1,) * (4 - len(shape)) + shape) if n == 1]
     np.testing.assert_allclose(backward(dout)[2], dfull.sum(tuple(summed), keepdims=True).reshape(shape), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("num_kv_heads", "d_keys", "d_values"), [(3, 6, 6), (2, 4, 3)])
+def test_key_heads_must_divide_the_query_heads_and_the_values(num_kv_heads, d_keys, d_values):
+    shapes = (5, 8), (5, d_keys), (5, d_values), (8, 5)
+    params = GroupedQueryAttention(*(Linear(np.ones(s), None) for s in shapes))
+    with pytest.raises(ValueError, match="num_kv_heads"):
+        grouped_query_attention(params, np.ones((2, 3, 5)), num_heads=4, num_kv_heads=num_kv_heads)
 
 
 def test_gradients_pass_through_the_rotation_of_the_shared_keys():

@@ -69,6 +69,13 @@ def test_one_head_with_identity_weights_is_scaled_dot_product_attention():
     np.testing.assert_allclose(out, scaled_dot_product_attention(x, x, x)[0], rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize(("d_heads", "d_values"), [(4, 6), (6, 4)])
+def test_heads_must_divide_the_queries_and_the_values(d_heads, d_values):
+    params = MultiHeadAttention(*(Linear(np.ones(s), None) for s in ((6, d_heads), (6, d_heads), (6, d_values), (d_values, 6))))
+    with pytest.raises(ValueError, match="num_heads"):
+        multi_head_attention(params, np.ones((2, 4, 6)), num_heads=3)
+
+
 def test_the_order_of_the_heads_does_not_matter():
     rng = np.random.default_rng(2)
     params, x = random_params(rng, d_heads=6), rng.normal(size=(2, 4, 6))

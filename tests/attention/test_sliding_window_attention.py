@@ -13,6 +13,7 @@ from minitransformers.attention.sliding_window_attention import (
     sliding_window_attention_step,
 )
 from minitransformers.foundation import check_gradients, trees
+from minitransformers.positional.rope import rope
 
 HEADS = {"num_heads": 4, "num_kv_heads": 2}
 
@@ -61,6 +62,14 @@ def test_it_equals_grouped_query_attention_under_a_dense_mask(window, causal):
     pairs = zip(trees.leaves(backward(x)), trees.leaves(dense_backward(x)[:2]), strict=True)
     for (_, own), (_, theirs) in pairs:
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("extra", [{"scale": 0.3}, {"rotate": rope}])
+def test_scale_and_rotation_reach_the_heads(extra):
+    params, x = case()
+    out, _ = sliding_window_attention(params, x, window=4, **HEADS, **extra)
+    dense, _ = grouped_query_attention(params, x, mask=sliding_window_mask(9, window=4), **HEADS, **extra)
+    np.testing.assert_allclose(out, dense, rtol=0, atol=1e-12)
 
 
 def test_a_window_as_long_as_the_sequence_is_causal_attention():
