@@ -4,11 +4,12 @@ import json
 import os
 from pathlib import Path
 
+# The arrays here are small and the workers share the cores: one thread each is faster, and sums come in the same order.
+# It must be said before NumPy is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
-
-# The arrays here are small and the workers share the cores: one thread each is faster, and sums come in the same order.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)

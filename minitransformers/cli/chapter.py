@@ -31,7 +31,7 @@ import numpy as np
 
 import minitransformers
 from minitransformers.cli.arguments import Parser, natural
-from minitransformers.training.atomic import write_atomically
+from minitransformers.foundation.atomic import write_atomically
 
 T = TypeVar("T")
 

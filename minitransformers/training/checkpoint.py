@@ -20,8 +20,8 @@ import numpy as np
 from numpy import ndarray as Array
 
 from minitransformers.foundation import trees
-from minitransformers.training.atomic import write_atomically
-from minitransformers.training.safetensors import read_safetensors, write_safetensors
+from minitransformers.foundation.atomic import write_atomically
+from minitransformers.foundation.safetensors import read_safetensors, write_safetensors
 
 _FORMAT = "minitransformers checkpoint 1"
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minitransformers.training.atomic import write_atomically
+from minitransformers.foundation.atomic import write_atomically
 
 
 class Record(NamedTuple):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from minitransformers.foundation import invalid
-from minitransformers.training.atomic import write_atomically
+from minitransformers.foundation.atomic import write_atomically
 
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",

@@ -4,8 +4,8 @@ import struct
 import numpy as np
 import pytest
 
-from minitransformers.training.atomic import write_atomically
-from minitransformers.training.safetensors import read_metadata, read_safetensors, write_safetensors
+from minitransformers.foundation.atomic import write_atomically
+from minitransformers.foundation.safetensors import read_metadata, read_safetensors, write_safetensors
 
 DTYPES = [np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint64, np.uint32, np.uint16, np.uint8, np.bool_]
 
