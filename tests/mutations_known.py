@@ -23,4 +23,9 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "positive = (x > 0).astype(x.dtype) -> positive = (x >= 0).astype(x.dtype)":
             "at x = 0 both halves say 1/2",
     },
+    "language_model": {
+        "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout > 0 and rng is not None else None -> "
+        "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout >= 0 and rng is not None else None":
+            "dropout of rate 0 is the identity and draws nothing",
+    },
 }  # fmt: skip

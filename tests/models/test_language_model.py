@@ -19,8 +19,8 @@ def with_noise(params, rng, size=0.3):
     return trees.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape), params)
 
 
-def naive_gpt2(params, ids, num_heads):
-    """GPT-2 as a formula, one sequence at a time, heads in a loop, softmax by its definition."""
+def naive_gpt2(params, ids, num_heads, placement="pre"):
+    """GPT-2 as a formula, one sequence at a time, heads in a loop, softmax by its definition; or with its norms after the sums."""
 
     def norm(p, x):
         mean = anp.mean(x, axis=-1, keepdims=True)
@@ -46,21 +46,28 @@ def naive_gpt2(params, ids, num_heads):
     for sequence in ids:
         x = params.embedding.weight[sequence] + params.position.table[: len(sequence)]
         for b in params.blocks:
-            x = x + attention(b.mixer, norm(b.mixer_norm, x))
-            x = x + mlp(b.channel, norm(b.channel_norm, x))
-        out.append(norm(params.final_norm, x) @ params.embedding.weight.T)
+            if placement == "pre":
+                x = x + attention(b.mixer, norm(b.mixer_norm, x))
+                x = x + mlp(b.channel, norm(b.channel_norm, x))
+            else:
+                x = norm(b.mixer_norm, x + attention(b.mixer, x))
+                x = norm(b.channel_norm, x + mlp(b.channel, x))
+        x = norm(params.final_norm, x) if placement == "pre" else x
+        out.append(x @ (params.embedding.weight.T if params.head is None else params.head.weight))
     return anp.stack(out)
 
 
-def test_equals_the_formula_in_outputs_and_gradients():
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_equals_the_formula_in_outputs_and_gradients(placement, tied):
     rng = np.random.default_rng(0)
-    config = small()
+    config = small(placement=placement, tied=tied)
     params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
     ids, dlogits = rng.integers(7, size=(2, 5)), rng.normal(size=(2, 5, 7))
     logits, backward = language_model(params, ids=ids, config=config)
-    np.testing.assert_allclose(logits, naive_gpt2(params, ids, 2), atol=1e-10)
+    np.testing.assert_allclose(logits, naive_gpt2(params, ids, 2, placement), atol=1e-10)
     leaves = [leaf for _, leaf in trees.leaves(params)]
-    expected = autograd.grad(lambda values: anp.sum(dlogits * naive_gpt2(trees.unflatten(params, values), ids, 2)))(leaves)
+    expected = autograd.grad(lambda values: anp.sum(dlogits * naive_gpt2(trees.unflatten(params, values), ids, 2, placement)))(leaves)
     for (path, own), theirs in zip(trees.leaves(backward(dlogits)), expected, strict=True):
         np.testing.assert_allclose(own, theirs, atol=1e-10, err_msg=path)
 
@@ -163,6 +170,40 @@ def test_dropout_drops_only_with_a_generator_and_repeats_with_its_seed():
     assert not np.array_equal(one, plain)
     report = check_gradients(language_model, params, ids=ids, config=config, rng=np.random.default_rng(3))
     assert report.passed, str(report)
+
+
+def test_one_mask_is_drawn_for_the_embeddings_and_two_in_every_block():
+    config = small(dropout=0.5, num_layers=3)
+    params = init_language_model(np.random.default_rng(8), config)
+    rng, same = np.random.default_rng(9), np.random.default_rng(9)
+    language_model(params, ids=np.zeros((2, 5), int), config=config, rng=rng)
+    for _ in range(1 + 2 * 3):
+        same.random((2, 5, 4), dtype=np.float32)
+    assert rng.random() == same.random()
+
+
+class LinearBias(LanguageModelConfig):
+    """A position that is added to the scores: distance times a learned slope a head."""
+
+    @property
+    def bound(self):
+        def slopes_times_distance(slopes, *, num_queries, num_keys):
+            distance = np.arange(num_keys) - np.arange(num_queries)[:, None]
+            return slopes[:, None, None] * distance, lambda dbias: (dbias * distance).sum((1, 2))
+
+        return LanguageModelConfig.bound.func(self)._replace(bias_position=slopes_times_distance)
+
+
+def test_a_position_on_the_scores_acts_in_every_block_and_gets_the_sum_of_their_gradients():
+    settings = {"vocabulary_size": 7, "context": 6, "d_model": 4, "num_layers": 2, "num_heads": 2, "position": "none"}
+    rng = np.random.default_rng(10)
+    plain = with_noise(init_language_model(rng, LanguageModelConfig(**settings), dtype=np.float64), rng)
+    call = {"ids": rng.integers(7, size=(2, 4)), "config": LinearBias(**settings)}
+    unbiased, _ = language_model(plain, ids=call["ids"], config=LanguageModelConfig(**settings))
+    np.testing.assert_array_equal(language_model(plain._replace(position=np.zeros(2)), **call)[0], unbiased)
+    sloped = plain._replace(position=np.array([0.5, 2.0]))
+    assert np.abs(language_model(sloped, **call)[0] - unbiased).max() > 1e-3
+    assert check_gradients(language_model, sloped, **call, second_opinion=False).passed
 
 
 def test_it_can_learn_one_batch_by_heart():
