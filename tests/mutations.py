@@ -213,6 +213,7 @@ def _made_ahead(function: ast.FunctionDef) -> set[ast.stmt]:
 def _sites(function: ast.FunctionDef, all_backward: bool, backward: bool) -> Iterator[tuple]:
     """(parent, slot, replacement, change) for every mistake on the side that is wanted."""
     closures, ahead = _nested_backward(function), _made_ahead(function)
+    takers = {n for f in closures if any(a.arg == "dout" for a in f.args.args) for n in ast.walk(f)}
 
     def walk(node: ast.AST, inside: bool, statement: ast.AST) -> Iterator[tuple]:
         for field, value in ast.iter_fields(node):
@@ -225,12 +226,19 @@ def _sites(function: ast.FunctionDef, all_backward: bool, backward: bool) -> Ite
                 if hasattr(child, "body") and isinstance(child, ast.stmt):
                     simple = child
                 if here == backward:
-                    for new in _variants(child, node, backward):
+                    undone = [ast.Name("dout", ast.Load())] if child in takers and _is_gradient(child, node) else []
+                    for new in [*_variants(child, node, backward), *undone]:
                         yield node, (field, index), new, _words(node, (field, index), child, new, simple), child in ahead or simple in ahead
                 if not _is_minus(child):
                     yield from walk(child, here, simple)
 
     yield from walk(function, all_backward, function)
+
+
+def _is_gradient(node: ast.AST, parent: ast.AST) -> bool:
+    """Whether this is a gradient at work, for which the one at the output might be taken by mistake."""
+    works = isinstance(parent, (ast.Call, ast.BinOp, ast.AugAssign)) and node is not getattr(parent, "target", None)
+    return works and isinstance(node, ast.Name) and node.id.startswith("d") and node.id != "dout" and node is not getattr(parent, "func", None)
 
 
 def _untouched(node: ast.AST, field: str) -> bool:
@@ -259,7 +267,7 @@ def _variants(node: ast.AST, parent: ast.AST, backward: bool) -> list[ast.AST]:
         flipped = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Div: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}.get(type(node.op))
         other = [ast.BinOp(left, flipped(), right)] if flipped else []
         if isinstance(node.op, ast.MatMult):
-            return []
+            return [ast.BinOp(right, node.op, left)]
         return [*other, left, *([right] if isinstance(node.op, (ast.Add, ast.Sub, ast.Mult, ast.BitAnd, ast.BitOr)) else [])]
     if _is_minus(node):
         counts = isinstance(parent, (ast.Call, ast.Subscript, ast.Slice, ast.Tuple, ast.keyword))  # an axis, or a place from the end
