@@ -20,6 +20,9 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "parts = [nothing, blocks[..., :-1, :, :]] if offset < 1 else [blocks[..., 1:, :, :], nothing]":
             "an offset of 0 has returned above",
     },
+    "cross_entropy": {
+        "out = weight @ row_loss -> out = row_loss @ weight": "the inner product of two vectors",
+    },
     "dropout": {
         "keep = rng.random(x.shape, dtype=np.float32) >= rate -> keep = rng.random(x.shape, dtype=np.float32) > rate":
             "one draw in 2^24 equals the rate, and rate 0 has returned above",
