@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.masks import causal_mask, sliding_window_mask
-from minitransformers.basics.linear import linear
+from minitransformers.basics.linear import Linear
 from minitransformers.foundation import invalid
 
 
@@ -103,10 +103,9 @@ def cached_attention(
     *batch, new, d_model = x.shape
     group = num_heads // num_kv_heads
     rows = x.reshape(-1, d_model)                            # one matrix product, however many leading axes
-    query, key, value = (
-        linear(part, rows)[0].reshape(*batch, new, heads, -1).swapaxes(-2, -3)
-        for part, heads in ((params.query, num_heads), (params.key, num_kv_heads), (params.value, num_kv_heads))
-    )
+    query = _project(params.query, rows).reshape(*batch, new, num_heads, -1).swapaxes(-2, -3)
+    key = _project(params.key, rows).reshape(*batch, new, num_kv_heads, -1).swapaxes(-2, -3)
+    value = _project(params.value, rows).reshape(*batch, new, num_kv_heads, -1).swapaxes(-2, -3)
     if rotate is not None:
         positions = np.arange(cache.length, cache.length + new)
         query, key = rotate(query, positions=positions)[0], rotate(key, positions=positions)[0]
@@ -127,4 +126,12 @@ def cached_attention(
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     heads = (weights @ values).reshape(*batch, num_heads, new, -1).swapaxes(-2, -3)  # (..., new, heads, d_value)
-    return linear(params.output, heads.reshape(len(rows), -1))[0].reshape(x.shape), cache
+    return _project(params.output, heads.reshape(len(rows), -1)).reshape(x.shape), cache
+
+
+def _project(params: Linear, rows: Array) -> Array:
+    """linear without its backward, which a step has no use for."""
+    out = rows @ params.weight
+    if params.bias is not None:
+        out += params.bias
+    return out

@@ -98,7 +98,7 @@ def gelu(x: Float[Array, "..."], *, approximate: str = "tanh"):
     out, slope = np.empty(x.size, x.dtype), np.empty(x.size, x.dtype)
     for start in range(0, x.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        limited = np.clip(flat[part], -40, 40)               # beyond, the gate is 0 or 1 to the last bit, and x * x cannot overflow
+        limited = flat[part].clip(-40, 40)               # beyond, the gate is 0 or 1 to the last bit, and x * x cannot overflow
         gate, dgate = _GATES[approximate](limited)
         np.multiply(flat[part], gate, out=out[part])         # (3)
         dgate *= limited

@@ -140,8 +140,11 @@ def generate(
 
     def tokens() -> Iterator[int]:
         for _, logits in zip(range(num_tokens), _next_logits(params, text, config=config, use_cache=use_cache), strict=False):
-            probabilities = next_token_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-            token = int(rng.choice(len(probabilities), p=probabilities))
+            if temperature == 0 and np.isfinite(logits).all():
+                token = int(logits.argmax())                 # nothing to draw
+            else:
+                probabilities = next_token_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+                token = int(rng.choice(len(probabilities), p=probabilities))
             text.append(token)
             yield token
 
