@@ -19,8 +19,8 @@ from minitransformers.cli import repository
 from minitransformers.cli.arguments import known
 from minitransformers.cli.chapter import aligned, progress
 from minitransformers.foundation import catalogue, checks, trees
-from minitransformers.foundation.catalogue import Entry
 from minitransformers.foundation.atomic import write_atomically
+from minitransformers.foundation.catalogue import Entry
 
 _ARXIV = re.compile(r"arXiv:\s*([a-z-]+(?:\.[A-Z]{2})?/\d{7}|\d{4}\.\d{4,5})")
 _EQUATION = re.compile(r"^ {4,}\S.*\(\d+\)$")

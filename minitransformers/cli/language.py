@@ -41,7 +41,7 @@ def train(arguments: argparse.Namespace) -> int:
     if warmup > steps:
         raise UsageError(f"--warmup: got {warmup}, wants at most the {steps} steps")
     training_config = TrainingConfig(
-        steps=steps, batch_size=chosen("batch", 16, 8), learning_rate=chosen("learning_rate", 1e-3, 1e-2), warmup=warmup / steps,
+        steps=steps, batch_size=chosen("batch", 16, 8), micro_batches=arguments.threads, threads=arguments.threads, learning_rate=chosen("learning_rate", 1e-3, 1e-2), warmup=warmup / steps,
         weight_decay=arguments.weight_decay, clip=arguments.clip, seed=arguments.seed,
         eval_every=max(1, steps // 4), eval_windows=64 if small else 256, checkpoint_every=max(1, steps // 4),
     )  # fmt: skip
@@ -49,7 +49,8 @@ def train(arguments: argparse.Namespace) -> int:
     model_config = LanguageModelConfig(
         vocabulary_size=corpus.vocabulary.size, context=context, d_model=chosen("width", 128, 32),
         num_layers=chosen("layers", 4, 2), num_heads=chosen("heads", 4, 2), mixer=arguments.mixer, channel=arguments.channel,
-        norm=arguments.norm, position=arguments.position, placement=arguments.placement, dropout=arguments.dropout,
+        norm=arguments.norm, position=arguments.position, placement=arguments.placement, tied=not arguments.untied,
+        scale_embedding=arguments.scale_embedding, dropout=arguments.dropout,
         options=_options(arguments.option),
     )  # fmt: skip
     _try(model_config)

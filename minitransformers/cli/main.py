@@ -107,6 +107,8 @@ def _language_commands(command) -> None:
     add("--position", default="learned", metavar="NAME", help="or none (default: %(default)s)")
     add("--placement", default="pre", choices=("pre", "post"), help="norm before or after each part (default: %(default)s)")
     add("--option", action="append", default=[], metavar="PART.KEY=VALUE", help="setting of one part, such as mixer.num_kv_heads=2; may be repeated")
+    add("--untied", action="store_true", help="a head of its own instead of the embeddings")
+    add("--scale-embedding", action="store_true", help="embeddings times the root of the width, as sinusoidal positions need it")
     add = train.add_argument_group("sizes").add_argument
     add("--layers", type=positive, metavar="N", help="(default: 4; quick: 2)")
     add("--heads", type=positive, metavar="N", help="(default: 4; quick: 2)")
@@ -117,6 +119,7 @@ def _language_commands(command) -> None:
     add("--vocabulary", default="character", choices=("character", "byte"), help="what a token is (default: %(default)s)")
     add = train.add_argument_group("training").add_argument
     add("--batch", type=positive, metavar="N", help="sequences in a step (default: 16; quick: 8)")
+    add("--threads", type=positive, default=1, metavar="N", help="parts of a batch side by side; 2 helps small models (default: %(default)s)")
     add("--steps", type=positive, metavar="N", help="(default: 1000; quick: 300)")
     add("--learning-rate", type=float, metavar="X", help="at its highest (default: 0.001; quick: 0.01)")
     add("--warmup", type=natural, metavar="N", help="steps until then (default: a tenth of all, at most 100)")

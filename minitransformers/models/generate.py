@@ -48,6 +48,7 @@ def language_model_step(
     if end > config.context:
         raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {config.context}")
     hidden = embedding(params.embedding, ids=ids)[0]
+    hidden *= config.embedding_scale
     bias = {}
     if parts.input_position is not None:
         hidden = parts.input_position(params.position, hidden, positions=np.arange(length, end))[0]

@@ -4,14 +4,17 @@ Source: Radford et al. 2019 (GPT-2), after Vaswani et al. 2017, arXiv:1706.03762
 arXiv:1608.05859. GPT-2 is one choice of parts: multi_head_attention, feed_forward, layer_norm, learned. Differs from
 GPT-2's training code: no dropout on the attention weights, only on embeddings and sub-layer outputs.
 
-    hidden = E[ids], with the positions put in               (1)
+    hidden = s E[ids], with the positions put in; s = 1      (1)
     hidden = block_l(hidden), l = 1 .. num_layers            (2)
     final = N(hidden) for pre-norm, hidden for post-norm     (3)
     logits = final E^T when tied, final W otherwise          (4)
     dfinal = dlogits E, dE = dlogits^T final                 (5)
     dhidden = N*(dfinal)                                     (6)
     dhidden = block_l*(dhidden), l = num_layers .. 1         (7)
-    dE = dE + scatter of dhidden to the rows ids             (8)
+    dE = dE + scatter of s dhidden to the rows ids           (8)
+
+The paper of 2017 and Gemma scale the embeddings by s = sqrt(d_model) (scale_embedding): without it, sinusoidal positions,
+whose entries are as large as 1, drown embeddings that start at 0.02.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class LanguageModelConfig:
     placement: str = "pre"
     tied: bool = True
     dropout: float = 0.0
+    scale_embedding: bool = False
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,6 +101,11 @@ class LanguageModelConfig:
             input_position=position.bind() if position and place == "position/input" else None,
             bias_position=position.bind(**settings) if position and place == "position/bias" else None,
         )
+
+    @property
+    def embedding_scale(self) -> float:
+        """s in equation (1)."""
+        return self.d_model**0.5 if self.scale_embedding else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """A dict that json can write and from_json reads."""
@@ -164,7 +173,7 @@ def init_language_model(rng: np.random.Generator, config: LanguageModelConfig, *
 
 def _example(rng):
     config = LanguageModelConfig(
-        vocabulary_size=7, context=4, d_model=4, num_layers=2, num_heads=2, options={"channel": {"d_hidden": 5}}
+        vocabulary_size=7, context=4, d_model=4, num_layers=2, num_heads=2, scale_embedding=True, options={"channel": {"d_hidden": 5}}
     )
     params = init_language_model(rng, config, std=0.5, dtype=np.float64)
     return example(params, ids=rng.integers(7, size=(2, 3)), config=config)
@@ -195,6 +204,7 @@ def language_model(
     drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout > 0 and rng is not None else None
 
     hidden, embedding_backward = embedding(params.embedding, ids=ids)
+    hidden *= config.embedding_scale
     position_backward = bias_backward = drop_backward = bias = None
     if parts.input_position is not None:
         hidden, position_backward = parts.input_position(params.position, hidden)  # (1)
@@ -231,7 +241,7 @@ def language_model(
         dposition = bias_backward(dbias) if bias_backward is not None else None
         if position_backward is not None:
             dposition, dhidden = position_backward(dhidden)
-        dembedding = embedding_backward(dhidden)
+        dembedding = embedding_backward(dhidden * config.embedding_scale)
         if params.head is None:                              # tied: E is read at the input and at the output
             dembedding = Embedding(dembedding.weight + dhead.weight.T)  # (8)
         return LanguageModel(dembedding, dposition, dblocks[::-1], dfinal_norm, None if params.head is None else dhead)

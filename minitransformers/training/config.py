@@ -17,6 +17,7 @@ class TrainingConfig:
     steps: int = 2000                  # updates
     batch_size: int = 12               # windows an update
     micro_batches: int = 1             # parts that a batch is computed in: less memory, same update
+    threads: int = 1                   # micro-batches computed side by side; 2 pays for small models
     learning_rate: float = 1e-3        # at its peak
     warmup: float = 0.05               # part of the steps that the rate climbs
     floor: float = 0.1                 # part of the peak that is left at the end
@@ -32,7 +33,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("steps", "batch_size", "micro_batches"):
+        for name in ("steps", "batch_size", "micro_batches", "threads"):
             self._whole(name, 1)
         for name in ("seed", "eval_every", "checkpoint_every"):
             self._whole(name, 0)
@@ -40,6 +41,8 @@ class TrainingConfig:
             self._whole("eval_windows", 1)
         if self.batch_size % self.micro_batches:
             raise invalid("micro_batches", got=self.micro_batches, wants=f"a divisor of the batch size, {self.batch_size}")
+        if self.micro_batches % self.threads:
+            raise invalid("threads", got=self.threads, wants=f"a divisor of the micro-batches, {self.micro_batches}")
         self._number("learning_rate", lambda rate: rate > 0, "a number above 0")
         self._number("warmup", lambda part: 0 <= part <= 1, "a part from 0 to 1")
         self._number("floor", lambda part: 0 <= part <= 1, "a part from 0 to 1")

@@ -30,6 +30,7 @@ from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.run import Run
 from minitransformers.training.schedule import warmup_cosine
 from minitransformers.training.text import Corpus
+from minitransformers.training.threads import side_by_side
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -72,6 +73,8 @@ def train(
     checkpoint = _prepare(folder, run, resume)
     keep_freed_memory()
     settings, context = training_config, model_config.context
+    if settings.threads > 1 and getattr(model_config, "dropout", 0) > 0:
+        raise ValueError("threads: got more than 1 with dropout, wants 1: the parts would take turns at one generator by chance")
     forward = functools.partial(model, config=model_config)
     trained = functools.partial(forward, rng=run.random["dropout"]) if getattr(model_config, "dropout", 0) > 0 else forward
     tokens, recent, validation = settings.batch_size * context, 0.0, None
@@ -127,22 +130,33 @@ def train(
 
 
 def accumulate_gradient(
-    params: trees.Tree, gradient: FlatTree, inputs: Array, targets: Array, *, forward: Callable, micro_batches: int = 1
+    params: trees.Tree,
+    gradient: FlatTree,
+    inputs: Array,
+    targets: Array,
+    *,
+    forward: Callable,
+    micro_batches: int = 1,
+    threads: int = 1,
 ) -> float:
     """Put the gradient of the mean loss over a batch into ``gradient``; return the loss, in nats per token.
 
     The batch (batch, length) is worked on in micro_batches equal parts along its first axis, which must divide: the
-    activations of one part are in memory at a time. Each part's loss counts for its part of the tokens.
+    activations of ``threads`` parts are in memory at a time. Each part's loss counts for its part of the tokens, and the
+    parts are added in their order, whichever is done first: the same call gives the same bits.
     """
-    loss = 0.0
-    for i, (part_inputs, part_targets) in enumerate(
-        zip(np.split(inputs, micro_batches), np.split(targets, micro_batches), strict=True)
-    ):
+
+    def forward_and_backward(part_inputs: Array, part_targets: Array) -> tuple[float, trees.Tree]:
         logits, model_backward = forward(params, ids=part_inputs)
         part_loss, loss_backward = cross_entropy(logits, targets=part_targets)
-        dparams = model_backward(loss_backward(part_loss.dtype.type(1 / micro_batches)))
-        (gradient.add_sum if i else gradient.set_sum)(dparams)
-        loss += float(part_loss) / micro_batches
+        return float(part_loss), model_backward(loss_backward(part_loss.dtype.type(1 / micro_batches)))
+
+    loss, parts = 0.0, list(zip(np.split(inputs, micro_batches), np.split(targets, micro_batches), strict=True))
+    for first in range(0, micro_batches, threads):
+        results = side_by_side(*zip(*parts[first : first + threads], strict=True), function=forward_and_backward)
+        for i, (part_loss, dparams) in enumerate(results):
+            (gradient.add_sum if first + i else gradient.set_sum)(dparams)
+            loss += part_loss / micro_batches
     return loss
 
 

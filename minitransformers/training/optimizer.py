@@ -26,8 +26,11 @@ from numpy import ndarray as Array
 
 from minitransformers.foundation import invalid
 from minitransformers.training.flat_tree import FlatTree, aligned_zeros
+from minitransformers.training.threads import in_threads
 
-_CHUNK = 32_768  # elements of each array that are worked on at a time
+_CHUNK = 32_768  # elements of each array that are worked on at a time: they stay in a core's cache
+# Many parameters are worth two threads. Larger chunks for them: threads take turns at the interpreter between operations.
+_TWO_THREADS_FROM, _THREAD_CHUNK = 4_000_000, 131_072
 
 
 class TrainingDiverged(FloatingPointError):
@@ -66,7 +69,8 @@ class AdamW:
             raise invalid("weight_decay", got=weight_decay, wants="a number of at least 0")
         self.params, self.betas, self.eps, self.weight_decay = params, tuple(betas), eps, weight_decay
         self.gradient_sum, self.square_sum, self.steps = params.zeros_like(), params.zeros_like(), 0
-        self._scratch = aligned_zeros(_CHUNK, params.flat.dtype), aligned_zeros(_CHUNK, params.flat.dtype)
+        threads, self._chunk = (2, _THREAD_CHUNK) if params.flat.size >= _TWO_THREADS_FROM else (1, _CHUNK)
+        self._scratch = [tuple(aligned_zeros(self._chunk, params.flat.dtype) for _ in range(2)) for _ in range(threads)]
 
     def step(self, gradient: FlatTree, *, learning_rate: float, clip: float | None = None) -> float:
         """Take one step and return the gradient's norm, over all parameters together, before clipping.
@@ -87,22 +91,28 @@ class AdamW:
         shrink, front = 1 - learning_rate * self.weight_decay, self.params.front
 
         arrays = self.params.flat, gradient.flat, self.gradient_sum.flat, self.square_sum.flat
-        for start in range(0, len(arrays[0]), _CHUNK):
-            params, grad, gradient_sum, square_sum = (array[start : start + _CHUNK] for array in arrays)
-            work, update = (scratch[: len(params)] for scratch in self._scratch)
-            if start < front and shrink != 1:
-                params[: front - start] *= shrink            # (1)
-            if scale != 1:
-                grad = np.multiply(grad, scale, out=work)
-            gradient_sum *= beta_1
-            gradient_sum += grad                             # (2)
-            square_sum *= beta_2
-            square_sum += np.multiply(grad, grad, out=work)  # (3)
-            np.sqrt(square_sum, out=work)
-            work += eps                                      # (5)
-            np.divide(gradient_sum, work, out=update)        # (4)
-            update *= rate
-            params -= update                                 # (6)
+
+        def update_chunks(starts: range, scratch: tuple[Array, ...]) -> None:
+            for start in starts:
+                params, grad, gradient_sum, square_sum = (array[start : start + chunk] for array in arrays)
+                work, update = (buffer[: len(params)] for buffer in scratch)
+                if start < front and shrink != 1:
+                    params[: front - start] *= shrink        # (1)
+                if scale != 1:
+                    grad = np.multiply(grad, scale, out=work)
+                gradient_sum *= beta_1
+                gradient_sum += grad                         # (2)
+                square_sum *= beta_2
+                square_sum += np.multiply(grad, grad, out=work)  # (3)
+                np.sqrt(square_sum, out=work)
+                work += eps                                  # (5)
+                np.divide(gradient_sum, work, out=update)    # (4)
+                update *= rate
+                params -= update                             # (6)
+
+        chunk, threads, size = self._chunk, len(self._scratch), len(self.params.flat)
+        # Every chunk is on its own, so threads change no bit. Each takes every other chunk.
+        in_threads([range(i * chunk, size, threads * chunk) for i in range(threads)], self._scratch, function=update_chunks)
         return norm
 
 

@@ -19,7 +19,7 @@ def _data(config: dict[str, int], batch: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(config["vocabulary_size"], size=shape), rng.integers(config["vocabulary_size"], size=shape)
 
 
-def our_training_step(sizes: dict[str, int], batch: int) -> Callable[[], Any]:
+def our_training_step(sizes: dict[str, int], batch: int, threads: int = 1) -> Callable[[], Any]:
     """Forward, backward, clipping and AdamW, as the training loop runs them."""
     import functools
 
@@ -37,7 +37,7 @@ def our_training_step(sizes: dict[str, int], batch: int) -> Callable[[], Any]:
     ids, targets = _data(sizes, batch)
 
     def step() -> float:
-        loss = accumulate_gradient(params.tree, gradient, ids, targets, forward=forward)
+        loss = accumulate_gradient(params.tree, gradient, ids, targets, forward=forward, micro_batches=threads, threads=threads)
         optimizer.step(gradient, learning_rate=1e-3, clip=1.0)
         return loss
 
@@ -230,6 +230,11 @@ CASES: dict[str, dict[str, Any]] = {
     "training_step": {
         "what": "a training step of 4 layers, width 128, 12 x 64 tokens, against eager PyTorch",
         "ours": lambda: our_training_step(SMALL, 12),
+        "theirs": lambda: torch_training_step(SMALL, 12),
+    },
+    "parallel_step": {
+        "what": "the same step, two halves of the batch side by side, against eager PyTorch",
+        "ours": lambda: our_training_step(SMALL, 12, threads=2),
         "theirs": lambda: torch_training_step(SMALL, 12),
     },
     "wide_step": {

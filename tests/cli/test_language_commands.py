@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
+from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.training import checkpoint
 from minitransformers.training.checkpoint import load_checkpoint
 from minitransformers.training.loop import CHECKPOINT
-from minitransformers.foundation.safetensors import write_safetensors
 
 TEXT = "the cat sat on the mat. the dog sat on the log. " * 20
 SIZES = ("--layers", 1, "--heads", 2, "--width", 8, "--context", 8, "--batch", 2, "--steps", 4)

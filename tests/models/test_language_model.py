@@ -90,7 +90,7 @@ def test_every_part_of_the_catalogue_fits_and_its_gradient_is_right(role, name):
     assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("changes", [{"placement": "post"}, {"tied": False}, {"placement": "post", "tied": False, "norm": "rms_norm"}])
+@pytest.mark.parametrize("changes", [{"placement": "post"}, {"scale_embedding": True}, {"tied": False}, {"placement": "post", "tied": False, "norm": "rms_norm"}])
 def test_placement_and_tying_have_right_gradients(changes):
     config = small(**changes, num_layers=2, d_model=2, num_heads=1)
     rng = np.random.default_rng(2)
@@ -127,6 +127,16 @@ def test_no_output_depends_on_a_later_token(position):
     before, after = (language_model(params, ids=i, config=config)[0] for i in (ids, changed))
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
     assert not np.array_equal(before[:, 4:], after[:, 4:])
+
+
+def test_scaled_embeddings_are_embeddings_that_are_larger():
+    config = small(scale_embedding=True, tied=False)
+    rng = np.random.default_rng(11)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    larger = params._replace(embedding=params.embedding._replace(weight=2.0 * params.embedding.weight))  # sqrt(4) = 2
+    ids = rng.integers(7, size=(2, 5))
+    scaled, _ = language_model(params, ids=ids, config=config)
+    np.testing.assert_allclose(scaled, language_model(larger, ids=ids, config=small(tied=False))[0], atol=1e-12)
 
 
 def test_a_fresh_model_expects_every_token_alike():

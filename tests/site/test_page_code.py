@@ -8,7 +8,7 @@ from site_pages import DOCS, page_paths
 from minitransformers import catalogue
 
 sybil = pytest.importorskip("sybil", reason="sybil is not installed")
-from sybil.parsers.markdown import PythonCodeBlockParser  # noqa: E402
+from sybil.parsers.markdown import PythonCodeBlockParser
 
 READER = sybil.Sybil(parsers=[PythonCodeBlockParser(doctest_optionflags=ELLIPSIS | NORMALIZE_WHITESPACE)])
 PAGES = [page for page in page_paths() if "```python" in (DOCS / page).read_text(encoding="utf-8")]

@@ -7,9 +7,9 @@ import pytest
 from small_run import SmallConfig, corpus, init_small, small_train
 
 from minitransformers.foundation import trees
+from minitransformers.foundation.safetensors import read_safetensors, write_safetensors
 from minitransformers.training.checkpoint import differences, load_checkpoint, save_checkpoint
 from minitransformers.training.loop import CHECKPOINT
-from minitransformers.foundation.safetensors import read_safetensors, write_safetensors
 from minitransformers.training.trained import load_trained
 
 

@@ -59,6 +59,28 @@ def test_a_run_in_micro_batches_ends_where_a_run_in_batches_does():
         assert np.abs(leaf).max() < 1e-9
 
 
+def test_micro_batches_side_by_side_end_where_they_end_one_after_another():
+    pytest.importorskip("threadpoolctl")
+    one, two = (small_train(dtype="float64", micro_batches=6, threads=k).params for k in (1, 2))
+    for _, leaf in trees.leaves(trees.map(np.subtract, one, two)):
+        assert np.abs(leaf).max() < 1e-12  # the sums have one order; only BLAS may split a product otherwise
+    again = small_train(dtype="float64", micro_batches=6, threads=2).params
+    trees.map(np.testing.assert_array_equal, two, again)
+
+
+def test_threads_and_dropout_are_refused_together():
+    with pytest.raises(ValueError, match="threads: got more than 1 with dropout"):
+        small_train(micro_batches=2, threads=2, dropout=0.1)
+
+
+def test_an_error_in_one_thread_is_raised():
+    from minitransformers.training.threads import side_by_side
+
+    pytest.importorskip("threadpoolctl")
+    with pytest.raises(ZeroDivisionError):
+        side_by_side([1, 0], function=lambda i: 1 / i)
+
+
 def test_evaluation_is_the_mean_over_every_validation_token():
     text = corpus()
     params = init_small(np.random.default_rng(1), SmallConfig(text.vocabulary.size), dtype=np.float64)
@@ -195,7 +217,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
 @pytest.mark.parametrize(
     "setting",
     [
-        {"steps": 0}, {"steps": 2.5}, {"steps": True}, {"batch_size": 0}, {"micro_batches": 5}, {"learning_rate": 0.0}, {"warmup": 1.5},
+        {"steps": 0}, {"steps": 2.5}, {"steps": True}, {"batch_size": 0}, {"micro_batches": 5}, {"threads": 0}, {"threads": 2}, {"learning_rate": 0.0}, {"warmup": 1.5},
         {"learning_rate": float("nan")}, {"floor": -0.1}, {"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"eps": 0}, {"weight_decay": -1},
         {"clip": 0.0}, {"clip": float("inf")}, {"seed": -1}, {"dtype": "float16"}, {"eval_every": -1}, {"eval_windows": 0},
         {"checkpoint_every": -1},

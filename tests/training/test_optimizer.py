@@ -133,19 +133,21 @@ def test_what_decays(path, shape, decayed):
     assert decays(path, np.zeros(shape)) is decayed
 
 
-def test_chunks_do_not_show(monkeypatch):
+def test_chunks_and_threads_do_not_show(monkeypatch):
     rng = np.random.default_rng(4)
     start, gradients = random_model(rng), [random_model(rng) for _ in range(3)]
     results = []
-    for chunk in (5, 32_768):
-        monkeypatch.setattr("minitransformers.training.optimizer._CHUNK", chunk)
+    for chunk, two_threads_from in ((5, 10**9), (32_768, 10**9), (7, 1)):
+        for name, value in (("_CHUNK", chunk), ("_THREAD_CHUNK", chunk), ("_TWO_THREADS_FROM", two_threads_from)):
+            monkeypatch.setattr(f"minitransformers.training.optimizer.{name}", value)
         params = FlatTree.pack(start, in_front=decays)
         optimizer, gradient = AdamW(params), params.zeros_like()
         for tree in gradients:
             gradient.set_sum(tree)
             optimizer.step(gradient, learning_rate=0.1, clip=1.0)
         results.append(params.flat)
-    np.testing.assert_array_equal(*results)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_float32_stays_float32_and_agrees_with_float64():
