@@ -207,6 +207,7 @@ chapter.claim(
     measured=f"largest difference {difference:.1e}; {seconds[False] / seconds[True]:.1f} times faster",
     holds=bool(difference < 1e-4 and seconds[True] < seconds[False]),
 )
+prompt = corpus.vocabulary.encode("The following ")
 writing = generate(result.params, config=gpt2, prompt_ids=prompt, num_tokens=160, top_p=0.9, temperature=0.8, rng=chapter.rng())
 written = corpus.vocabulary.decode(np.array(list(writing)))
 chapter.table("sample", ["prompt", "what the model writes"], [[corpus.vocabulary.decode(prompt), " ".join(written.split())]])
