@@ -1,0 +1,108 @@
+"""What a language model is made of: its sizes, the names of its parts, and the parts as functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from minitransformers.foundation import invalid
+from minitransformers.models.parts import Part
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Sizes (in tokens, features, layers, heads) and the names of the parts.
+
+    options gives a role's part what only it takes: ``{"mixer": {"window": 32}}``. position may be "none".
+    Raises ValueError that names the field for sizes below one, unknown parts, unknown options.
+    """
+
+    vocabulary_size: int
+    context: int = 64
+    d_model: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    mixer: str = "multi_head_attention"
+    channel: str = "feed_forward"
+    norm: str = "layer_norm"
+    position: str = "learned"
+    placement: str = "pre"
+    tied: bool = True
+    dropout: float = 0.0
+    scale_embedding: bool = False
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary_size", "context", "d_model", "num_layers", "num_heads"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise invalid(name, got=repr(size), wants="a whole number of at least 1")
+        if self.placement not in ("pre", "post"):
+            raise invalid("placement", got=repr(self.placement), wants='"pre" or "post"')
+        if not 0 <= self.dropout < 1:
+            raise invalid("dropout", got=self.dropout, wants="a rate of at least 0 and below 1")
+        for role in self.options:
+            if role not in ("mixer", "channel", "norm", "position"):
+                raise invalid(f"options.{role}", got="an unknown role", wants="mixer, channel, norm or position")
+        _ = self.parts  # an unknown part should fail here, not at the first call
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Part]:
+        """The chosen part of each role; no position for "none"."""
+        names = {"mixer": self.mixer, "channel": self.channel, "norm": self.norm, "position": self.position}
+        return {
+            role: Part.of(role, name, self.options.get(role, {}))
+            for role, name in names.items()
+            if (role, name) != ("position", "none")
+        }
+
+    @functools.cached_property
+    def bound(self) -> Bound:
+        """The parts as functions, their configuration filled in once."""
+        parts = self.parts
+        settings: dict[str, Any] = {"num_heads": self.num_heads, "causal": True}
+        position = parts.get("position")
+        place = position.place if position else None
+        if place == "position/rotation":
+            assert position is not None
+            settings["rotate"] = functools.partial(position.entry.function, **position.options)
+        return Bound(
+            mixer=parts["mixer"].bind(**settings),
+            mixer_step=parts["mixer"].bind_step(**settings),
+            channel=parts["channel"].bind(),
+            norm=parts["norm"].bind(),
+            input_position=position.bind() if position and place == "position/input" else None,
+            bias_position=position.bind(**settings) if position and place == "position/bias" else None,
+        )
+
+    @property
+    def embedding_scale(self) -> float:
+        """s in equation (1)."""
+        return self.d_model**0.5 if self.scale_embedding else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that json can write and from_json reads."""
+        return {**asdict(self), "options": {role: dict(options) for role, options in self.options.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LanguageModelConfig:
+        """The configuration of such a dict. Raises ValueError for unknown or missing fields."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(f"configuration: unknown fields {', '.join(unknown)}")
+        if "vocabulary_size" not in values:
+            raise ValueError("configuration: vocabulary_size is missing")
+        return cls(**values)
+
+
+class Bound(NamedTuple):
+    """The parts of one configuration as functions."""
+
+    mixer: Callable
+    mixer_step: Callable | None
+    channel: Callable
+    norm: Callable
+    input_position: Callable | None
+    bias_position: Callable | None
