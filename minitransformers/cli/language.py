@@ -40,6 +40,8 @@ def train(arguments: argparse.Namespace) -> int:
     warmup = arguments.warmup if arguments.warmup is not None else min(100, steps // 10)
     if warmup > steps:
         raise UsageError(f"--warmup: got {warmup}, wants at most the {steps} steps")
+    if chosen("batch", 16, 8) % arguments.threads:
+        raise UsageError(f"--threads: got {arguments.threads}, wants a divisor of the batch of {chosen('batch', 16, 8)}")
     training_config = TrainingConfig(
         steps=steps, batch_size=chosen("batch", 16, 8), micro_batches=arguments.threads, threads=arguments.threads, learning_rate=chosen("learning_rate", 1e-3, 1e-2), warmup=warmup / steps,
         weight_decay=arguments.weight_decay, clip=arguments.clip, seed=arguments.seed,

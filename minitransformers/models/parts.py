@@ -18,6 +18,10 @@ import numpy as np
 from minitransformers.foundation import catalogue
 
 
+# What the model itself puts in, and arrays and functions that no configuration can hold.
+_THE_MODELS_OWN = {"params", "x", "rng", "d_model", "dtype", "bias", "mask", "causal", "rotate", "attend", "positions"}
+
+
 @functools.cache
 def _keywords(function: Callable) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
@@ -38,7 +42,7 @@ class Part:
         takes = _keywords(entry.function) | (_keywords(entry.init) if entry.init else frozenset())
         for option in options:
             if option not in takes:
-                known = ", ".join(sorted(takes - {"params", "x", "rng", "d_model", "dtype", "bias"})) or "none"
+                known = ", ".join(sorted(takes - _THE_MODELS_OWN)) or "none"
                 raise ValueError(f"options.{role}.{option}: {name} has no such option (it has: {known})")
         return cls(role, entry, options)
 

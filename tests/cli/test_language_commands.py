@@ -106,6 +106,10 @@ def test_a_run_that_is_there_is_not_overwritten_but_resumed(train, tmp_path):
     assert train("--resume").status == 0
 
 
+def test_parts_can_be_chosen_down_to_the_head(train):
+    assert train("--untied", "--scale-embedding", "--position", "sinusoidal", "--placement", "post", "--threads", 2).status == 0
+
+
 def test_resume_refuses_another_configuration(train, tmp_path):
     assert train().status == 0
     before = (tmp_path / "run" / CHECKPOINT).read_bytes()
@@ -142,6 +146,8 @@ def test_resume_refuses_another_configuration(train, tmp_path):
         (("--mixer", "sliding_window_attention", "--option", "mixer.window=0"), "window: got 0"),
         (("--mixer", "grouped_query_attention", "--option", "mixer.num_kv_heads=3"), "num_kv_heads: got 3"),
         (("--context", "2000"), "too short"),
+        (("--threads", "3"), "--threads: got 3"),
+        (("--threads", "2", "--dropout", "0.1"), "threads: got more than 1 with dropout"),
     ],
 )
 def test_train_refuses(refuses_to_train, options, message):
