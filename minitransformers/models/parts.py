@@ -17,7 +17,6 @@ import numpy as np
 
 from minitransformers.foundation import catalogue
 
-
 # What the model itself puts in, and arrays and functions that no configuration can hold.
 _THE_MODELS_OWN = {"params", "x", "rng", "d_model", "dtype", "bias", "mask", "causal", "rotate", "attend", "positions"}
 

@@ -69,12 +69,12 @@ def train(
     Raises ValueError where the corpus and the model do not fit and where a checkpoint cannot be used, and TrainingDiverged
     where a loss, a gradient or a parameter is not finite; the last checkpoint is then as it was.
     """
+    if training_config.threads > 1 and getattr(model_config, "dropout", 0) > 0:
+        raise ValueError("threads: got more than 1 with dropout, wants 1: the parts would take turns at one generator by chance")
     run = Run(corpus=corpus, model_config=model_config, training_config=training_config, init=init)
     checkpoint = _prepare(folder, run, resume)
     keep_freed_memory()
     settings, context = training_config, model_config.context
-    if settings.threads > 1 and getattr(model_config, "dropout", 0) > 0:
-        raise ValueError("threads: got more than 1 with dropout, wants 1: the parts would take turns at one generator by chance")
     forward = functools.partial(model, config=model_config)
     trained = functools.partial(forward, rng=run.random["dropout"]) if getattr(model_config, "dropout", 0) > 0 else forward
     tokens, recent, validation = settings.batch_size * context, 0.0, None
