@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from minitransformers.foundation import trees
+from minitransformers.foundation.causes import close, shape_cause, value_cause
 
 BOUND = 1e-6  # largest error, relative to the gradient, that passes
 ORDER = 1.8  # smallest order of the Taylor remainder that passes
@@ -264,7 +265,7 @@ def _compare(
     path: str, array: np.ndarray, own: np.ndarray, numeric: np.ndarray, noise: np.ndarray, overall: float, bound: float
 ) -> ArgumentReport:
     if own.shape != array.shape:
-        return ArgumentReport(path, array.shape, np.inf, cause=_shape_cause(own, numeric))
+        return ArgumentReport(path, array.shape, np.inf, cause=shape_cause(own, numeric))
     if array.size == 0:
         return ArgumentReport(path, array.shape, 0.0)
     largest = max(float(np.max(np.abs(np.nan_to_num(own)))), float(np.max(np.abs(numeric))), float(np.finfo(float).tiny))
@@ -274,56 +275,15 @@ def _compare(
     index = tuple(int(i) for i in np.unravel_index(np.argmax(errors), array.shape))
     found = ArgumentReport(path, array.shape, float(errors[index]), index, float(own[index]), float(numeric[index]))
     if not found.error <= bound:
-        found.cause = _cause(own, numeric, bound)
+        found.cause = value_cause(own, numeric, bound)
     return found
-
-
-def _shape_cause(own: np.ndarray, numeric: np.ndarray) -> str:
-    wants = f"its shape is {own.shape}, wants {numeric.shape}"
-    if own.ndim >= numeric.ndim:
-        extra = own.ndim - numeric.ndim
-        grown = tuple(i for i, n in enumerate(own.shape) if i < extra or numeric.shape[i - extra] != n)
-        summed = own.sum(axis=grown)
-        if summed.size == numeric.size and _close(summed.reshape(numeric.shape), numeric):
-            return f"{wants}: the sum over the broadcast axis {grown} is missing"
-    if own.shape == numeric.shape[::-1] and _close(own.T, numeric):
-        return f"{wants}: it is transposed"
-    return wants
-
-
-def _close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-5) -> bool:
-    return a.shape == b.shape and bool(np.max(np.abs(a - b), initial=0) <= tolerance * max(np.max(np.abs(b), initial=0), 1e-300))
-
-
-def _cause(own: np.ndarray, numeric: np.ndarray, bound: float) -> str:
-    """The likely mistake, where it can be told from the numbers alone."""
-    if not np.all(np.isfinite(own)):
-        return "it is not finite"
-    if not own.any():
-        return "it is zero: is the term missing, or was the argument forgotten?"
-    ratio = float(np.sum(own * numeric) / max(np.sum(numeric * numeric), 1e-300))
-    if _close(own, ratio * numeric):
-        if abs(ratio + 1) < 1e-5:
-            return "its sign is flipped"
-        return f"it is {ratio:.6g} times what it should be: a factor {1 / ratio:.6g} is missing"
-    if own.ndim >= 2 and own.shape[-1] == own.shape[-2] and _close(own.swapaxes(-1, -2), numeric):
-        return "it is transposed"
-    for axis in range(own.ndim):
-        if own.shape[axis] > 1 and _close(own.sum(axis=axis, keepdims=True) * np.ones_like(own), numeric):
-            return f"the sum over the broadcast axis {axis} is missing"
-        if own.shape[axis] > 1:
-            difference = own - numeric
-            if np.ptp(difference, axis=axis).max() <= 1e-5 * np.abs(difference).max():
-                return f"it is off by a number that is the same along axis {axis}: a sum or a mean over that axis is missing"
-    wrong = np.abs(own - numeric) > bound * max(np.max(np.abs(numeric)), 1e-300)
-    return f"{int(wrong.sum())} of {wrong.size} elements are wrong" + (": a term is missing or extra" if wrong.all() else "")
 
 
 def _name_swapped(report: GradientReport, analytic: list[np.ndarray], numeric: list[np.ndarray]) -> None:
     """Add the cause where two arguments' gradients stand in each other's place."""
     for i, found in enumerate(report.arguments):
         for j, other in enumerate(report.arguments):
-            if i != j and found.cause and other.cause and numeric[j].any() and _close(analytic[i], numeric[j]):
+            if i != j and found.cause and other.cause and numeric[j].any() and close(analytic[i], numeric[j]):
                 found.cause = f"it is the gradient of {other.path}: are the two returned in the wrong order?"
 
 
