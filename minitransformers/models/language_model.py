@@ -106,7 +106,7 @@ def language_model(
     drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout > 0 and rng is not None else None
 
     hidden, embedding_backward = embedding(params.embedding, ids=ids)
-    hidden *= config.embedding_scale
+    hidden *= config.embedding_scale                         # (1)
     position_backward = bias_backward = drop_backward = bias = None
     if parts.input_position is not None:
         hidden, position_backward = parts.input_position(params.position, hidden)  # (1)
@@ -115,12 +115,10 @@ def language_model(
     if drop is not None:
         hidden, drop_backward = drop(hidden)
 
+    around: dict[str, Any] = {"mixer": parts.mixer, "channel": parts.channel, "norm": parts.norm, "placement": config.placement, "drop": drop}
     block_backwards = []
     for block in params.blocks:
-        hidden, block_backward = transformer_block(
-            block, hidden, bias,
-            mixer=parts.mixer, channel=parts.channel, norm=parts.norm, placement=config.placement, drop=drop,
-        )  # (2)  # fmt: skip
+        hidden, block_backward = transformer_block(block, hidden, bias, **around)  # (2)
         block_backwards.append(block_backward)
 
     final, final_norm_backward = (hidden, None) if params.final_norm is None else parts.norm(params.final_norm, hidden)  # (3)
