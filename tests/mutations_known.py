@@ -39,4 +39,8 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout >= 0 and rng is not None else None":
             "dropout of rate 0 is the identity and draws nothing",
     },
+    "t5_bias": {
+        "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":
+            "the first far bucket is number near, too: the logarithm of 1 is 0",
+    },
 }  # fmt: skip
