@@ -51,6 +51,7 @@ BRANCHES = {
     "scaled_dot_product_attention": [bad(soft_cap=2.0), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5))),
                                      bad("", weighting=softmax_off_by_one, k=np.random.default_rng(1).normal(size=(1, 1, 6, 5))), learned_weighting()],
     "relu_attention": [bad(mask=None)],
+    "sparsemax": [bad(mask=None)],
     "sigmoid_attention": [bad(offset=None), bad(offset=np.array([0.3])), bad(mask=None)],
     "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
     "multi_head_attention": [bad(rotate=rope)],
