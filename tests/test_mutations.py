@@ -52,6 +52,7 @@ BRANCHES = {
                                      bad("", weighting=softmax_off_by_one, k=np.random.default_rng(1).normal(size=(1, 1, 6, 5))), learned_weighting()],
     "relu_attention": [bad(mask=None)],
     "sparsemax": [bad(mask=None)],
+    "scalable_softmax": [bad(mask=None), bad(scale=None), bad(offset=None), bad("", scale=np.array([0.3]), offset=np.array([0.7]))],
     "sigmoid_attention": [bad(offset=None), bad(offset=np.array([0.3])), bad(mask=None)],
     "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
     "multi_head_attention": [bad(rotate=rope)],
