@@ -4,7 +4,8 @@ In a plain model frequent words grow long vectors, and a long vector wins logits
 each row by its length before it is used, at the input and, tied, at the output: what is left to learn is where it points.
 
 Source: Nguyen and Chiang 2018, arXiv:1710.01329 (words and hidden states of one length at the output); Nguyen and Salazar
-2019, arXiv:1910.05895, section 2.3 (unit word embeddings). eps is a floor under the length, as in the latter's code. The table that comes out is used as any table: embedding reads its rows, linear multiplies by its transpose.
+2019, arXiv:1910.05895, section 2.3 (unit word embeddings). eps is a floor under the length, as in the latter's code. The
+table that comes out is used as any table: embedding reads its rows, linear multiplies by its transpose.
 
     length_v = |E_v|, for every word v                       (1)
     size_v = max(length_v, eps)                              (2)
