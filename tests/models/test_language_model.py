@@ -77,7 +77,6 @@ def part_choices():
         for name, entry in catalogue.concepts(role=role).items():
             if entry.chapter != "models":
                 yield role, name
-    yield "position", "none"
 
 
 @pytest.mark.parametrize(("role", "name"), part_choices())
@@ -116,7 +115,7 @@ def test_a_tied_embedding_that_forgets_one_of_its_two_gradients_is_refused():
     assert report.worst.path == "params.embedding.weight"
 
 
-@pytest.mark.parametrize("position", [*catalogue.concepts(role="position"), "none"])
+@pytest.mark.parametrize("position", catalogue.concepts(role="position"))
 def test_no_output_depends_on_a_later_token(position):
     config = small(position=position)
     rng = np.random.default_rng(4)
