@@ -54,6 +54,7 @@ BRANCHES = {
     "sparsemax": [bad(mask=None)],
     "scalable_softmax": [bad(mask=None), bad(scale=None), bad(offset=None), bad("", scale=np.array([0.3]), offset=np.array([0.7]))],
     "polynomial_attention": [bad(mask=None), bad(coefficients=None)],
+    "gaussian_kernel_attention": [bad(normalize=True), bad(bandwidth=None), bad(bandwidth=np.array([0.7])), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5)))],
     "sigmoid_attention": [bad(offset=None), bad(offset=np.array([0.3])), bad(mask=None)],
     "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
     "multi_head_attention": [bad(rotate=rope)],
