@@ -5,6 +5,9 @@ or is no mutant any more, is reported, so that the tables cannot outlive the cod
 """
 
 HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
+    "alibi": {
+        "return trees.zeros_like(params) -> return zeros_like(trees.zeros_like(params))": "zeros are zeros",
+    },
     "linear": {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
@@ -35,5 +38,9 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout > 0 and rng is not None else None -> "
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout >= 0 and rng is not None else None":
             "dropout of rate 0 is the identity and draws nothing",
+    },
+    "t5_bias": {
+        "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":
+            "the first far bucket is number near, too: the logarithm of 1 is 0",
     },
 }  # fmt: skip

@@ -9,8 +9,9 @@ from mutations import backward_mutants
 from mutations_known import HARMLESS_BACKWARD
 
 from minitransformers import catalogue
+from minitransformers.attention.softmax_off_by_one import softmax_off_by_one
 from minitransformers.basics.dropout import dropout
-from minitransformers.foundation import bad, check_gradients, gradients, trusted
+from minitransformers.foundation import bad, check_gradients, example, gradients, trusted
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model
 from minitransformers.positional.rope import rope
 
@@ -38,11 +39,24 @@ def language_models():
     yield bad("", params=params, config=biased, ids=np.array([[1, 4, 1]]))
 
 
-# A label has one example. Where a backward has branches that this does not take, these changes to it do.
+def learned_weighting():
+    rng = np.random.default_rng(1)
+    return example(*(rng.normal(size=shape) for shape in ((3, 2, 4), (3, 5, 4), (3, 5, 2), (3, 2, 5), (3, 1))), weighting=softmax_off_by_one)
+
+
+# A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls.
 BRANCHES = {
     "dropout": [bad(rng=None)],
     "gelu": [bad(approximate="none")],
-    "scaled_dot_product_attention": [bad(soft_cap=2.0), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5)))],
+    "scaled_dot_product_attention": [bad(soft_cap=2.0), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5))),
+                                     bad("", weighting=softmax_off_by_one, k=np.random.default_rng(1).normal(size=(1, 1, 6, 5))), learned_weighting()],
+    "relu_attention": [bad(mask=None)],
+    "sparsemax": [bad(mask=None)],
+    "scalable_softmax": [bad(mask=None), bad(scale=None), bad(offset=None), bad("", scale=np.array([0.3]), offset=np.array([0.7]))],
+    "polynomial_attention": [bad(mask=None), bad(coefficients=None)],
+    "gaussian_kernel_attention": [bad(normalize=True), bad(bandwidth=None), bad(bandwidth=np.array([0.7])), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5)))],
+    "sigmoid_attention": [bad(offset=None), bad(offset=np.array([0.3])), bad(mask=None)],
+    "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
     "multi_head_attention": [bad(rotate=rope)],
     "grouped_query_attention": [bad(rotate=rope)],
     "language_model": [*language_models()],
@@ -51,8 +65,9 @@ BRANCHES = {
 
 
 def calls(entry):
-    example = entry.example(np.random.default_rng(0))
-    return [example, *(changed.spoil(entry.function, example) for changed in BRANCHES.get(entry.name, []))]
+    usual = entry.example(np.random.default_rng(0))
+    others = BRANCHES.get(entry.name, [])
+    return [usual, *(other.spoil(entry.function, usual) if hasattr(other, "spoil") else other for other in others)]
 
 
 class Judge:

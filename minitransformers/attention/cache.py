@@ -16,6 +16,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.masks import causal_mask, sliding_window_mask
+from minitransformers.attention.scaled_dot_product_attention import weigh
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation import invalid
 
@@ -90,6 +91,7 @@ class KeyValueCache:
 def cached_attention(
     params: Any, x: Array, cache: KeyValueCache | None, *, num_heads: int, num_kv_heads: int, bias: Array | None = None,
     causal: bool = True, scale: float | None = None, rotate: Callable | None = None, window: int | None = None,
+    weighting: Callable | None = None,
 ) -> tuple[Array, KeyValueCache]:  # fmt: skip
     """One decoding step of multi-head (num_kv_heads = num_heads) or grouped-query attention: out and the cache.
 
@@ -114,7 +116,7 @@ def cached_attention(
     # The heads of a group read the same keys: their queries are rows of one product, and no key is copied.
     query = (query * (d_head**-0.5 if scale is None else scale)).reshape(*batch, num_kv_heads, group * new, d_head)
     scores = query @ keys.swapaxes(-1, -2)                   # (..., num_kv_heads, group * new, seen)
-    if bias is not None or new > 1:
+    if bias is not None or new > 1 or weighting is not None:
         seen = keys.shape[-2]
         scores = scores.reshape(*batch, num_heads, new, seen)
         if bias is not None:
@@ -122,9 +124,11 @@ def cached_attention(
         if new > 1:                                          # a single new position sees all: no mask
             mask = causal_mask(new, seen) if cache.window is None else sliding_window_mask(new, seen, window=cache.window)
             scores = np.where(mask, scores, -np.inf)
+        weights = None if weighting is None else weigh(weighting, scores)[0].reshape(*batch, num_kv_heads, group * new, seen)
         scores = scores.reshape(*batch, num_kv_heads, group * new, seen)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
+    if weighting is None:
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
     heads = (weights @ values).reshape(*batch, num_heads, new, -1).swapaxes(-2, -3)  # (..., new, heads, d_value)
     return _project(params.output, heads.reshape(len(rows), -1)).reshape(x.shape), cache
 

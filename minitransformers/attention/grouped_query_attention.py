@@ -76,7 +76,7 @@ def pool_heads(params: MultiHeadAttention, *, num_heads: int, num_kv_heads: int)
 def grouped_query_attention_step(
     params: GroupedQueryAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int, num_kv_heads: int,
     bias: Float[Array, "... new seen"] | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
-    window: int | None = None,
+    window: int | None = None, weighting: Callable | None = None,
 ):  # fmt: skip
     """The causal outputs of a few new positions, given those before; ``state`` is None at the start.
 
@@ -86,7 +86,7 @@ def grouped_query_attention_step(
     """
     return cached_attention(
         params, x, state, num_heads=num_heads, num_kv_heads=num_kv_heads, bias=bias, causal=causal, scale=scale, rotate=rotate,
-        window=window,
+        window=window, weighting=weighting,
     )  # fmt: skip
 
 
@@ -134,16 +134,18 @@ def grouped_query_attention(
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
     scale: float | None = None,
     rotate: Callable | None = None,
+    weighting: Callable | None = None,
     attend: Callable | None = None,
 ):
     """Every position gathers from the positions that it may see, in num_heads ways from num_kv_heads sources.
 
-    bias, mask, causal, scale, rotate and attend are those of multi_head_attention; bias and mask broadcast to
+    bias, mask, causal, scale, rotate, weighting and attend are those of multi_head_attention; bias and mask broadcast to
     (..., heads, queries, keys). attend gets queries (..., num_kv_heads, group, length, d_head), keys and values with 1
     in the place of the group, and must broadcast.
     Returns out, shaped like x, and backward: dout -> GroupedQueryAttention, dx, dbias (None without a bias).
     Raises ValueError when num_kv_heads does not divide num_heads, when either does not divide its projections, when mask
-    or bias do not fit the scores, or when attend comes with mask, bias or scale.
+    or bias do not fit the scores, or when attend comes with mask, bias, scale or
+    weighting.
     """
     *batch, length, _ = x.shape
     check_heads("num_heads", num_heads, params.query.weight.shape[1])
@@ -154,8 +156,8 @@ def grouped_query_attention(
         raise invalid("params.key.weight", got=f"shape {params.key.weight.shape}", wants=f"{num_kv_heads} heads of {d_head}, as the queries")
     for argument, array in (("bias", bias), ("mask", mask)):
         check_scores(argument, array, (*batch, num_heads, length, length))
-    if attend is not None and not (mask is None and bias is None and scale is None):
-        raise invalid("attend", got="a core together with mask, bias or scale", wants="a core that holds them itself")
+    if attend is not None and not (mask is None and bias is None and scale is None and weighting is None):
+        raise invalid("attend", got="a core together with mask, bias, scale or weighting", wants="a core that holds them itself")
 
     query, query_backward = linear(params.query, x)
     key, key_backward = linear(params.key, x)
@@ -168,7 +170,9 @@ def grouped_query_attention(
         mask, grouped_bias = _group(mask, num_kv_heads), _group(bias, num_kv_heads)
         if causal:
             mask = causal_mask(length) if mask is None else mask & causal_mask(length)
-        heads, attend_backward = scaled_dot_product_attention(query, key, value, grouped_bias, mask=mask, scale=scale)  # (3)
+        heads, attend_backward = scaled_dot_product_attention(
+            query, key, value, grouped_bias, mask=mask, scale=scale, weighting=weighting
+        )  # (3)
     else:
         heads, attend_backward = attend(query, key, value)   # (3)
     heads = heads.reshape(*batch, num_heads, length, -1)

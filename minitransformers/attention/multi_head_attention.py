@@ -54,6 +54,7 @@ def init_multi_head_attention(
 def multi_head_attention_step(
     params: MultiHeadAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int,
     bias: Float[Array, "... new seen"] | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
+    weighting: Callable | None = None,
 ):  # fmt: skip
     """The causal outputs of a few new positions, given those before; ``state`` is None at the start.
 
@@ -61,8 +62,9 @@ def multi_head_attention_step(
     Returns out, shaped like x, and the state (the same cache, which has grown). Forward only.
     """
     return cached_attention(
-        params, x, state, num_heads=num_heads, num_kv_heads=num_heads, bias=bias, causal=causal, scale=scale, rotate=rotate
-    )
+        params, x, state, num_heads=num_heads, num_kv_heads=num_heads, bias=bias, causal=causal, scale=scale, rotate=rotate,
+        weighting=weighting,
+    )  # fmt: skip
 
 
 def _example_params(rng: np.random.Generator) -> MultiHeadAttention:
@@ -99,25 +101,27 @@ def multi_head_attention(
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
     scale: float | None = None,
     rotate: Callable | None = None,
+    weighting: Callable | None = None,
     attend: Callable | None = None,
 ):
     """Every position gathers from the positions that it may see, in num_heads ways.
 
     bias is added to the scores, mask says True where a query may see a key: both broadcast to (..., heads, queries, keys).
     causal hides later keys besides. scale multiplies the scores (default 1/sqrt(d_head)). rotate(x) -> out, backward
-    turns queries and keys (functools.partial(rope, base=1e5)). attend(query, key, value) -> out, backward takes the
+    turns queries and keys (functools.partial(rope, base=1e5)). weighting takes the place of the softmax, as in
+    scaled_dot_product_attention; what it has learned is held fixed. attend(query, key, value) -> out, backward takes the
     place of scaled_dot_product_attention and decides itself, causal or not, what a query sees.
     Returns out, shaped like x, and backward: dout -> MultiHeadAttention, dx, dbias (None without a bias).
     Raises ValueError when num_heads does not divide the projections, when mask or bias do not fit the scores, or when
-    attend comes with mask, bias or scale.
+    attend comes with mask, bias, scale or weighting.
     """
     length = x.shape[-2]
     check_heads("num_heads", num_heads, params.query.weight.shape[1])
     check_heads("num_heads", num_heads, params.value.weight.shape[1])
     for argument, array in (("bias", bias), ("mask", mask)):
         check_scores(argument, array, (*x.shape[:-2], num_heads, length, length))
-    if attend is not None and not (mask is None and bias is None and scale is None):
-        raise invalid("attend", got="a core together with mask, bias or scale", wants="a core that holds them itself")
+    if attend is not None and not (mask is None and bias is None and scale is None and weighting is None):
+        raise invalid("attend", got="a core together with mask, bias, scale or weighting", wants="a core that holds them itself")
 
     query, query_backward = linear(params.query, x)
     key, key_backward = linear(params.key, x)
@@ -128,7 +132,9 @@ def multi_head_attention(
     if attend is None:
         if causal:
             mask = causal_mask(length) if mask is None else mask & causal_mask(length)
-        heads, attend_backward = scaled_dot_product_attention(query, key, value, bias, mask=mask, scale=scale)  # (3)
+        heads, attend_backward = scaled_dot_product_attention(
+            query, key, value, bias, mask=mask, scale=scale, weighting=weighting
+        )  # (3)
     else:
         heads, attend_backward = attend(query, key, value)   # (3)
     out, output_backward = linear(params.output, merge_heads(heads))  # (4)

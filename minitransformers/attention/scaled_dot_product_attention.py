@@ -17,10 +17,12 @@ added to the scores, and a query that may attend to nothing reads zero (the pape
     dk = scale dlogits^T q                                   (11)
 
 The gradient of an input that was broadcast is the sum over the copies. A forbidden key has weight 0, hence dlogits 0:
-the backward needs no mask. A soft cap, where one is asked for, acts between (1) and (2).
+the backward needs no mask. A soft cap, where one is asked for, acts between (1) and (2); another weighting takes the
+place of (3), and its backward that of (7) and (8).
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -41,6 +43,7 @@ from minitransformers.foundation import bad, concept, example, invalid
         bad(k=np.ones((2, 1, 6, 4))), bad(k=np.ones((2, 2, 6, 5))), bad(v=np.ones((2, 1, 5, 7))), bad(bias=np.ones((1, 3, 4, 5))),
         bad(bias=np.full((1, 3, 4, 6), np.inf)), bad(bias=np.full((1, 3, 4, 6), np.nan)),
         bad(mask=np.ones((4, 6), int)), bad(mask=np.ones((4, 5), bool)), bad(scale=np.inf), bad(scale=np.nan), bad("cap", soft_cap=-1.0),
+        bad(weighting="softmax"), bad(weighting=lambda scores, *, mask: (scores[..., :1], None)),
     ],
 )  # fmt: skip
 def scaled_dot_product_attention(
@@ -48,23 +51,28 @@ def scaled_dot_product_attention(
     k: Float[Array, "*#batch keys d_head"],
     v: Float[Array, "*#batch keys d_value"],
     bias: Float[Array, "*#batch #queries #keys"] | None = None,
-    *,
+    *learned: Array | None,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
+    weighting: Callable | None = None,
 ):
     """Mix the values, for each query, by the softmax over the keys of scale q.k + bias.
 
     mask is True where a query may attend to a key; a bias of -inf forbids as well. A query that may attend to nothing
     reads zero and sends no gradient. scale is dimensionless, 1/sqrt(d_head) where None. soft_cap bounds the scores
-    before bias and mask (see soft_cap), which therefore keep their full effect.
-    Returns out (*batch, queries, d_value), and backward: dout -> dq, dk, dv, dbias (None where there is no bias).
+    before bias and mask (see soft_cap), which therefore keep their full effect. weighting(scores, *learned, mask=mask)
+    -> weights, backward takes the place of the softmax (sparsemax, sigmoid_attention, ...).
+    Returns out (*batch, queries, d_value), and backward: dout -> dq, dk, dv, dbias (None where there is no bias)
+    and a gradient for each array in learned.
     Raises ValueError when axes do not broadcast, the mask is not boolean, the bias holds NaN or +inf, scale is not
-    finite or soft_cap is not positive.
+    finite, soft_cap is not positive, or learned comes without a weighting to take it.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not math.isfinite(scale):
         raise invalid("scale", got=scale, wants="a finite number")
+    if weighting is None and learned:
+        raise invalid("learned", got=f"{len(learned)} arrays", wants="a weighting that takes them")
     if bias is not None and not bias.max() < np.inf:         # a NaN is not smaller either
         raise invalid("bias", got="NaN or +inf", wants="finite numbers, or -inf to forbid a key")
     # Names in _t lie in memory as (..., keys, queries). The softmax then runs down columns, a whole row of queries at
@@ -72,22 +80,32 @@ def scaled_dot_product_attention(
     scores_t = k @ np.multiply(q.swapaxes(-1, -2), scale, order="C")  # (1)
     if soft_cap is not None:
         scores_t, uncap = softly_capped(scores_t, cap=soft_cap)
-    weights_t = _softmax_over_keys(_logits(scores_t, bias, mask))
+    logits_t = _logits(scores_t, bias, mask)
+    if weighting is None:
+        weights_t = _softmax_over_keys(logits_t)
+    else:
+        weights, weights_backward = weigh(weighting, logits_t.swapaxes(-1, -2), *learned)
+        weights_t = weights.swapaxes(-1, -2)                 # (3)
     out = weights_t.swapaxes(-1, -2) @ v                     # (..., queries, d_value)  (4)
 
     def backward(dout):
         dv = weights_t @ dout                                # (5)
         dweights_t = v @ np.ascontiguousarray(dout.swapaxes(-1, -2))  # (6)
-        shared = np.vecdot(dout, out)[..., None, :]          # d_value products a query instead of keys  (7)
-        dweights_t -= shared
-        dlogits_t = np.multiply(weights_t, dweights_t, out=dweights_t)  # (8)
+        dlearned = ()
+        if weighting is None:
+            shared = np.vecdot(dout, out)[..., None, :]      # d_value products a query instead of keys  (7)
+            dweights_t -= shared
+            dlogits_t = np.multiply(weights_t, dweights_t, out=dweights_t)  # (8)
+        else:
+            dlogits, *dlearned = weights_backward(_sum_to(dweights_t.swapaxes(-1, -2), weights.shape))
+            dlogits_t = dlogits.swapaxes(-1, -2)
         dbias = None if bias is None else _sum_to(dlogits_t.swapaxes(-1, -2), bias.shape)  # (9)
         dscores_t = dlogits_t if soft_cap is None else uncap(dlogits_t)
         dq = _sum_to(dscores_t.swapaxes(-1, -2) @ k, q.shape)
         dq *= scale                                          # (10)
         dk = _sum_to(dscores_t @ q, k.shape)
         dk *= scale                                          # (11)
-        return dq, dk, _sum_to(dv, v.shape), dbias
+        return dq, dk, _sum_to(dv, v.shape), dbias, *dlearned
 
     return out, backward
 
@@ -95,6 +113,25 @@ def scaled_dot_product_attention(
 def attention_weights(q, k, bias=None, **config):
     """The weights (*batch, queries, keys) alone, for a closer look: they are what attention makes of the identity."""
     return scaled_dot_product_attention(q, k, np.eye(k.shape[-2], dtype=k.dtype), bias, **config)[0]
+
+
+def weigh(weighting: Callable, logits: Array, *learned: Array | None):
+    """The weights that a weighting makes of logits in which -inf forbids; backward: dweights -> dlogits, *dlearned.
+
+    The weighting itself sees finite scores and the mask. Raises ValueError unless it gives a weight for every score.
+    """
+    if not callable(weighting):
+        raise invalid("weighting", got=repr(weighting), wants="a function of scores and mask that returns weights and backward")
+    allowed = logits != -np.inf                              # a NaN shall stay one
+    weights, backward = weighting(np.where(allowed, logits, 0), *learned, mask=allowed)
+    if weights.shape != logits.shape:
+        raise invalid("weighting", got=f"weights of shape {weights.shape}", wants=f"one for each score, {logits.shape}")
+
+    def gradients(dweights):
+        found = backward(dweights)
+        return found[: 1 + len(learned)] if isinstance(found, tuple) else (found,)
+
+    return weights, gradients
 
 
 def _logits(scores_t, bias, mask):

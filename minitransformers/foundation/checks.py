@@ -99,6 +99,9 @@ def purity(entry: Entry, *, seed: int = 0) -> Outcome:
 def strides(entry: Entry, *, seed: int = 0) -> Outcome:
     """Non-contiguous, Fortran-ordered and broadcast (zero-stride) inputs give what contiguous ones give."""
 
+    def fortran(a: np.ndarray) -> np.ndarray:
+        return np.asarray(a, order="F")                      # np.asfortranarray would give a scalar an axis
+
     def spread(a: np.ndarray) -> np.ndarray:
         return np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a
 
@@ -106,7 +109,7 @@ def strides(entry: Entry, *, seed: int = 0) -> Outcome:
         return np.broadcast_to(a[:1], a.shape) if a.ndim else a
 
     example, worst = _example(entry, seed), 0.0
-    for layout in (np.asfortranarray, spread, zero_stride):
+    for layout in (fortran, spread, zero_stride):
         plain = trees.map(lambda a: np.array(layout(a), order="C"), example.args)
         strided = trees.map(lambda a: layout(np.asarray(a)), example.args)
         reference = _forward_and_backward(entry, Example(plain, example.config), seed)

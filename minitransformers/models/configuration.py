@@ -16,7 +16,8 @@ class LanguageModelConfig:
     """Sizes (in tokens, features, layers, heads) and the names of the parts.
 
     options gives a role's part what only it takes: ``{"mixer": {"window": 32}}``. position may be "none".
-    Raises ValueError that names the field for sizes below one, unknown parts, unknown options.
+    Raises ValueError that names the field for sizes below one, unknown parts, unknown options, and a position that the
+    mixer has no place for.
     """
 
     vocabulary_size: int
@@ -46,7 +47,10 @@ class LanguageModelConfig:
         for role in self.options:
             if role not in ("mixer", "channel", "norm", "position"):
                 raise invalid(f"options.{role}", got="an unknown role", wants="mixer, channel, norm or position")
-        _ = self.parts  # an unknown part should fail here, not at the first call
+        position = self.parts.get("position")  # an unknown part should fail here, not at the first call
+        if position and position.place == "position/bias" and not self.parts["mixer"].takes("bias"):
+            got = f"{self.position}, a bias on the scores, with the mixer {self.mixer}, which takes none"
+            raise invalid("position", got=got, wants="another position, or another mixer")
 
     @functools.cached_property
     def parts(self) -> dict[str, Part]:

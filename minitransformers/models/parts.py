@@ -50,6 +50,10 @@ class Part:
         """Where the part acts: the role, for a position with its place ("position/input")."""
         return next(own for own in self.entry.roles if own == self.role or own.startswith(f"{self.role}/"))
 
+    def takes(self, name: str) -> bool:
+        """Whether the concept has an argument of that name."""
+        return name in _keywords(self.entry.function)
+
     def init(self, rng: np.random.Generator, **settings: Any) -> Any:
         """Fresh parameters, or None for a part that has none."""
         init = self.entry.init

@@ -8,6 +8,9 @@ Two layouts of the pairs (a, b) are in use. "interleaved": pair m is features 2m
 Llama code and GPT-J. "half": pair m is features m and m + rotary_dim/2, as in Hugging Face's Llama and in GPT-NeoX. One
 is the other with the features in another order, so weights must be permuted when they move between the two.
 Only the first rotary_dim features are turned (all by default); the others pass.
+For texts that are factor times as long as those of training, positions are squeezed: scaling "linear" has position / factor
+in the place of position (Chen et al. 2023, arXiv:2306.15595, eq. 4), scaling "ntk" has base factor^(rotary_dim/(rotary_dim-2))
+in the place of base (bloc97 2023; Peng et al. 2023, arXiv:2309.00071, section 3.1).
 
     frequency_m = base^(-2m / rotary_dim)  for m = 0 .. rotary_dim/2 - 1   (1)
     angle_pm = position_p frequency_m                                     (2)
@@ -40,6 +43,11 @@ from minitransformers.foundation import bad, concept, example, invalid
         bad(rotary_dim=0),
         bad("x", x=np.ones((2, 3, 5, 7)), rotary_dim=None),
         bad(positions=np.arange(4)),
+        bad("scaling", scaling="yarn", factor=2.0),
+        bad("factor", scaling="linear", factor=0.5),
+        bad("factor", scaling="ntk", factor=np.inf),
+        bad(factor=2.0),
+        bad("rotary_dim", scaling="ntk", factor=2.0, rotary_dim=2),
     ],
 )
 def rope(
@@ -49,14 +57,18 @@ def rope(
     base: float = 10_000.0,
     layout: Literal["half", "interleaved"] = "half",
     rotary_dim: int | None = None,
+    scaling: Literal["linear", "ntk"] | None = None,
+    factor: float = 1.0,
 ):
     """Turn the feature pairs of queries or keys by the angles of their positions.
 
     positions count tokens from the start (default 0, 1, ...); they may be negative or real, as when a long text is
     squeezed into a short range. base is about the number of positions that turn the slowest pair by one radian.
+    scaling makes a model fit for texts factor times as long as those it was trained on: "linear" slows every pair by
+    factor, "ntk" the slowest pair by factor and the fastest not at all.
     Returns out, shaped like x, and backward: dout -> dx.
-    Raises ValueError when d_head or rotary_dim is odd, rotary_dim exceeds d_head, base is not positive or the layout
-    is unknown.
+    Raises ValueError when d_head or rotary_dim is odd, rotary_dim exceeds d_head, base is not positive, the layout or
+    the scaling is unknown, factor is not finite and at least 1 or stands without a scaling, or "ntk" has one pair only.
     """
     length, d_head = x.shape[-2:]
     if rotary_dim is None and d_head % 2:
@@ -68,8 +80,18 @@ def rope(
         raise invalid("base", got=base, wants="a positive number")
     if layout not in ("half", "interleaved"):
         raise invalid("layout", got=repr(layout), wants="'half' or 'interleaved'")
-    positions = np.arange(length) if positions is None else positions
-    cos, sin = _cos_and_sin(positions.astype(np.float64).tobytes(), rotary_dim, float(base), x.dtype)
+    if scaling not in (None, "linear", "ntk"):
+        raise invalid("scaling", got=repr(scaling), wants="'linear', 'ntk' or None")
+    if not 1 <= factor < np.inf or (scaling is None and factor != 1):
+        raise invalid("factor", got=factor, wants="a finite number of at least 1, and 1 without a scaling")
+    if scaling == "ntk" and rotary_dim == 2:
+        raise invalid("rotary_dim", got=2, wants="at least 4 with scaling 'ntk': the slowest pair must not be the fastest, too")
+    positions = (np.arange(length) if positions is None else positions).astype(np.float64)
+    if scaling == "linear":
+        positions = positions / factor
+    elif scaling == "ntk":
+        base = base * factor ** (rotary_dim / (rotary_dim - 2))
+    cos, sin = _cos_and_sin(positions.tobytes(), rotary_dim, float(base), x.dtype)
 
     def turn(features, sin):
         if rotary_dim == d_head:

@@ -1,5 +1,7 @@
 """Decoding: the cache changes nothing but the cost, and only allowed tokens are drawn."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -22,8 +24,17 @@ def mixers_with_a_step():
     return [name for name, entry in catalogue.concepts(role="mixer").items() if entry.step is not None]
 
 
-@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "none"])
-@pytest.mark.parametrize("mixer", mixers_with_a_step())
+def choices():
+    """Every such mixer with every position that it has a place for."""
+    for mixer in mixers_with_a_step():
+        takes_bias = "bias" in inspect.signature(catalogue.find(mixer).function).parameters
+        for position in ("learned", "sinusoidal", "rope", "none"):
+            yield mixer, position
+        for position in catalogue.concepts(role="position/bias") if takes_bias else ():
+            yield mixer, position
+
+
+@pytest.mark.parametrize(("mixer", "position"), choices())
 @pytest.mark.parametrize("pieces", [(1,) * 8, (5, 1, 1, 1), (3, 4, 1)])
 def test_cached_logits_equal_the_whole_pass(mixer, position, pieces):
     params, config = model(mixer=mixer, position=position, scale_embedding=position == "sinusoidal", options={"mixer": OPTIONS.get(mixer, {})})

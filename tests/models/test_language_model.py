@@ -77,7 +77,6 @@ def part_choices():
         for name, entry in catalogue.concepts(role=role).items():
             if entry.chapter != "models":
                 yield role, name
-    yield "position", "none"
 
 
 @pytest.mark.parametrize(("role", "name"), part_choices())
@@ -116,7 +115,7 @@ def test_a_tied_embedding_that_forgets_one_of_its_two_gradients_is_refused():
     assert report.worst.path == "params.embedding.weight"
 
 
-@pytest.mark.parametrize("position", ["learned", "rope", "sinusoidal", "none"])
+@pytest.mark.parametrize("position", catalogue.concepts(role="position"))
 def test_no_output_depends_on_a_later_token(position):
     config = small(position=position)
     rng = np.random.default_rng(4)
@@ -216,6 +215,22 @@ def test_a_position_on_the_scores_acts_in_every_block_and_gets_the_sum_of_their_
     assert check_gradients(language_model, sloped, **call, second_opinion=False).passed
 
 
+@pytest.mark.parametrize("position", catalogue.concepts(role="position/bias"))
+def test_a_position_on_the_scores_keeps_float32(position):
+    config = small(position=position)
+    params = init_language_model(np.random.default_rng(12), config)
+    logits, backward = language_model(params, ids=np.array([[1, 2, 3]]), config=config)
+    assert {leaf.dtype for _, leaf in trees.leaves(backward(logits))} == {logits.dtype} == {np.dtype(np.float32)}
+
+
+def test_slopes_that_are_not_learned_have_no_gradient_in_a_model():
+    config = small(position="alibi", options={"position": {"learned": False}})
+    params = init_language_model(np.random.default_rng(13), config, dtype=np.float64)
+    np.testing.assert_array_equal(params.position.slopes, [1 / 16, 1 / 256])
+    logits, backward = language_model(params, ids=np.array([[1, 2, 3]]), config=config)
+    np.testing.assert_array_equal(backward(logits).position.slopes, [0, 0])
+
+
 def test_it_can_learn_one_batch_by_heart():
     config = LanguageModelConfig(vocabulary_size=11, context=8, d_model=16, num_layers=2, num_heads=2)
     rng = np.random.default_rng(8)
@@ -243,6 +258,7 @@ def test_configuration_survives_json():
     [
         ({"mixer": "multi_head_atention"}, "did you mean 'multi_head_attention'"),
         ({"norm": "feed_forward"}, "unknown norm"),
+        ({"position": "alibi", "mixer": "sliding_window_attention", "options": {"mixer": {"window": 2}}}, "position: got alibi.*sliding_window_attention"),
         ({"options": {"mixer": {"windows": 3}}}, "options.mixer.windows"),
         ({"options": {"mixers": {}}}, "options.mixers"),
         ({"placement": "both"}, "placement"),

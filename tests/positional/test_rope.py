@@ -97,13 +97,53 @@ def test_positions_count_from_zero_unless_told_otherwise():
     np.testing.assert_array_equal(rope(x)[0][:, 3:], rope(x[:, 3:], positions=np.array([3, 4]))[0])
 
 
-def test_a_stretched_base_slows_the_last_pair_by_the_factor_and_the_first_not_at_all():
-    # NTK-aware scaling: base s^(d/(d-2)) in place of base squeezes s times the length into the slowest pair.
+def frequencies(d, **scaling):
+    """The angle by which position 1 turns each pair; all pairs start at (1, 0)."""
+    turned = rope(np.repeat([[1.0, 0.0]], d // 2, axis=1), positions=np.array([1]), **scaling)[0][0]
+    return np.arctan2(turned[d // 2 :], turned[: d // 2])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rotary_dim", [None, 4])
+@pytest.mark.parametrize("scaling", ["linear", "ntk"])
+def test_scaling_equals_dense_matrices_and_their_gradient(layout, rotary_dim, scaling):
+    rng = np.random.default_rng(12)
+    x, dout, positions, factor = rng.normal(size=(2, 3, 6)), rng.normal(size=(2, 3, 6)), np.array([7, -3, 40]), 2.5
+    out, backward = rope(x, positions=positions, layout=layout, rotary_dim=rotary_dim, base=100.0, scaling=scaling, factor=factor)
+    config = {"layout": layout, "rotary_dim": rotary_dim, "base": 100.0}
+    if scaling == "ntk":
+        d = rotary_dim or 6
+        config["base"] *= factor ** (d / (d - 2))
+    places = positions / factor if scaling == "linear" else positions
+    np.testing.assert_allclose(out, textbook_rope(x, places, **config), rtol=0, atol=1e-12)
+    expected = autograd.grad(lambda x: anp.sum(dout * textbook_rope(x, places, **config)))(x)
+    np.testing.assert_allclose(backward(dout), expected, rtol=0, atol=1e-12)
+
+
+def test_linear_scaling_brings_every_angle_back_into_the_range_of_training():
+    x = np.random.default_rng(13).normal(size=(9, 8))
+    out, _ = rope(x, scaling="linear", factor=4.0)
+    np.testing.assert_allclose(out[::4], rope(x[::4], positions=np.array([0, 1, 2]))[0], rtol=0, atol=1e-15)
+
+
+def test_ntk_scaling_slows_the_last_pair_by_the_factor_and_the_first_not_at_all():
     d, s = 16, 4.0
-    x = np.ones((1, d))
-    angle = lambda base: np.arctan2(*rope(x * (np.arange(d) < d // 2), positions=np.array([1]), base=base)[0].reshape(2, -1)[::-1])  # noqa: E731
-    plain, stretched = angle(10_000.0), angle(10_000.0 * s ** (d / (d - 2)))
-    np.testing.assert_allclose([stretched[0], stretched[-1]], [plain[0], plain[-1] / s], rtol=1e-12)
+    slower = frequencies(d) / frequencies(d, scaling="ntk", factor=s)
+    np.testing.assert_allclose(slower, s ** (np.arange(d // 2) / (d // 2 - 1)), rtol=1e-12)
+    assert slower[0] == 1
+
+
+@pytest.mark.parametrize("scaling", ["linear", "ntk"])
+def test_a_factor_of_one_changes_no_bit(scaling):
+    x = np.random.default_rng(14).normal(size=(2, 5, 8))
+    np.testing.assert_array_equal(rope(x, scaling=scaling, factor=1.0)[0], rope(x)[0])
+
+
+@pytest.mark.parametrize("scaling", ["linear", "ntk"])
+def test_scaled_scores_still_know_the_offset_and_not_the_place(scaling):
+    query, key = np.random.default_rng(15).normal(size=(2, 1, 8))
+    at = lambda x, p: rope(x, positions=np.array([p]), scaling=scaling, factor=3.0)[0][0]  # noqa: E731
+    np.testing.assert_allclose([at(query, p + 7) @ at(key, p) for p in (3, 500, 100_000)], at(query, 7) @ at(key, 0), atol=1e-9)
 
 
 def test_mean_cosine_decays_with_the_distance_as_an_envelope():
@@ -188,6 +228,27 @@ def test_parity_with_the_frequencies_of_hugging_face_llama():
     unit = np.concatenate([np.ones(4), np.zeros(4)])[None]                           # every pair at (1, 0)
     turned = rope(unit, positions=np.array([1]), base=500_000.0)[0][0]
     np.testing.assert_allclose(np.arctan2(turned[4:], turned[:4]), theirs, rtol=1e-6)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("length", [3, 16, 50])
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_parity_with_the_scaled_frequencies_of_hugging_face(kind, length):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    d, trained, s = 8, 16, 3.0
+    scaling = {"rope_type": kind, "rope_theta": 10_000.0, "factor": s}
+    config = transformers.LlamaConfig(hidden_size=4 * d, num_attention_heads=4, max_position_embeddings=trained, rope_parameters=scaling)
+    if kind == "linear":
+        ours = frequencies(d, scaling="linear", factor=s)
+        theirs = LlamaRotaryEmbedding(config).inv_freq
+    else:
+        ours = frequencies(d, scaling="ntk", factor=s * max(length, trained) / trained - (s - 1))
+        theirs, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, device=None, seq_len=length)
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-6)                       # theirs are float32
 
 
 @pytest.mark.parity

@@ -1,0 +1,50 @@
+"""ReLU attention: a key weighs as much as its score is positive, divided by the number of keys.
+
+No exponential and no sum over the keys; time and memory are otherwise the softmax's. Source: Wortsman et al. 2023,
+arXiv:2309.08586, section 3 (of the family L^-alpha relu, alpha = 1). Differs from the paper: n counts the keys that a
+query may see, where the paper divides by the one length of the sequence.
+
+    weights = max(scores, 0) / n, 0 where the mask forbids   (1)
+    dscores = dweights / n where weights > 0, else 0         (2)
+
+At a score of exactly 0, where there is no slope, the gradient is 0. A query all of whose scores are negative reads zero
+and teaches its scores nothing.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+
+from minitransformers.attention.heads import check_scores
+from minitransformers.foundation import bad, concept, example
+
+
+@concept(
+    title="ReLU attention",
+    source="Wortsman et al. 2023, arXiv:2309.08586, section 3",
+    example=lambda rng: example(
+        rng.normal(size=(2, 3, 4, 5)),
+        mask=np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)[None, None],
+    ),
+    roles=("weighting",),
+    rejects=[bad(mask=np.ones((4, 5), int)), bad(mask=np.ones((7, 2, 3, 4, 5), bool)), bad(scores=np.ones((2, 3, 4, 0)))],
+)  # fmt: skip
+def relu_attention(
+    scores: Float[Array, "*batch queries keys"],
+    *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None,
+):
+    """Weights of the keys that are zero or positive and need not sum to 1. mask is True where a query may attend.
+
+    Returns weights (*batch, queries, keys), and backward: dweights -> dscores.
+    Raises ValueError when the mask does not broadcast to the scores.
+    """
+    check_scores("mask", mask, scores.shape)
+    allowed = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
+    share = (1 / np.maximum(allowed.sum(-1, keepdims=True), 1)).astype(scores.dtype)  # 1 / n
+    weights = np.where(allowed, np.maximum(scores, 0), 0) * share  # (1)
+
+    def backward(dweights):
+        return np.where(weights > 0, dweights, 0) * share    # (2)
+
+    return weights, backward

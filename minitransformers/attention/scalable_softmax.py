@@ -1,0 +1,86 @@
+"""Scalable softmax (SSMax): a softmax whose base is the number of keys, so that focus does not fade as the context grows.
+
+The largest of n weights of a softmax with bounded scores falls like 1/n. With n^(scale score) in the place of e^score, a
+lead of 1/scale over the other keys is enough at any length. Time and memory are the softmax's. Source: Nakanishi 2025,
+arXiv:2501.19399. n is the number of keys that a query may see: its position counted from 1 under a causal mask.
+
+    sharpness = scale log n + offset                                                       (1)
+    weights = softmax over the allowed keys of sharpness scores                            (2)
+    dlogits = weights (dweights - sum over keys of dweights weights)                       (3)
+    dscores = sharpness dlogits                                                            (4)
+    pull = sum over keys of dlogits scores                                                 (5)
+    dscale = sum of pull log n over the rows that have it                                  (6)
+    doffset = sum of pull over the rows that have it                                       (7)
+
+n comes from the mask and has no gradient. A forbidden key has weight 0, hence dscores 0.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+
+from minitransformers.attention.heads import check_scores
+from minitransformers.foundation import bad, concept, example, invalid
+
+
+def initial_scale(num_heads: int, *, context: int, dtype: type = np.float32) -> Float[Array, "heads 1"]:
+    """One scale a head with which the mean sharpness over 1 to ``context`` keys is 1, that of an ordinary softmax."""
+    if context < 2:
+        raise invalid("context", got=context, wants="at least 2 keys: log 1 is 0")
+    return np.full((num_heads, 1), 1 / np.log(np.arange(1, context + 1)).mean(), dtype)
+
+
+@concept(
+    title="Scalable softmax (SSMax)",
+    source="Nakanishi 2025, arXiv:2501.19399",
+    example=lambda rng: example(
+        rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(1, 3, 1)), rng.normal(size=(1, 1, 4)),
+        mask=np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)[None, None],
+    ),
+    roles=("weighting",),
+    rejects=[
+        bad(mask=np.ones((4, 5), int)), bad(mask=np.ones((7, 2, 3, 4, 5), bool)), bad(scores=np.ones((2, 3, 4, 0))),
+        bad(scale=np.ones((1, 2, 1))), bad(scale=np.ones((2, 2, 3, 4))), bad(offset=np.ones((1, 1, 5))), bad(offset=np.ones((2, 2, 3, 4))),
+    ],
+)  # fmt: skip
+def scalable_softmax(
+    scores: Float[Array, "*batch queries keys"],
+    scale: Float[Array, "*#batch #queries"] | None = None,
+    offset: Float[Array, "*#batch #queries"] | None = None,
+    *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None,
+):
+    """Weights of the keys that sum to 1 and stay sharp at any number of them.
+
+    scale (1 where None) and offset (0 where None) broadcast to (*batch, queries): one a head is (heads, 1). Either may be
+    negative. mask is True where a query may attend; a query that may attend to nothing has weights 0.
+    Returns weights (*batch, queries, keys), and backward: dweights -> dscores, dscale, doffset (None where not given).
+    Raises ValueError when mask, scale or offset do not broadcast to the scores.
+    """
+    for argument, array, shape in (("mask", mask, scores.shape), ("scale", scale, scores.shape[:-1]), ("offset", offset, scores.shape[:-1])):
+        check_scores(argument, array, shape)
+    allowed = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
+    log_n = np.log(np.maximum(allowed.sum(-1), 1)).astype(scores.dtype)  # (*batch, queries)
+    sharpness = log_n if scale is None else scale * log_n
+    if offset is not None:
+        sharpness = sharpness + offset                       # (1)
+    logits = np.where(allowed, sharpness[..., None] * scores, -np.inf)
+    # Where every key is forbidden the maximum is -inf; any finite number in its place makes all exponentials 0.
+    powers = np.exp(logits - np.maximum(logits.max(-1, keepdims=True), np.finfo(scores.dtype).min))
+    weights = powers / np.maximum(powers.sum(-1, keepdims=True), 1)  # a total below 1 means that no key is allowed  (2)
+
+    def backward(dweights):
+        dlogits = weights * (dweights - np.vecdot(dweights, weights)[..., None])  # (3)
+        dscores = sharpness[..., None] * dlogits             # (4)
+        pull = np.vecdot(dlogits, scores)                    # (*batch, queries)  (5)
+        dscale = None if scale is None else _sum_to(pull * log_n, scale.shape)  # (6)
+        doffset = None if offset is None else _sum_to(pull, offset.shape)  # (7)
+        return dscores, dscale, doffset
+
+    return weights, backward
+
+
+def _sum_to(gradient, shape):
+    """Sum over the rows that share one number."""
+    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
+    return gradient.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

@@ -1,0 +1,103 @@
+"""DeepNorm: post-norm for very deep models, by weighing the stream up and starting the layers small.
+
+Post-norm is unstable when deep because one step of training changes every layer, and the changes add up to more than the
+norms let through. DeepNorm multiplies the stream by alpha > 1 before a layer's output is added, and multiplies the
+layer's weights at the start by beta < 1. Both depend on the depth alone; with alpha = 1 it is post-norm.
+
+Source: Wang, Ma, Dong, Huang, Zhang and Wei 2022 (DeepNet), arXiv:2203.00555, figure 2 and section 4. N and M count the
+layers of an encoder and of a decoder; a layer is attention and feed-forward together.
+
+    one stack of N layers: alpha = (2N)^(1/4), beta = (8N)^(-1/4)          (1)
+    encoder before a decoder: alpha = 0.81 (N^4 M)^(1/16), beta = 0.87 (N^4 M)^(-1/16)
+    decoder behind an encoder: alpha = (3M)^(1/4), beta = (12M)^(-1/4)     (2)
+    total = alpha x + added                                  (3)
+    out = LN(total)                                          (4)
+    dtotal, dparams = LN*(dout)                              (5)
+    dx = alpha dtotal                                        (6)
+    dadded = dtotal                                          (7)
+
+added is the layer's output on x. beta multiplies Xavier's standard deviation of the feed-forward, value and output
+projections; those of queries and keys keep it as it is.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.norms.layer_norm import LayerNorm, layer_norm
+
+
+class DeepNormConstants(NamedTuple):
+    """What the stream is multiplied by, and what the weights are multiplied by at the start. Both dimensionless."""
+
+    alpha: float
+    beta: float
+
+
+def deep_norm_constants(num_layers: int) -> DeepNormConstants:
+    """For a stack alone, encoder or decoder, of num_layers layers. Raises ValueError for fewer than one."""
+    if not num_layers >= 1:
+        raise invalid("num_layers", got=num_layers, wants="at least 1")
+    return DeepNormConstants(alpha=(2 * num_layers) ** 0.25, beta=(8 * num_layers) ** -0.25)  # (1)
+
+
+def deep_norm_constants_of_two(encoder_layers: int, decoder_layers: int) -> tuple[DeepNormConstants, DeepNormConstants]:
+    """For an encoder and the decoder that reads it, in this order. Raises ValueError for fewer than one layer in either."""
+    for argument, number in (("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers)):
+        if not number >= 1:
+            raise invalid(argument, got=number, wants="at least 1")
+    depth = (encoder_layers**4 * decoder_layers) ** (1 / 16)
+    return (
+        DeepNormConstants(alpha=0.81 * depth, beta=0.87 / depth),
+        DeepNormConstants(alpha=(3 * decoder_layers) ** 0.25, beta=(12 * decoder_layers) ** -0.25),
+    )  # (2)
+
+
+@concept(
+    title="DeepNorm",
+    source="Wang et al. 2022 (DeepNet), arXiv:2203.00555, figure 2",
+    example=lambda rng: example(
+        LayerNorm(rng.normal(size=7), rng.normal(size=7)), rng.normal(size=(2, 3, 7)), rng.normal(size=(2, 3, 7)), alpha=1.7
+    ),
+    rejects=[
+        bad(alpha=0.0),
+        bad(alpha=-1.0),
+        bad(alpha=float("nan")),
+        bad(alpha=float("inf")),
+        bad(eps=-1e-6),
+        bad(eps=float("nan")),
+        bad(added=np.ones((2, 3, 5))),
+        bad(added=np.ones((3, 7))),
+    ],
+)
+def deep_norm(
+    params: LayerNorm,
+    x: Float[Array, "*batch d_model"],
+    added: Float[Array, "*batch d_model"],
+    *,
+    alpha: float,
+    eps: float = 1e-5,
+):
+    """Layer norm of alpha x + added: the stream x, weighed up, and what a layer adds to it.
+
+    alpha is dimensionless, see deep_norm_constants; eps as in layer_norm. Where x and added are zero the output is the bias.
+    Returns out, shaped like x, and backward: dout -> LayerNorm(dgain, dbias), dx, dadded.
+    Raises ValueError when alpha is not a finite number above 0, eps is negative, d_model is 1 or the shapes differ.
+    """
+    if not 0 < alpha < math.inf:
+        raise invalid("alpha", got=alpha, wants="a finite number above 0")
+    alpha = float(alpha)
+    total = alpha * x + added                                # (3)
+    out, norm_backward = layer_norm(params, total, eps=eps)  # (4)
+
+    def backward(dout):
+        dparams, dtotal = norm_backward(dout)                # (5)
+        dx = alpha * dtotal                                  # (6)
+        dadded = dtotal                                      # (7)
+        return dparams, dx, dadded
+
+    return out, backward

@@ -1,0 +1,118 @@
+"""What every weighting promises, and what attention makes of it."""
+
+import numpy as np
+import pytest
+
+from minitransformers import catalogue
+from minitransformers.attention.cache import cached_attention
+from minitransformers.attention.grouped_query_attention import grouped_query_attention, init_grouped_query_attention
+from minitransformers.attention.masks import causal_mask
+from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
+from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.foundation import check_gradients
+
+EVERY = [pytest.param(entry.function, id=name) for name, entry in catalogue.concepts(role="weighting").items()]
+
+
+def plain_softmax(scores, *, mask):
+    powers = np.exp(scores) * mask
+    weights = powers / np.maximum(powers.sum(-1, keepdims=True), 1e-300)
+    return weights, lambda dweights: weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
+
+
+def case(rng, v_batch=(2, 3)):
+    q, k, v = (rng.normal(size=shape) for shape in ((2, 3, 4, 5), (2, 1, 6, 5), (*v_batch, 6, 7)))
+    mask = rng.random((1, 3, 4, 6)) < 0.7
+    mask[0, 1, 2] = False
+    return q, k, v, rng.normal(size=(3, 4, 6)), mask
+
+
+@pytest.mark.parametrize("v_batch", [(2, 3), (2, 1), (4, 2, 1)])
+def test_the_softmax_as_a_weighting_is_the_softmax_that_attention_has(v_batch):
+    *args, mask = case(np.random.default_rng(0), v_batch)
+    (out, backward), (wanted, wanted_backward) = (scaled_dot_product_attention(*args, mask=mask, weighting=w) for w in (plain_softmax, None))
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-14)
+    for own, theirs in zip(backward(np.cos(out)), wanted_backward(np.cos(out)), strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-13)
+
+
+def test_what_a_weighting_learns_needs_a_weighting_and_each_score_a_weight():
+    q, k, v, bias, _ = case(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="learned"):
+        scaled_dot_product_attention(q, k, v, bias, np.ones(1))
+    with pytest.raises(ValueError, match="weighting"):
+        scaled_dot_product_attention(q, k, v, weighting=lambda scores, mask: (scores[..., :1], None))
+
+
+def test_a_score_that_is_no_number_is_not_taken_for_a_forbidden_one():
+    q, k, v, *_ = case(np.random.default_rng(0))
+    q[0, 0, 0, 0] = np.nan
+    assert np.isnan(scaled_dot_product_attention(q, k, v, weighting=plain_softmax)[0][0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("weighting", EVERY)
+def test_forbidden_keys_get_exactly_nothing_however_they_are_forbidden(weighting):
+    q, k, v, bias, mask = case(np.random.default_rng(1))
+    scores = np.random.default_rng(2).normal(size=(2, 3, 4, 6))
+    weights, backward = weighting(scores, mask=mask)
+    found = backward(np.cos(scores))
+    forbidden = np.broadcast_to(~mask, scores.shape)
+    assert not weights[forbidden].any() and not (found[0] if isinstance(found, tuple) else found)[forbidden].any()
+    assert not weights[:, 1, 2].any()                        # a query that sees nothing
+    out = scaled_dot_product_attention(q, k, v, bias, mask=mask, weighting=weighting)[0]
+    np.testing.assert_allclose(scaled_dot_product_attention(q, k, v, np.where(mask, bias, -np.inf), weighting=weighting)[0], out, atol=1e-14)
+    assert not out[:, 1, 2].any()
+
+
+@pytest.mark.parametrize("weighting", EVERY)
+def test_a_forbidden_score_may_be_anything(weighting):
+    mask = causal_mask(5)
+    scores = np.random.default_rng(3).normal(size=(2, 5, 5))
+    other = np.where(mask, scores, 1e5)
+    np.testing.assert_array_equal(weighting(other, mask=mask)[0], weighting(scores, mask=mask)[0])
+
+
+@pytest.mark.parametrize("weighting", EVERY)
+def test_the_order_of_the_keys_does_not_matter(weighting):
+    rng = np.random.default_rng(4)
+    scores, order = rng.normal(size=(3, 6)), rng.permutation(6)
+    np.testing.assert_allclose(weighting(scores[:, order])[0], weighting(scores)[0][:, order], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("weighting", EVERY)
+def test_no_mask_is_a_mask_that_allows_all(weighting):
+    scores = np.random.default_rng(5).normal(size=(3, 6))
+    np.testing.assert_array_equal(weighting(scores)[0], weighting(scores, mask=np.ones((1, 6), bool))[0])
+
+
+@pytest.mark.parametrize("weighting", EVERY)
+@pytest.mark.parametrize("steps", [[1] * 7, [3, 1, 3], [7]])
+def test_decoding_from_a_cache_is_the_full_causal_pass(weighting, steps):
+    rng = np.random.default_rng(6)
+    heads = {"num_heads": 4, "num_kv_heads": 2}
+    params, x = init_grouped_query_attention(rng, 8, **heads, dtype=np.float64), rng.normal(size=(2, 7, 8))
+    wanted = grouped_query_attention(params, x, **heads, weighting=weighting)[0]
+    cache, outs, start = None, [], 0
+    for new in steps:
+        out, cache = cached_attention(params, x[:, start : start + new], cache, **heads, weighting=weighting)
+        outs.append(out)
+        start += new
+    np.testing.assert_allclose(np.concatenate(outs, axis=1), wanted, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("weighting", EVERY)
+def test_the_gradients_of_multi_head_and_grouped_query_attention_are_right(weighting):
+    rng = np.random.default_rng(7)
+    x, bias = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 3))
+    params = init_multi_head_attention(rng, 4, num_heads=2, dtype=np.float64)
+    report = check_gradients(multi_head_attention, params, x, bias, num_heads=2, weighting=weighting)
+    assert report.passed, report
+    params = init_grouped_query_attention(rng, 4, num_heads=2, num_kv_heads=1, dtype=np.float64)
+    report = check_gradients(grouped_query_attention, params, x, bias, num_heads=2, num_kv_heads=1, weighting=weighting)
+    assert report.passed, report
+
+
+def test_a_core_of_its_own_takes_no_weighting():
+    params = init_multi_head_attention(np.random.default_rng(8), 4, num_heads=2)
+    with pytest.raises(ValueError, match="attend"):
+        multi_head_attention(params, np.ones((3, 4), np.float32), num_heads=2, attend=scaled_dot_product_attention, weighting=plain_softmax)
