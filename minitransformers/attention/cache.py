@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
+from minitransformers.attention.heads import as_weighting
 from minitransformers.attention.masks import causal_mask, sliding_window_mask
 from minitransformers.attention.scaled_dot_product_attention import weigh
 from minitransformers.basics.linear import Linear
@@ -91,7 +92,7 @@ class KeyValueCache:
 def cached_attention(
     params: Any, x: Array, cache: KeyValueCache | None, *, num_heads: int, num_kv_heads: int, bias: Array | None = None,
     causal: bool = True, scale: float | None = None, rotate: Callable | None = None, window: int | None = None,
-    weighting: Callable | None = None,
+    weighting: str | Callable | None = None,
 ) -> tuple[Array, KeyValueCache]:  # fmt: skip
     """One decoding step of multi-head (num_kv_heads = num_heads) or grouped-query attention: out and the cache.
 
@@ -102,6 +103,7 @@ def cached_attention(
         raise invalid("causal", got=causal, wants="True: a step cannot see what has not been generated")
     if cache is None:
         cache = KeyValueCache(window=window)
+    weighting, learned = as_weighting(weighting), getattr(params, "learned", None) or ()
     *batch, new, d_model = x.shape
     group = num_heads // num_kv_heads
     rows = x.reshape(-1, d_model)                            # one matrix product, however many leading axes
@@ -124,7 +126,7 @@ def cached_attention(
         if new > 1:                                          # a single new position sees all: no mask
             mask = causal_mask(new, seen) if cache.window is None else sliding_window_mask(new, seen, window=cache.window)
             scores = np.where(mask, scores, -np.inf)
-        weights = None if weighting is None else weigh(weighting, scores)[0].reshape(*batch, num_kv_heads, group * new, seen)
+        weights = None if weighting is None else weigh(weighting, scores, *learned)[0].reshape(*batch, num_kv_heads, group * new, seen)
         scores = scores.reshape(*batch, num_kv_heads, group * new, seen)
     if weighting is None:
         weights = np.exp(scores - scores.max(-1, keepdims=True))

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.cache import KeyValueCache, cached_attention
-from minitransformers.attention.heads import check_heads, check_scores, merge_heads, split_heads
+from minitransformers.attention.heads import as_weighting, check_heads, check_scores, merge_heads, split_heads
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import MultiHeadAttention
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
@@ -76,7 +76,7 @@ def pool_heads(params: MultiHeadAttention, *, num_heads: int, num_kv_heads: int)
 def grouped_query_attention_step(
     params: GroupedQueryAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int, num_kv_heads: int,
     bias: Float[Array, "... new seen"] | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
-    window: int | None = None, weighting: Callable | None = None,
+    window: int | None = None, weighting: str | Callable | None = None,
 ):  # fmt: skip
     """The causal outputs of a few new positions, given those before; ``state`` is None at the start.
 
@@ -134,7 +134,7 @@ def grouped_query_attention(
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
     scale: float | None = None,
     rotate: Callable | None = None,
-    weighting: Callable | None = None,
+    weighting: str | Callable | None = None,
     attend: Callable | None = None,
 ):
     """Every position gathers from the positions that it may see, in num_heads ways from num_kv_heads sources.
@@ -171,7 +171,7 @@ def grouped_query_attention(
         if causal:
             mask = causal_mask(length) if mask is None else mask & causal_mask(length)
         heads, attend_backward = scaled_dot_product_attention(
-            query, key, value, grouped_bias, mask=mask, scale=scale, weighting=weighting
+            query, key, value, grouped_bias, mask=mask, scale=scale, weighting=as_weighting(weighting)
         )  # (3)
     else:
         heads, attend_backward = attend(query, key, value)   # (3)

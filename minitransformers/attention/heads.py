@@ -1,10 +1,13 @@
 """Heads side by side in the features, or on an axis of their own: what every multi-head mixer does to its arrays."""
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import invalid
+from minitransformers.foundation import catalogue, invalid
 
 
 def split_heads(x: Float[Array, "... length d_heads"], num_heads: int) -> Float[Array, "... heads length d_head"]:
@@ -31,3 +34,14 @@ def check_scores(argument: str, array: Array | None, shape: tuple[int, ...]) -> 
     pairs = zip(reversed(array.shape), reversed(shape), strict=False)
     if array.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in pairs):
         raise invalid(argument, got=f"shape {array.shape}", wants=f"a shape that broadcasts to the scores, {shape}")
+
+
+@functools.cache
+def named_weighting(name: str) -> catalogue.Entry:
+    """The catalogue's weighting of that name. Raises ValueError that suggests the nearest one."""
+    return catalogue.find(name, role="weighting")
+
+
+def as_weighting(weighting: str | Callable | None) -> Callable | None:
+    """A weighting by itself or by its name; None is the softmax."""
+    return named_weighting(weighting).function if isinstance(weighting, str) else weighting

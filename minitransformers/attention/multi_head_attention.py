@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.cache import KeyValueCache, cached_attention
-from minitransformers.attention.heads import check_heads, check_scores, merge_heads, split_heads
+from minitransformers.attention.heads import as_weighting, check_heads, check_scores, merge_heads, named_weighting, split_heads
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.linear import Linear, init_linear, linear
@@ -32,29 +32,40 @@ from minitransformers.foundation import bad, concept, example, invalid, trusted
 
 
 class MultiHeadAttention(NamedTuple):
-    """Projections to queries, keys and values of all heads side by side, and back from the heads' values."""
+    """Projections to queries, keys and values of all heads side by side, and back from the heads' values.
+
+    learned holds what the weighting learns, in its order (SSMax: a scale a head), or None.
+    """
 
     query: Annotated[Linear, "d_model d_heads"]
     key: Annotated[Linear, "d_model d_heads"]
     value: Annotated[Linear, "d_model d_values"]
     output: Annotated[Linear, "d_values d_model"]
+    learned: tuple | None = None
 
 
 def init_multi_head_attention(
     rng: np.random.Generator, d_model: int, *, num_heads: int, std: float | None = None,
-    residual_std: float | None = None, bias: bool = True, dtype: type = np.float32,
+    residual_std: float | None = None, bias: bool = True, weighting: str | None = None, max_positions: int = 1024,
+    dtype: type = np.float32,
 ) -> MultiHeadAttention:  # fmt: skip
-    """Normal weights of deviation ``std`` (default 1/sqrt(d_model)), the output's of ``residual_std`` (default std)."""
+    """Normal weights of deviation ``std`` (default 1/sqrt(d_model)), the output's of ``residual_std`` (default std).
+
+    weighting is the name of one that learns; it starts for contexts of up to max_positions.
+    """
     check_heads("num_heads", num_heads, d_model)
     stds = (std, std, std, std if residual_std is None else residual_std)
-    return MultiHeadAttention(*(init_linear(rng, d_model, d_model, std=s, bias=bias, dtype=dtype) for s in stds))
+    query, key, value, output = (init_linear(rng, d_model, d_model, std=s, bias=bias, dtype=dtype) for s in stds)
+    init = named_weighting(weighting).init if isinstance(weighting, str) else None
+    learned = None if init is None else init(rng, num_heads=num_heads, context=max_positions, dtype=dtype)
+    return MultiHeadAttention(query, key, value, output, learned)
 
 
 @trusted
 def multi_head_attention_step(
     params: MultiHeadAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int,
     bias: Float[Array, "... new seen"] | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
-    weighting: Callable | None = None,
+    weighting: str | Callable | None = None,
 ):  # fmt: skip
     """The causal outputs of a few new positions, given those before; ``state`` is None at the start.
 
@@ -101,15 +112,15 @@ def multi_head_attention(
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
     scale: float | None = None,
     rotate: Callable | None = None,
-    weighting: Callable | None = None,
+    weighting: str | Callable | None = None,
     attend: Callable | None = None,
 ):
     """Every position gathers from the positions that it may see, in num_heads ways.
 
     bias is added to the scores, mask says True where a query may see a key: both broadcast to (..., heads, queries, keys).
     causal hides later keys besides. scale multiplies the scores (default 1/sqrt(d_head)). rotate(x) -> out, backward
-    turns queries and keys (functools.partial(rope, base=1e5)). weighting takes the place of the softmax, as in
-    scaled_dot_product_attention; what it has learned is held fixed. attend(query, key, value) -> out, backward takes the
+    turns queries and keys (functools.partial(rope, base=1e5)). weighting, a function or its name,
+    takes the place of the softmax, as in scaled_dot_product_attention, and gets params.learned. attend(query, key, value) -> out, backward takes the
     place of scaled_dot_product_attention and decides itself, causal or not, what a query sees.
     Returns out, shaped like x, and backward: dout -> MultiHeadAttention, dx, dbias (None without a bias).
     Raises ValueError when num_heads does not divide the projections, when mask or bias do not fit the scores, or when
@@ -133,7 +144,7 @@ def multi_head_attention(
         if causal:
             mask = causal_mask(length) if mask is None else mask & causal_mask(length)
         heads, attend_backward = scaled_dot_product_attention(
-            query, key, value, bias, mask=mask, scale=scale, weighting=weighting
+            query, key, value, bias, *(params.learned or ()), mask=mask, scale=scale, weighting=as_weighting(weighting)
         )  # (3)
     else:
         heads, attend_backward = attend(query, key, value)   # (3)
@@ -148,7 +159,8 @@ def multi_head_attention(
         dparams_query, dx_query = query_backward(merge_heads(dquery))
         dparams_key, dx_key = key_backward(merge_heads(dkey))
         dparams_value, dx_value = value_backward(merge_heads(dvalue))
-        dparams = MultiHeadAttention(dparams_query, dparams_key, dparams_value, doutput)  # (8)
+        dlearned = None if params.learned is None else tuple(rest[1:])
+        dparams = MultiHeadAttention(dparams_query, dparams_key, dparams_value, doutput, dlearned)  # (8)
         dx = dx_query + dx_key + dx_value                    # x is read three times: three terms  (9)
         return dparams, dx, rest[0] if rest else None
 

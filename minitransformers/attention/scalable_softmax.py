@@ -23,11 +23,13 @@ from minitransformers.attention.heads import check_scores
 from minitransformers.foundation import bad, concept, example, invalid
 
 
-def initial_scale(num_heads: int, *, context: int, dtype: type = np.float32) -> Float[Array, "heads 1"]:
+def init_scalable_softmax(
+    rng: np.random.Generator, *, num_heads: int, context: int, dtype: type = np.float32
+) -> tuple[Float[Array, "heads 1"]]:
     """One scale a head with which the mean sharpness over 1 to ``context`` keys is 1, that of an ordinary softmax."""
     if context < 2:
         raise invalid("context", got=context, wants="at least 2 keys: log 1 is 0")
-    return np.full((num_heads, 1), 1 / np.log(np.arange(1, context + 1)).mean(), dtype)
+    return (np.full((num_heads, 1), 1 / np.log(np.arange(1, context + 1)).mean(), dtype),)
 
 
 @concept(

@@ -40,9 +40,10 @@ class TrainingDiverged(FloatingPointError):
 def decays(path: str, leaf: Array) -> bool:
     """Whether weight decay applies: to matrices, but not to norms, biases, embeddings or tables of positions.
 
-    A leaf with fewer than two axes is a gain, a bias or a scale; a table is known by its path.
+    A leaf with fewer than two axes is a gain, a bias or a scale; a table, and what a weighting has learned, are known by
+    their paths.
     """
-    return leaf.ndim >= 2 and not any(word in path for word in ("embedding", "position", "norm"))
+    return leaf.ndim >= 2 and not any(word in path for word in ("embedding", "position", "norm", "learned"))
 
 
 class AdamW:

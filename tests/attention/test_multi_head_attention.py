@@ -55,7 +55,7 @@ def test_equals_one_query_at_a_time_and_its_gradients(num_heads, d_values, causa
     allowed = np.broadcast_to(mask & np.tri(3, dtype=bool) if causal else mask, bias.shape)
     dout = rng.normal(size=x.shape)
     out, backward = multi_head_attention(params, x, bias, num_heads=num_heads, causal=causal, mask=mask, scale=scale)
-    plain = tuple(tuple(part) for part in params)
+    plain = tuple(tuple(part) for part in params[:4])
     np.testing.assert_allclose(out, textbook_attention(plain, x, bias, allowed, num_heads, scale), rtol=0, atol=1e-12)
     loss = lambda *a: anp.sum(dout * textbook_attention(*a, allowed, num_heads, scale))  # noqa: E731
     expected = autograd.grad(loss, (0, 1, 2))(plain, x, bias)
@@ -183,7 +183,7 @@ def test_huge_float32_projections_stay_finite():
 
 def test_fresh_weights_have_the_spread_asked_for():
     params = init_multi_head_attention(np.random.default_rng(13), 64, num_heads=4, std=0.02, residual_std=0.005)
-    for part, std in zip(params, (0.02, 0.02, 0.02, 0.005), strict=True):
+    for part, std in zip(params[:4], (0.02, 0.02, 0.02, 0.005), strict=True):
         np.testing.assert_allclose(part.weight.std(), std, rtol=0.05)
         assert part.weight.dtype == np.float32 and not part.bias.any()
     with pytest.raises(ValueError, match="num_heads"):
@@ -284,3 +284,26 @@ def test_equals_gpt2_attention_of_hugging_face():
     np.testing.assert_allclose(dx, inputs.grad.numpy(), rtol=0, atol=1e-11)
     packed = np.concatenate([part.weight for part in dparams[:3]], axis=1)
     np.testing.assert_allclose(packed, module.c_attn.weight.grad.numpy(), rtol=0, atol=1e-11)
+
+
+def test_what_a_weighting_learns_is_trained_with_the_projections():
+    rng = np.random.default_rng(21)
+    params = init_multi_head_attention(rng, 6, num_heads=2, weighting="scalable_softmax", max_positions=5, dtype=np.float64)
+    assert params.learned[0].shape == (2, 1)
+    x = rng.normal(size=(2, 5, 6))
+    report = check_gradients(multi_head_attention, params, x, num_heads=2, weighting="scalable_softmax")
+    assert report.passed, str(report)
+    assert "params.learned.0" in [argument.path for argument in report.arguments]
+    _, backward = multi_head_attention(params, x, num_heads=2, weighting="scalable_softmax")
+    assert np.abs(backward(rng.normal(size=x.shape))[0].learned[0]).max() > 1e-3
+
+
+def test_a_weighting_goes_by_its_name_or_as_a_function():
+    from minitransformers.attention.sigmoid_attention import sigmoid_attention
+
+    rng = np.random.default_rng(22)
+    params, x = init_multi_head_attention(rng, 6, num_heads=2, dtype=np.float64), rng.normal(size=(4, 6))
+    by_name, by_function = (multi_head_attention(params, x, num_heads=2, weighting=w)[0] for w in ("sigmoid_attention", sigmoid_attention))
+    np.testing.assert_array_equal(by_name, by_function)
+    with pytest.raises(ValueError, match="did you mean 'sigmoid_attention'"):
+        multi_head_attention(params, x, num_heads=2, weighting="sigmoid_atention")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minitransformers.attention.masks import causal_mask, sliding_window_mask
-from minitransformers.attention.scalable_softmax import initial_scale, scalable_softmax
+from minitransformers.attention.scalable_softmax import init_scalable_softmax, scalable_softmax
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.foundation import check_gradients
 
@@ -142,11 +142,11 @@ def test_one_scale_for_many_rows_gets_the_sum_of_their_gradients(shape):
 
 
 def test_the_initial_scale_makes_the_mean_sharpness_one():
-    scale = initial_scale(3, context=1024)
+    (scale,) = init_scalable_softmax(np.random.default_rng(0), num_heads=3, context=1024)
     assert scale.shape == (3, 1) and scale.dtype == np.float32
     assert scale[0, 0] == pytest.approx(0.168, abs=5e-4)
     with pytest.raises(ValueError, match="context"):
-        initial_scale(3, context=1)
+        init_scalable_softmax(np.random.default_rng(0), num_heads=3, context=1)
 
 
 def test_extreme_scores_stay_finite_in_float32():

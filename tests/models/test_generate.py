@@ -48,6 +48,19 @@ def test_cached_logits_equal_the_whole_pass(mixer, position, pieces):
     np.testing.assert_allclose(np.concatenate(logits, axis=1), whole, atol=1e-10)
 
 
+@pytest.mark.parametrize("weighting", catalogue.concepts(role="weighting"))
+def test_cached_logits_equal_the_whole_pass_under_every_weighting(weighting):
+    params, config = model(options={"mixer": {"weighting": weighting}})
+    ids = np.random.default_rng(5).integers(11, size=(2, 8))
+    whole, _ = language_model(params, ids=ids, config=config)
+    first, state = language_model_step(params, ids[:, :3], None, config=config)
+    rest = []
+    for i in range(3, 8):
+        part, state = language_model_step(params, ids[:, i : i + 1], state, config=config)
+        rest.append(part)
+    np.testing.assert_allclose(np.concatenate([first, *rest], axis=1), whole, atol=1e-10)
+
+
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_cached_text_equals_uncached_text_even_past_the_context(placement, tied):

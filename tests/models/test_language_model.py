@@ -89,6 +89,15 @@ def test_every_part_of_the_catalogue_fits_and_its_gradient_is_right(role, name):
     assert report.passed, str(report)
 
 
+@pytest.mark.parametrize("weighting", catalogue.concepts(role="weighting"))
+def test_every_weighting_of_the_catalogue_trains_in_the_model(weighting):
+    config = small(num_layers=1, options={"mixer": {"weighting": weighting}})
+    rng = np.random.default_rng(12)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    report = check_gradients(language_model, params, ids=rng.integers(7, size=(2, 4)), config=config, second_opinion=False)
+    assert report.passed, str(report)
+
+
 @pytest.mark.parametrize("changes", [{"placement": "post"}, {"scale_embedding": True}, {"tied": False}, {"placement": "post", "tied": False, "norm": "rms_norm"}])
 def test_placement_and_tying_have_right_gradients(changes):
     config = small(**changes, num_layers=2, d_model=2, num_heads=1)
@@ -260,6 +269,7 @@ def test_configuration_survives_json():
         ({"norm": "feed_forward"}, "unknown norm"),
         ({"position": "alibi", "mixer": "sliding_window_attention", "options": {"mixer": {"window": 2}}}, "position: got alibi.*sliding_window_attention"),
         ({"options": {"mixer": {"windows": 3}}}, "options.mixer.windows"),
+        ({"options": {"mixer": {"weighting": "sparse_max"}}}, "did you mean 'sparsemax'"),
         ({"options": {"mixers": {}}}, "options.mixers"),
         ({"placement": "both"}, "placement"),
         ({"d_model": 0}, "d_model"),
