@@ -258,3 +258,51 @@ CASES: dict[str, dict[str, Any]] = {
         "theirs": lambda: _importing("numpy"),
     },
 }
+
+
+def attention_call(weighting: str | None = None, rotated: bool = False) -> Callable[[], Any]:
+    """Forward and backward of one attention: 4 heads, 512 positions, width 64, causal, float32."""
+    from minitransformers import catalogue
+    from minitransformers.attention.masks import causal_mask
+    from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+    from minitransformers.positional.rope import rope
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rng = np.random.default_rng(0)
+    q, k, v, dout = (rng.standard_normal((4, 512, 64), np.float32) for _ in range(4))
+    function = None if weighting is None else catalogue.find(weighting, role="weighting").function
+
+    def call() -> Any:
+        if rotated:
+            (query, unrotate_query), (key, unrotate_key) = rope(q), rope(k)
+        else:
+            query, key = q, k
+        _, backward = scaled_dot_product_attention(query, key, v, mask=causal_mask(512), weighting=function)
+        dq, dk, *rest = backward(dout)
+        return (unrotate_query(dq), unrotate_key(dk), *rest) if rotated else (dq, dk, *rest)
+
+    return call
+
+
+def _weighting_cases() -> dict[str, dict[str, Any]]:
+    names = [
+        "softmax_off_by_one", "sigmoid_attention", "relu_attention", "sparsemax", "scalable_softmax", "polynomial_attention",
+        "gaussian_kernel_attention",
+    ]  # fmt: skip
+    return {
+        name: {
+            "what": f"{name} in attention (4 heads, 512 positions, width 64), against softmax in the same",
+            "ours": lambda name=name: attention_call(name),
+            "theirs": attention_call,
+        }
+        for name in names
+    }
+
+
+CASES |= _weighting_cases()
+CASES["rope"] = {
+    "what": "attention with RoPE, against the same without",
+    "ours": lambda: attention_call(rotated=True),
+    "theirs": attention_call,
+}
