@@ -40,6 +40,8 @@ class Part:
             if option not in takes:
                 known = ", ".join(sorted(takes - {"params", "x", "rng", "d_model", "dtype", "bias"})) or "none"
                 raise ValueError(f"options.{role}.{option}: {name} has no such option (it has: {known})")
+        if isinstance(weighting := options.get("weighting"), str):
+            catalogue.find(weighting, role="weighting")      # an unknown one should fail here, not at the first call
         return cls(role, entry, options)
 
     @property
@@ -78,4 +80,6 @@ class Part:
 
     def _taken(self, function: Callable, settings: Mapping[str, Any]) -> dict[str, Any]:
         offered = {**settings, **self.options}
+        if isinstance(weighting := offered.get("weighting"), str):  # a name, as a configuration in JSON has it
+            offered["weighting"] = catalogue.find(weighting, role="weighting").function
         return {name: value for name, value in offered.items() if name in _keywords(function)}
