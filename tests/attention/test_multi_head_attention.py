@@ -284,3 +284,11 @@ def test_equals_gpt2_attention_of_hugging_face():
     np.testing.assert_allclose(dx, inputs.grad.numpy(), rtol=0, atol=1e-11)
     packed = np.concatenate([part.weight for part in dparams[:3]], axis=1)
     np.testing.assert_allclose(packed, module.c_attn.weight.grad.numpy(), rtol=0, atol=1e-11)
+
+
+def test_another_weighting_reaches_the_heads():
+    def nothing(scores, *, mask):
+        return 0 * scores, lambda dweights: 0 * dweights
+
+    params = init_multi_head_attention(np.random.default_rng(0), 4, num_heads=2, bias=False, dtype=np.float64)
+    assert not multi_head_attention(params, np.ones((3, 4)), num_heads=2, weighting=nothing)[0].any()
