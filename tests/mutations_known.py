@@ -43,4 +43,8 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":
             "the first far bucket is number near, too: the logarithm of 1 is 0",
     },
+    "sparsemax": {
+        "support = (1 + ranks * ordered > totals).sum(-1, keepdims=True) -> support = (1 + ranks * ordered >= totals).sum(-1, keepdims=True)":
+            "a key that meets the threshold exactly has weight 0 on either side, and the threshold is the same with it",
+    },
 }  # fmt: skip

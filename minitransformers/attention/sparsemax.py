@@ -44,9 +44,8 @@ def sparsemax(
     """
     check_scores("mask", mask, scores.shape)
     allowed = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
-    seen = np.where(allowed, scores, -np.inf)
-    below = scores - np.maximum(seen.max(-1, keepdims=True), np.finfo(scores.dtype).min)  # the largest is 0
-    # A score 1 below the largest is outside the support already. Cut there: -inf and huge numbers do not go into the sums.
+    below = scores - np.where(allowed, scores, -np.inf).max(-1, keepdims=True)  # the largest is 0
+    # A score 1 below the largest is outside the support already. Cut further down: the sums cannot overflow.
     below = np.where(allowed, np.maximum(below, -2), -2)
     ordered = -np.sort(-below, axis=-1)                      # u
     totals = np.cumsum(ordered, axis=-1)

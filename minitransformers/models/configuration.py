@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from minitransformers.foundation import catalogue, invalid
+from minitransformers.foundation import invalid
 from minitransformers.models.parts import Part
 
 
@@ -47,8 +47,6 @@ class LanguageModelConfig:
         for role in self.options:
             if role not in ("mixer", "channel", "norm", "position"):
                 raise invalid(f"options.{role}", got="an unknown role", wants="mixer, channel, norm or position")
-        if "weighting" in self.options.get("mixer", {}):
-            catalogue.find(self.options["mixer"]["weighting"], role="weighting")
         position = self.parts.get("position")  # an unknown part should fail here, not at the first call
         if position and position.place == "position/bias" and not self.parts["mixer"].takes("bias"):
             got = f"{self.position}, a bias on the scores, with the mixer {self.mixer}, which takes none"

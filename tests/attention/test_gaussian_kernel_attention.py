@@ -71,6 +71,12 @@ def test_a_weight_is_at_most_one_and_one_only_where_query_and_key_are_the_same()
     assert weights.max() < 0.95
 
 
+def test_rounding_of_long_vectors_does_not_make_a_weight_above_one():
+    x = 1e4 * np.random.default_rng(5).normal(size=(50, 5)).astype(np.float32)
+    weights = gaussian_kernel_attention(x, x, np.eye(50, dtype=np.float32), np.array(1.0, np.float32))[0]
+    assert weights.max() <= 1
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_moving_all_queries_and_keys_by_one_vector_changes_nothing_so_their_gradients_sum_to_zero(normalize):
     q, k, v, bandwidth, mask, dout = case()

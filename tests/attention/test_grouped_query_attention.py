@@ -248,3 +248,11 @@ def test_equals_llama_attention_of_hugging_face():
     np.testing.assert_allclose(dx, inputs.grad.numpy(), rtol=0, atol=1e-11)
     for own, projection in zip(dparams, projections, strict=True):
         np.testing.assert_allclose(own.weight.T, projection.weight.grad.numpy(), rtol=0, atol=1e-11)
+
+
+def test_another_weighting_reaches_the_heads():
+    def nothing(scores, *, mask):
+        return 0 * scores, lambda dweights: 0 * dweights
+
+    params = init_grouped_query_attention(np.random.default_rng(0), 4, num_heads=2, num_kv_heads=1, bias=False, dtype=np.float64)
+    assert not grouped_query_attention(params, np.ones((3, 4)), num_heads=2, num_kv_heads=1, weighting=nothing)[0].any()

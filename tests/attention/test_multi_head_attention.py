@@ -307,3 +307,11 @@ def test_a_weighting_goes_by_its_name_or_as_a_function():
     np.testing.assert_array_equal(by_name, by_function)
     with pytest.raises(ValueError, match="did you mean 'sigmoid_attention'"):
         multi_head_attention(params, x, num_heads=2, weighting="sigmoid_atention")
+
+
+def test_another_weighting_reaches_the_heads():
+    def nothing(scores, *, mask):
+        return 0 * scores, lambda dweights: 0 * dweights
+
+    params = init_multi_head_attention(np.random.default_rng(0), 4, num_heads=2, bias=False, dtype=np.float64)
+    assert not multi_head_attention(params, np.ones((3, 4)), num_heads=2, weighting=nothing)[0].any()

@@ -31,7 +31,7 @@ def textbook(scores, cs, mask, decay=0.5):
 def case(seed=0):
     rng = np.random.default_rng(seed)
     mask = rng.random((4, 6)) < 0.7
-    mask[2] = False
+    mask[2], mask[3] = False, np.arange(6) == 4              # a query that sees nothing, one that sees a single key
     return rng.normal(size=(4, 6)), mask, rng.normal(size=(4, 6))
 
 

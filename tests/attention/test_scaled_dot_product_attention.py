@@ -242,3 +242,29 @@ def test_the_soft_cap_is_gemma_2_s():
     theirs.transpose(1, 2).backward(torch.tensor(dout))
     for own, tensor in zip(backward(dout.reshape(ours.shape))[:3], tensors, strict=True):
         np.testing.assert_allclose(own.reshape(tensor.shape), tensor.grad, rtol=0, atol=2e-5)
+
+
+def softened(scores, cold=None, *, mask):
+    """A softmax of cold * scores, with a gradient for cold."""
+    factor = 1.0 if cold is None else cold[0]
+    powers = np.exp(factor * scores) * mask
+    weights = powers / np.maximum(powers.sum(-1, keepdims=True), 1e-300)
+
+    def backward(dweights):
+        dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
+        return factor * dlogits, None if cold is None else np.array([(dlogits * scores).sum()])
+
+    return weights, backward
+
+
+@pytest.mark.parametrize("heads_of_values", [3, 1, 2 * 3])
+def test_another_weighting_takes_the_place_of_the_softmax_and_what_it_learns_gets_a_gradient(heads_of_values):
+    q, k, v, bias, mask = case()
+    v = v[:1] if heads_of_values == 1 else v if heads_of_values == 3 else np.stack([v, 2 * v])
+    wanted, wanted_backward = scaled_dot_product_attention(q, k, v, bias, mask=mask)
+    out, backward = scaled_dot_product_attention(q, k, v, bias, mask=mask, weighting=softened)
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-13)
+    for own, theirs in zip(backward(np.cos(out)), wanted_backward(np.cos(out)), strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-13)
+    report = check_gradients(scaled_dot_product_attention, q, k, v, bias, np.array([0.7]), mask=mask, weighting=softened)
+    assert report.passed, report

@@ -128,6 +128,7 @@ def test_extreme_scores_stay_finite_in_float32():
         weights, backward = sparsemax(scores)
     np.testing.assert_array_equal(weights, [[1, 0, 0], [0.5, 0.5, 0]])
     assert np.isfinite(backward(np.ones_like(scores))).all()
+    np.testing.assert_array_equal(sparsemax(np.array([[0, -3e38, -3e38]], np.float32))[0], [[1, 0, 0]])
 
 
 def test_the_checker_refuses_a_mean_over_all_keys_and_the_backward_of_a_softmax():
