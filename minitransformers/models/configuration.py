@@ -48,9 +48,10 @@ class LanguageModelConfig:
             if role not in ("mixer", "channel", "norm", "position"):
                 raise invalid(f"options.{role}", got="an unknown role", wants="mixer, channel, norm or position")
         position = self.parts.get("position")  # an unknown part should fail here, not at the first call
-        if position and position.place == "position/bias" and not self.parts["mixer"].takes("bias"):
-            got = f"{self.position}, a bias on the scores, with the mixer {self.mixer}, which takes none"
-            raise invalid("position", got=got, wants="another position, or another mixer")
+        for place, argument, kind in (("bias", "bias", "a bias on the scores"), ("rotation", "rotate", "a rotation of queries and keys")):
+            if position and position.place == f"position/{place}" and not self.parts["mixer"].takes(argument):
+                got = f"{self.position}, {kind}, with the mixer {self.mixer}, which takes none"
+                raise invalid("position", got=got, wants="another position, or another mixer")
 
     @functools.cached_property
     def parts(self) -> dict[str, Part]:
