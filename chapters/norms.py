@@ -341,7 +341,7 @@ def cost_section():
         expect="open: nothing is summed over features, but every element needs a tanh, which is many multiplications",
         measured=f"{tanh:.2f} of layer norm's time, RMS norm {ratio:.2f}",
         holds=tanh < ratio,
-        toy_scale="in NumPy on a CPU a tanh of every element takes longer than the sums that RMS norm needs; kernels on a GPU mostly wait for memory",
+        toy_scale="in NumPy on a CPU; its backward has three sums, as many as RMS norm in all, and the tanh of every element comes on top",
         full_only=True,
     )
 
