@@ -23,6 +23,7 @@ from minitransformers.norms.capsule_norm import capsule_norm, init_capsule_norm
 from minitransformers.norms.deep_norm import deep_norm, deep_norm_constants
 from minitransformers.norms.dynamic_tanh import dynamic_tanh, init_dynamic_tanh
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
+from minitransformers.norms.qk_norm import init_qk_norm, qk_norm
 from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
 from minitransformers.norms.scale_norm import init_scale_norm, scale_norm
 from minitransformers.positional.learned import Learned, init_learned, learned
@@ -71,6 +72,7 @@ def invariance_section():
         rows.append([name, *(0.0 if value < 1e-12 else float(value) for value in found.values())])
     chapter.table("invariance", ["norm", *change["layer norm"]], rows)
     layer, rms, scale, capsule, tanh = change.values()
+    mixing_section(x)
     chapter.claim(
         "Layer norm forgets scale and shift, RMS norm the scale alone",
         paper="Zhang and Sennrich 2019, arXiv:1910.07467, table 1: re-centring of the data is undone by layer norm only, re-scaling by both",
@@ -91,27 +93,69 @@ def invariance_section():
     )
 
 
+def mixing_section(x):
+    """What of a position decides an output, and how long the outputs are: positions of sizes a hundredfold apart."""
+    x = x * np.geomspace(0.1, 10, len(x))[:, None]
+    others = x.copy()
+    others[:, 1:] *= 2                                       # the first feature stays
+    rows = []
+    for name, (init, norm) in {**NORMS, **OTHERS}.items():
+        if name == "no norm":
+            continue
+        apply = partial(norm, init(chapter.rng(), x.shape[-1], dtype=np.float64))
+        out, _ = apply(x)
+        length = np.linalg.norm(out, axis=-1)
+        rows.append([name, float(np.abs(apply(others)[0] - out)[:, 0].max()), float(length.min()), float(length.max())])
+    chapter.table("mixing", ["norm", "change by the other features", "shortest output", "longest output"], rows)
+    layer, _, scale, capsule, tanh = rows
+    chapter.claim(
+        "ScaleNorm gives every position one length",
+        paper="Nguyen and Salazar 2019, arXiv:1910.05895, section 2.2: the inputs are projected onto a sphere of a learned radius",
+        expect="lengths equal to float64 rounding for inputs whose sizes differ a hundredfold; squashed vectors differ in length",
+        measured=f"lengths within {scale[3] - scale[2]:.0e}; CapsuleNorm's from {capsule[2]:.2f} to {capsule[3]:.2f}",
+        holds=scale[3] - scale[2] < 1e-12 and capsule[3] - capsule[2] > 0.05,
+    )
+    chapter.claim(
+        "Dynamic Tanh looks at no other feature",
+        paper="Zhu et al. 2025, arXiv:2503.10622, section 4: an element-wise operation, without statistics of the activations",
+        expect="a feature's output is the same bits when all others are doubled; layer norm's is not",
+        measured=f"it changes by {tanh[1]:.0f}, layer norm's by {layer[1]:.2f}",
+        holds=tanh[1] == 0 and layer[1] > 0.05,
+    )
+
+
 invariance_section()
 
 
 # %% Before or after: the gradient of the last layer at the start of training
-def gradient_of_last_layer(rng, depth, placement, *, width=64, tokens=64):
-    """The norm of the gradient of the last feed-forward block's second matrix, and the last hidden size, at the start."""
+def gradients_at_the_start(rng, depth, placement, norm="layer norm", *, width=64, tokens=64):
+    """The gradient norm of the last feed-forward block's second matrix, the last hidden size, and the first block's gradient."""
     params = [xavier_feed_forward(rng, width) for _ in range(depth)]
-    norm_params = init_layer_norm(rng, width, dtype=np.float64)
-    x, backward = rng.normal(size=(tokens, width)), None
+    init_norm, norm_function = {**NORMS, **OTHERS}[norm]
+    apply = partial(norm_function, None if norm == "no norm" else init_norm(rng, width, dtype=np.float64))
+    x, backwards = rng.normal(size=(tokens, width)), []
     for block in params:
         if placement == "pre":
-            normed, _ = layer_norm(norm_params, x)
+            normed, norm_backward = apply(x)
             added, backward = feed_forward(block, normed, activation="relu")
             x = x + added
         else:
             added, backward = feed_forward(block, x, activation="relu")
-            before, x = x + added, layer_norm(norm_params, x + added)[0]
+            before = x + added
+            x, norm_backward = apply(before)
+        backwards.append((backward, norm_backward))
     # One norm lies between the last block and the loss either way: pre-norm's final norm, post-norm's own.
-    _, norm_backward = layer_norm(norm_params, x if placement == "pre" else before)
-    _, dlast = norm_backward(rng.normal(size=x.shape) / tokens)
-    return np.linalg.norm(backward(dlast)[0].down.weight), float((x if placement == "pre" else before).std())
+    dx, hidden = rng.normal(size=x.shape) / tokens, x if placement == "pre" else before
+    if placement == "pre":
+        _, dx = apply(x)[1](dx)
+    sizes = []
+    for backward, norm_backward in reversed(backwards):
+        if placement == "post":
+            _, dx = norm_backward(dx)
+        dblock, dadded = backward(dx)
+        dx = dx + (norm_backward(dadded)[1] if placement == "pre" else dadded)
+        sizes.append(np.linalg.norm(dblock.down.weight))
+    return sizes[0], float(hidden.std()), sizes[-1]
 
 
 def xavier_feed_forward(rng, width):
@@ -124,7 +168,7 @@ def placement_section():
     rng, draws, depths = chapter.rng(), 2 if chapter.quick else 8, (2, 4, 8, 16, 32)
     found = {
         placement: np.array(
-            [np.mean([gradient_of_last_layer(rng, depth, placement) for _ in range(draws)], axis=0)
+            [np.mean([gradients_at_the_start(rng, depth, placement) for _ in range(draws)], axis=0)
              for depth in chapter.progress(depths, f"{placement}-norm")]
         )
         for placement in ("post", "pre")
@@ -154,9 +198,53 @@ def placement_section():
         measured=f"post-norm within {spread:.0%}, pre-norm with slope {slope:.2f}",
         holds=spread < 0.2 and -0.6 < slope < -0.2,
     )
+    ratio = {placement: values[:, 2] / values[:, 0] for placement, values in found.items()}
+    chapter.table(
+        "first_over_last",
+        ["layers", "post-norm, first over last", "pre-norm, first over last"],
+        [[n, *map(float, row)] for n, *row in zip(depths, ratio["post"], ratio["pre"], strict=True)],
+    )
+    chapter.value("placement.first_over_last_post", float(ratio["post"][-1]))
+    chapter.value("placement.first_over_last_pre", float(ratio["pre"][-1]))
+    chapter.claim(
+        "Pre-norm's gradients are of one size from the first layer to the last",
+        paper="Xiong et al. 2020, arXiv:2002.04745, abstract: with pre-norm the gradients are well-behaved at initialisation",
+        expect="gradient of the first layer over the last's, at 32 layers: within a factor of five",
+        measured=f"{ratio['pre'][-1]:.2f}; post-norm {ratio['post'][-1]:.2f}: in feed-forward layers alone what its norm divides away "
+        "the layer's own gradient gives back",
+        holds=0.2 < ratio["pre"][-1] < 5,
+    )
 
 
 placement_section()
+
+
+# %% The same depths with every norm, in pre-norm's place
+def every_norm_by_depth_section():
+    rng, draws, depths = chapter.rng(), 1 if chapter.quick else 4, (2, 8, 32)
+    last = {
+        name: [float(np.mean([gradients_at_the_start(rng, n, "pre", name)[0] for _ in range(draws)])) for n in depths]
+        for name in chapter.progress({**NORMS, **OTHERS}, "depth with each norm")
+    }
+    slope = {name: float(np.polyfit(np.log(depths), np.log(values), 1)[0]) for name, values in last.items()}
+    chapter.table(
+        "gradient_by_norm",
+        ["norm", *(f"{n} layers" for n in depths), "slope"],
+        [[name, *values, slope[name]] for name, values in last.items()],
+    )
+    dividing = [slope[name] for name in ("layer norm", "RMS norm", "ScaleNorm")]
+    chapter.claim(
+        "What shrinks the last gradient is the division by the stream's size",
+        paper="Xiong et al. 2020, arXiv:2002.04745, theorem 1, proved for layer norm: the final norm divides by a spread that grows as √depth",
+        expect="RMS norm and ScaleNorm, which divide too, have layer norm's slope within 0.1; with no norm nothing shrinks",
+        measured=f"{', '.join(f'{value:.2f}' for value in dividing)}; with no norm {slope['no norm']:.2f}, CapsuleNorm "
+        f"{slope['CapsuleNorm']:.2f}, Dynamic Tanh {slope['Dynamic Tanh']:.2f}",
+        holds=max(dividing) - min(dividing) < 0.1 and slope["no norm"] > -0.05,
+        full_only=True,
+    )
+
+
+every_norm_by_depth_section()
 
 
 # %% DeepNorm: one step of a deep stack
@@ -208,23 +296,28 @@ def deep_norm_section():
 deep_norm_section()
 
 
-# %% What dropping the mean saves
+# %% What each norm costs, and what dropping the mean saves
 def cost_section():
-    rng, rows = chapter.rng(), []
-    for tokens, width in ((768, 128), (256, 768)):
+    rng, found = chapter.rng(), {}
+    for tokens, width, heads in ((768, 128, 4), (256, 768, 12)):
         x, dout = rng.standard_normal((2, tokens, width), np.float32)
-        calls = [partial(run_both_ways, norm, init(rng, width), x, dout) for init, norm in (NORMS["layer norm"], NORMS["RMS norm"])]
+        norms = {name: norm for name, norm in {**NORMS, **OTHERS}.items() if name != "no norm"}
+        calls = {name: partial(run_both_ways, norm, init(rng, width), x, dout) for name, (init, norm) in norms.items()}
+        x_heads, dout_heads = (np.ascontiguousarray(a.reshape(tokens, heads, -1).swapaxes(0, 1)) for a in (x, dout))
+        calls["QK-norm, queries and keys"] = partial(run_qk_norm, init_qk_norm(rng, width // heads), x_heads, dout_heads)
         times = []
-        for _ in range(7 if chapter.quick else 400):
-            marks = [time.perf_counter()]
-            for call in calls:
+        for _ in range(7 if chapter.quick else 200):
+            times.append([])
+            for call in calls.values():
+                call()                                       # brings x into the cache, whatever ran before
+                began = time.perf_counter()
                 call()
-                marks.append(time.perf_counter())
-            times.append(np.diff(marks))
-        layer, rms = np.min(times, axis=0)                                                # the rounds in which nothing else ran
-        rows.append([f"{tokens} x {width}", float(rms / layer)])
-    chapter.table("cost", ["tokens x features", "RMS norm / layer norm"], rows)
-    ratio = float(np.mean([row[1] for row in rows]))
+                times[-1].append(time.perf_counter() - began)
+        best = np.min(times, axis=0)                                                      # the rounds in which nothing else ran
+        found[f"{tokens} x {width}"] = dict(zip(calls, map(float, best / best[0]), strict=True))
+    chapter.table("cost", ["time of layer norm's", *found], [[name, *(ratios[name] for ratios in found.values())] for name in calls])
+    mean = {name: float(np.mean([ratios[name] for ratios in found.values()])) for name in calls}
+    ratio, scale, tanh = mean["RMS norm"], mean["ScaleNorm"], mean["Dynamic Tanh"]
     chapter.value("cost.ratio", ratio)
     chapter.claim(
         "RMS norm costs less than layer norm",
@@ -234,11 +327,33 @@ def cost_section():
         holds=ratio < 1,
         full_only=True,
     )
+    chapter.claim(
+        "ScaleNorm costs less than layer norm",
+        paper="Nguyen and Salazar 2019, arXiv:1910.05895, abstract: faster training",
+        expect="forward and backward together below 1: one gain, and no mean",
+        measured=f"{scale:.2f} of layer norm's time, forward and backward",
+        holds=scale < 1,
+        full_only=True,
+    )
+    chapter.claim(
+        "Dynamic Tanh costs less than RMS norm",
+        paper="Zhu et al. 2025, arXiv:2503.10622: in a LLaMA 7B on a GPU, its layers take less time than RMS norm's",
+        expect="open: nothing is summed over features, but every element needs a tanh, which is many multiplications",
+        measured=f"{tanh:.2f} of layer norm's time, RMS norm {ratio:.2f}",
+        holds=tanh < ratio,
+        toy_scale="in NumPy on a CPU; its backward has three sums, as many as RMS norm in all, and the tanh of every element comes on top",
+        full_only=True,
+    )
 
 
 def run_both_ways(norm, params, x, dout):
     _, backward = norm(params, x)
     return backward(dout)
+
+
+def run_qk_norm(params, x, dout):
+    _, backward = qk_norm(params, x, x)
+    return backward((dout, dout))
 
 
 cost_section()
@@ -436,6 +551,38 @@ def warmup_section():
 
 
 warmup_section()
+
+
+# %% QK-norm: scores that cannot grow
+def largest_score_and_weight(q, k):
+    """Of all scores the largest, and the largest weight of a query, mean over queries."""
+    scores = q @ k.T / q.shape[-1] ** 0.5
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return float(np.abs(scores).max()), float((weights / weights.sum(axis=-1, keepdims=True)).max(axis=-1).mean())
+
+
+def score_section():
+    rng, tokens, width = chapter.rng(), 256, 64
+    q, k = rng.normal(size=(2, tokens, width))
+    params, rows = init_qk_norm(rng, width, dtype=np.float64), []
+    for size in (1, 3, 10, 100):
+        (normed_q, normed_k), _ = qk_norm(params, size * q, size * k)
+        rows.append([size, *largest_score_and_weight(size * q, size * k), *largest_score_and_weight(normed_q, normed_k)])
+    columns = ["queries and keys times", "largest score", "mean largest weight", "largest score, QK-norm", "mean largest weight, QK-norm"]
+    chapter.table("scores", columns, rows)
+    _, free, sharp, _, weight = rows[-1]
+    bounded = max(row[3] for row in rows)
+    chapter.claim(
+        "QK-norm bounds the scores, and with them how sharp attention can be",
+        paper="Dehghani et al. 2023, arXiv:2302.05442, section 2: without it, scores grow until the weights have almost no entropy",
+        expect=f"with gains of one, no score above √{width} = {width**0.5:.0f} however large queries and keys are; without, they grow as the square",
+        measured=f"queries and keys times a hundred: scores up to {free:,.0f} and a largest weight of {sharp:.3f}; with QK-norm "
+        f"{bounded:.1f} and {weight:.3f}",
+        holds=bounded <= width**0.5 and sharp > 0.95 and weight < 0.2 and free > 1e3,
+    )
+
+
+score_section()
 
 
 # %%
