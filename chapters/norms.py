@@ -28,6 +28,7 @@ from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
 from minitransformers.norms.scale_norm import init_scale_norm, scale_norm
 from minitransformers.positional.learned import Learned, init_learned, learned
 from minitransformers.training.flat_tree import FlatTree
+from minitransformers.training.memory import keep_freed_memory
 from minitransformers.training.optimizer import AdamW, TrainingDiverged, decays
 from minitransformers.training.schedule import warmup_cosine
 from minitransformers.training.text import Corpus
@@ -298,6 +299,7 @@ deep_norm_section()
 
 # %% What each norm costs, and what dropping the mean saves
 def cost_section():
+    keep_freed_memory()                                      # otherwise fresh pages are timed, not arithmetic
     rng, found = chapter.rng(), {}
     for tokens, width, heads in ((768, 128, 4), (256, 768, 12)):
         x, dout = rng.standard_normal((2, tokens, width), np.float32)
