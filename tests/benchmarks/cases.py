@@ -288,7 +288,6 @@ def attention_call(weighting: str | None = None, rotated: bool = False) -> Calla
 def _weighting_cases() -> dict[str, dict[str, Any]]:
     names = [
         "softmax_off_by_one", "sigmoid_attention", "relu_attention", "sparsemax", "scalable_softmax", "polynomial_attention",
-        "gaussian_kernel_attention",
     ]  # fmt: skip
     return {
         name: {
