@@ -285,7 +285,7 @@ def extrapolation_section():
         ax.set(xlabel="length in testing (trained at 32)", ylabel="nats, last 16 tokens", xscale="log")
         ax.set_xticks(lengths, [str(n) for n in lengths])
         ax.minorticks_off()
-        ax.legend()
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     for scheme, losses in found.items():
         name = scheme.replace(" ", "_")
         chapter.value(f"extrapolation.{name}", losses[0])

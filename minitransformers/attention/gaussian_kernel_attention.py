@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
+from minitransformers.attention.heads import sum_to
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -80,13 +81,7 @@ def gaussian_kernel_attention(
         pull = dexponents / width                            # (8)
         dq = pull @ k - pull.sum(-1)[..., None] * q          # (9)
         dk = pull.swapaxes(-1, -2) @ q - pull.sum(-2)[..., None] * k  # (10)
-        dbandwidth = None if bandwidth is None else -_sum_to(np.vecdot(pull, exponents).sum(-1), bandwidth.shape)  # (11)
-        return _sum_to(dq, q.shape), _sum_to(dk, k.shape), _sum_to(dv, v.shape), dbandwidth
+        dbandwidth = None if bandwidth is None else -sum_to(np.vecdot(pull, exponents).sum(-1), bandwidth.shape)  # (11)
+        return sum_to(dq, q.shape), sum_to(dk, k.shape), sum_to(dv, v.shape), dbandwidth
 
     return out, backward
-
-
-def _sum_to(gradient, shape):
-    """Sum the gradient over the axes along which an array of this shape was broadcast."""
-    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
-    return gradient.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

@@ -45,3 +45,11 @@ def named_weighting(name: str) -> catalogue.Entry:
 def as_weighting(weighting: str | Callable | None) -> Callable | None:
     """A weighting by itself or by its name; None is the softmax."""
     return named_weighting(weighting).function if isinstance(weighting, str) else weighting
+
+
+def sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Sum a gradient over the axes along which an array of this shape was broadcast."""
+    if gradient.shape == shape:
+        return gradient
+    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
+    return gradient.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

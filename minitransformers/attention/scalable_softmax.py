@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores
+from minitransformers.attention.heads import check_scores, sum_to
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -75,14 +75,8 @@ def scalable_softmax(
         dlogits = weights * (dweights - np.vecdot(dweights, weights)[..., None])  # (3)
         dscores = sharpness[..., None] * dlogits             # (4)
         pull = np.vecdot(dlogits, scores)                    # (*batch, queries)  (5)
-        dscale = None if scale is None else _sum_to(pull * log_n, scale.shape)  # (6)
-        doffset = None if offset is None else _sum_to(pull, offset.shape)  # (7)
+        dscale = None if scale is None else sum_to(pull * log_n, scale.shape)  # (6)
+        doffset = None if offset is None else sum_to(pull, offset.shape)  # (7)
         return dscores, dscale, doffset
 
     return weights, backward
-
-
-def _sum_to(gradient, shape):
-    """Sum over the rows that share one number."""
-    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
-    return gradient.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
+from minitransformers.attention.heads import sum_to
 from minitransformers.attention.soft_cap import soft_cap as softly_capped
 from minitransformers.foundation import bad, concept, example, invalid
 
@@ -97,15 +98,15 @@ def scaled_dot_product_attention(
             dweights_t -= shared
             dlogits_t = np.multiply(weights_t, dweights_t, out=dweights_t)  # (8)
         else:
-            dlogits, *dlearned = weights_backward(_sum_to(dweights_t.swapaxes(-1, -2), weights.shape))
+            dlogits, *dlearned = weights_backward(sum_to(dweights_t.swapaxes(-1, -2), weights.shape))
             dlogits_t = dlogits.swapaxes(-1, -2)
-        dbias = None if bias is None else _sum_to(dlogits_t.swapaxes(-1, -2), bias.shape)  # (9)
+        dbias = None if bias is None else sum_to(dlogits_t.swapaxes(-1, -2), bias.shape)  # (9)
         dscores_t = dlogits_t if soft_cap is None else uncap(dlogits_t)
-        dq = _sum_to(dscores_t.swapaxes(-1, -2) @ k, q.shape)
+        dq = sum_to(dscores_t.swapaxes(-1, -2) @ k, q.shape)
         dq *= scale                                          # (10)
-        dk = _sum_to(dscores_t @ q, k.shape)
+        dk = sum_to(dscores_t @ q, k.shape)
         dk *= scale                                          # (11)
-        return dq, dk, _sum_to(dv, v.shape), dbias, *dlearned
+        return dq, dk, sum_to(dv, v.shape), dbias, *dlearned
 
     return out, backward
 
@@ -157,11 +158,3 @@ def _softmax_over_keys(logits_t):
     # The largest term of a row is exp(0) = 1, so a total below 1 means that there is none: 0 / 1 = 0.
     weights_t *= np.reciprocal(np.maximum(weights_t.sum(-2, keepdims=True), 1))  # (3)
     return weights_t
-
-
-def _sum_to(gradient, shape):
-    """Sum the gradient over the axes along which an array of this shape was broadcast."""
-    if gradient.shape == shape:
-        return gradient
-    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
-    return gradient.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores
+from minitransformers.attention.heads import check_scores, sum_to
 from minitransformers.basics.sigmoid import sigmoid
 from minitransformers.foundation import bad, concept, example
 
@@ -60,13 +60,7 @@ def sigmoid_attention(
 
     def backward(dweights):
         dscores = sigmoid_backward(dweights if mask is None else np.where(mask, dweights, 0))  # (3)
-        doffset = None if offset is None else _sum_to(dscores.sum(-1), offset.shape)  # (4)
+        doffset = None if offset is None else sum_to(dscores.sum(-1), offset.shape)  # (4)
         return dscores, doffset
 
     return weights, backward
-
-
-def _sum_to(gradient, shape):
-    """Sum over the rows that share one number."""
-    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
-    return gradient.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

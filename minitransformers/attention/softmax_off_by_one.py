@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores
+from minitransformers.attention.heads import check_scores, sum_to
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -62,13 +62,7 @@ def softmax_off_by_one(
     def backward(dweights):
         shared = np.vecdot(dweights, weights)[..., None]     # (3)
         dscores = weights * (dweights - shared)              # (4)
-        dsink = None if sink is None else -_sum_to((rest * shared)[..., 0], sink.shape)  # (5)
+        dsink = None if sink is None else -sum_to((rest * shared)[..., 0], sink.shape)  # (5)
         return dscores, dsink
 
     return weights, backward
-
-
-def _sum_to(gradient, shape):
-    """Sum over the rows that share one number."""
-    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
-    return gradient.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
