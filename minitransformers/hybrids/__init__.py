@@ -1,0 +1,1 @@
+"""Hybrids: models that mix recurrences with attention."""

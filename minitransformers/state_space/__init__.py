@@ -1,0 +1,1 @@
+"""State spaces: sequences read by a recurrence whose state has a fixed size, and the matrices that the recurrence is."""
