@@ -12,6 +12,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
+    "ssd_recurrent": {
+        f"stride = int(np.ceil(n ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
+        for other in ("int(n ** 0.5)", "int(np.ceil(n ** 1.0))", "int(np.ceil(n))")
+    },
 }  # fmt: skip
 
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
@@ -38,6 +42,12 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout > 0 and rng is not None else None -> "
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout >= 0 and rng is not None else None":
             "dropout of rate 0 is the identity and draws nothing",
+    },
+    "semiseparable": {
+        "sums = _ones_below(n, dtype, 0) @ rows if n <= _SHORT else np.cumsum(rows, axis=-2) -> "
+        f"sums = _ones_below(n, dtype, 0) @ rows if n {sign} _SHORT else np.cumsum(rows, axis=-2)":
+            "both give the same sums: which is quicker depends on the length"
+        for sign in ("<", ">=")
     },
     "t5_bias": {
         "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":
