@@ -35,7 +35,7 @@ def init_causal_convolution(
     """Taps uniform in +-1/sqrt(width), as PyTorch starts them, and a bias of zero."""
     if width < 1:
         raise invalid("width", got=width, wants="at least 1 tap")
-    weight = rng.uniform(-(width**-0.5), width**-0.5, size=(d_model, width)).astype(dtype)
+    weight: Array = rng.uniform(-(width**-0.5), width**-0.5, size=(d_model, width)).astype(dtype)
     return CausalConvolution(weight, np.zeros(d_model, dtype) if bias else None)
 
 

@@ -106,7 +106,7 @@ def selective_scan(
     # States come before channels inside: the long axis is last, where NumPy is fast.
     u_, delta_, B_, C_ = time_first(u), time_first(delta), time_first(B), time_first(C)
     rates = np.ascontiguousarray(A.T)                        # (d_state, d_inner)
-    n, batch, d_inner = u_.shape
+    n, batch, _ = u_.shape
     inputs = delta_ * u_                                     # (n, batch, d_inner)
     block = chunk if form == "sequential" else n
     blocks = [slice(start, min(start + block, n)) for start in range(0, n, block)]
