@@ -23,6 +23,8 @@ networks). L is the length, Q the chunk; costs are multiply-adds for each lane, 
 (7) is (1) with time reversed and the decay shifted by one place: the backward of each form is the same form.
 """
 
+from functools import partial
+
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
@@ -121,13 +123,14 @@ def linear_scan(
     check_form(form, chunk)
     start = np.zeros_like(drive[..., 0, :]) if state is None else state
     decay_rows, drive_rows = (np.moveaxis(a, -2, 0) for a in (decay, drive))  # time first: a step is one slice
-    states = scan(decay_rows, drive_rows, start, form=form, chunk=chunk)  # (n, ..., lanes)
+    solve = partial(scan, form=form, chunk=chunk)
+    states = solve(decay_rows, drive_rows, start)            # (n, ..., lanes)
 
     def backward(dstates):
         nothing = np.zeros_like(decay_rows[:1])
         shifted = np.concatenate([decay_rows[1:], nothing])  # state t reaches state t + 1 through decay t + 1
-        reverse = np.moveaxis(dstates, -2, 0)[::-1]
-        adjoint = scan(shifted[::-1], reverse, nothing[0], form=form, chunk=chunk)[::-1]  # (7)
+        dstates = np.moveaxis(dstates, -2, 0)
+        adjoint = solve(shifted[::-1], dstates[::-1], nothing[0])[::-1]  # (7)
         ddrive = np.moveaxis(adjoint, 0, -2)                 # (8)
         ddecay = np.moveaxis(adjoint * np.concatenate([start[None], states[:-1]]), 0, -2)  # (9)
         dstate = decay_rows[0] * adjoint[0]                  # (10)
