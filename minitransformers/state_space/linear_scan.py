@@ -3,11 +3,11 @@
 The recurrence looks serial, but two of its steps make a step of the same kind: after (a1, x1) comes (a2, x2), together
 (a2 a1, a2 x1 + x2). This composition is associative, so the steps may be bracketed in any way. Sources: Blelloch 1990,
 Prefix Sums and Their Applications, section 1.4; Martin and Cundy 2017, arXiv:1709.04057 (its use in recurrent
-networks). L is the length, Q the chunk; costs are multiply-adds for each lane, and the steps that must wait for others.
+networks). Multiplications for each lane at length L and chunk Q, and how many operations wait for one another:
 
-    sequential    one position after the other                L, in L steps
-    associative   pairs, pairs of pairs, and down again    about 2.5 L, in 2 log2 L steps
-    chunked       all chunks of Q in lockstep, then what each carries into the next   3 L, in Q + L/Q steps
+    sequential     L     L               one position after the other
+    associative    3 L   2 log2(L)       pairs, pairs of pairs, and down again
+    chunked        3 L   Q + L / Q       all chunks in lockstep, then what each hands on
 
     h_t = decay_t h_{t-1} + drive_t                          (1)
     pair: decay = decay_t decay_{t-1}, drive = decay_t drive_{t-1} + drive_t         (2)
