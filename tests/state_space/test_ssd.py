@@ -140,7 +140,7 @@ def test_the_checker_refuses_a_step_that_only_scales_the_input():
 
 def published_minimal(torch, inputs, log_decay, B, C, block, initial):
     """The four steps of the paper's listing 1 in torch, with its einsums; one group, length a multiple of the block."""
-    batch, n, heads, d_head = inputs.shape
+    batch, n, heads, _ = inputs.shape
 
     def sums(a):
         size = a.shape[-1]
