@@ -192,7 +192,7 @@ def _example_params(rng: np.random.Generator) -> Mamba2:
         bad(num_groups=3),
         bad(num_groups=0),
         bad("params.in_proj.weight", params=_example_params(np.random.default_rng(0))._replace(in_proj=Linear(np.ones((3, 29)), None))),
-        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(**dict.fromkeys(("dt_bias", "A_log", "D"), np.ones(3)))),
+        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(dt_bias=np.ones(3), A_log=np.ones(3), D=np.ones(3))),
         bad("params.D", params=_example_params(np.random.default_rng(0))._replace(D=np.ones(3))),
         bad(form="parallel"),
         bad(chunk=0),
