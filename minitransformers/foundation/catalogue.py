@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 # What a concept can be to a model (see the table of roles in the documentation). A position acts in one of three places.
-ROLES = ("mixer", "channel", "norm", "position/input", "position/rotation", "position/bias", "weighting")
+ROLES = ("mixer", "channel", "norm", "position/input", "position/rotation", "position/bias", "weighting", "normalizer")
 
 # The order in which a reader meets the chapters.
 READING_ORDER = (

@@ -43,8 +43,9 @@ class Part:
             if option not in takes:
                 known = ", ".join(sorted(takes - _THE_MODELS_OWN)) or "none"
                 raise ValueError(f"options.{role}.{option}: {name} has no such option (it has: {known})")
-        if isinstance(weighting := options.get("weighting"), str):
-            catalogue.find(weighting, role="weighting")      # an unknown one should fail here, not at the first call
+        for option, kind in (("weighting", "weighting"), ("normalize", "normalizer")):
+            if isinstance(named := options.get(option), str):
+                catalogue.find(named, role=kind)             # an unknown one should fail here, not at the first call
         return cls(role, entry, options)
 
     @property
