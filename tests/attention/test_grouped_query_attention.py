@@ -156,8 +156,8 @@ def test_pooling_heads_that_agree_already_changes_nothing():
 
 def test_fresh_key_projections_are_as_narrow_as_the_groups_are_few():
     params = init_grouped_query_attention(np.random.default_rng(8), 64, num_heads=8, num_kv_heads=2, std=0.1, residual_std=0.01)
-    assert [part.weight.shape for part in params] == [(64, 64), (64, 16), (64, 16), (64, 64)]
-    np.testing.assert_allclose([part.weight.std() for part in params], [0.1, 0.1, 0.1, 0.01], rtol=0.05)
+    assert [part.weight.shape for part in params[:4]] == [(64, 64), (64, 16), (64, 16), (64, 64)]
+    np.testing.assert_allclose([part.weight.std() for part in params[:4]], [0.1, 0.1, 0.1, 0.01], rtol=0.05)
     with pytest.raises(ValueError, match="num_kv_heads"):
         init_grouped_query_attention(np.random.default_rng(8), 64, num_heads=8, num_kv_heads=3)
 
@@ -195,7 +195,7 @@ def test_the_oracle_tells_neighbours_from_every_other_head():
         MultiHeadAttention(params.query, tiled(params.key, 2), tiled(params.value, 3), params.output), x, num_heads=4
     )
     allowed = np.broadcast_to(np.tri(3), (2, 4, 3, 3))
-    right = textbook_attention(tuple(map(tuple, params)), x, np.zeros((2, 4, 3, 3)), allowed, 4, 2)
+    right = textbook_attention(tuple(map(tuple, params[:4])), x, np.zeros((2, 4, 3, 3)), allowed, 4, 2)
     assert np.abs(wrong - right).max() > 0.1
 
 

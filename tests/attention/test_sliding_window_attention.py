@@ -137,9 +137,9 @@ def test_it_is_mistral_s_attention():
     config._attn_implementation = "sdpa"
     layer = mistral.MistralAttention(config, layer_idx=0).double()
     params, x = case()
-    params = params._replace(**{name: getattr(params, name)._replace(bias=None) for name in params._fields})
+    params = params._replace(**{name: getattr(params, name)._replace(bias=None) for name in params._fields[:4]})
     with torch.no_grad():
-        for name, part in zip("qkvo", params, strict=True):
+        for name, part in zip("qkvo", params[:4], strict=True):
             getattr(layer, f"{name}_proj").weight.copy_(torch.tensor(part.weight.T))
     inputs = torch.tensor(x, requires_grad=True)
     still = torch.ones(2, 9, 2, dtype=torch.float64), torch.zeros(2, 9, 2, dtype=torch.float64)  # a rotation by nothing
@@ -150,5 +150,5 @@ def test_it_is_mistral_s_attention():
     theirs.backward(torch.tensor(np.cos(out)))
     dparams, dx = backward(np.cos(out))
     np.testing.assert_allclose(dx, inputs.grad, rtol=0, atol=1e-9)
-    for name, part in zip("qkvo", dparams, strict=True):
+    for name, part in zip("qkvo", dparams[:4], strict=True):
         np.testing.assert_allclose(part.weight.T, getattr(layer, f"{name}_proj").weight.grad, rtol=0, atol=1e-9)
