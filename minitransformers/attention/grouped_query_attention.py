@@ -30,8 +30,8 @@ from minitransformers.attention.heads import (
     as_weighting,
     check_heads,
     check_scores,
+    init_normalizer,
     merge_heads,
-    named_normalizer,
     split_heads,
 )
 from minitransformers.attention.masks import causal_mask
@@ -63,9 +63,9 @@ def init_grouped_query_attention(
     check_heads("num_kv_heads", num_kv_heads, num_heads)
     d_kv = d_model // num_heads * num_kv_heads
     widths = ((d_model, std), (d_kv, std), (d_kv, std), (d_model, std if residual_std is None else residual_std))
-    parts = (init_linear(rng, d_model, d, std=s, bias=bias, dtype=dtype) for d, s in widths)
-    normalizer = named_normalizer(normalize).init(rng, d_model // num_heads, dtype=dtype) if isinstance(normalize, str) else None
-    return GroupedQueryAttention(*parts, normalizer=normalizer)
+    query, key, value, output = (init_linear(rng, d_model, d, std=s, bias=bias, dtype=dtype) for d, s in widths)
+    normalizer = init_normalizer(rng, normalize, d_model // num_heads, dtype=dtype)
+    return GroupedQueryAttention(query, key, value, output, normalizer=normalizer)
 
 
 def pool_heads(params: MultiHeadAttention, *, num_heads: int, num_kv_heads: int) -> GroupedQueryAttention:

@@ -54,6 +54,12 @@ def named_normalizer(name: str) -> catalogue.Entry:
     return catalogue.find(name, role="normalizer")
 
 
+def init_normalizer(rng: np.random.Generator, normalize: str | None, d_head: int, *, dtype: type) -> Any:
+    """What the normaliser of that name starts with; None for none."""
+    init = named_normalizer(normalize).init if isinstance(normalize, str) else None
+    return None if init is None else init(rng, d_head, dtype=dtype)
+
+
 def as_normalizer(normalize: str | Callable | None, learned: Any, d_head: int) -> Callable | None:
     """(query, key) -> (query, key), backward, with what it learns filled in; None for none.
 

@@ -29,8 +29,8 @@ from minitransformers.attention.heads import (
     as_weighting,
     check_heads,
     check_scores,
+    init_normalizer,
     merge_heads,
-    named_normalizer,
     named_weighting,
     split_heads,
 )
@@ -69,7 +69,7 @@ def init_multi_head_attention(
     query, key, value, output = (init_linear(rng, d_model, d_model, std=s, bias=bias, dtype=dtype) for s in stds)
     init = named_weighting(weighting).init if isinstance(weighting, str) else None
     learned = None if init is None else init(rng, num_heads=num_heads, context=max_positions, dtype=dtype)
-    normalizer = named_normalizer(normalize).init(rng, d_model // num_heads, dtype=dtype) if isinstance(normalize, str) else None
+    normalizer = init_normalizer(rng, normalize, d_model // num_heads, dtype=dtype)
     return MultiHeadAttention(query, key, value, output, learned, normalizer)
 
 
