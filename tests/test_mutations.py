@@ -38,6 +38,8 @@ def language_models():
     biased = BiasedConfig(**sizes, position="none")
     params = init_language_model(rng, biased, std=0.5, dtype=np.float64)._replace(position=rng.normal(size=(2, 3, 3)))
     yield bad("", params=params, config=biased, ids=np.array([[1, 4, 1]]))
+    fixed = LanguageModelConfig(**sizes, fix_norm=True)
+    yield bad("", params=init_language_model(rng, fixed, std=0.5, dtype=np.float64), config=fixed, ids=np.array([[1, 4, 1]]))
 
 
 def learned_weighting():
@@ -68,7 +70,7 @@ BRANCHES = {
     "multi_head_attention": [bad(rotate=rope), normalized("multi_head_attention", 2)],
     "grouped_query_attention": [bad(rotate=rope), normalized("grouped_query_attention", 2)],
     "language_model": [*language_models()],
-    "transformer_block": [bad("", placement="post", drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
+    "transformer_block": [bad("", placement="post", alpha=1.7, drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
 }
 
 
