@@ -121,8 +121,8 @@ def _convolution(lam, c, x):
         folded.reshape(len(lam), -1)[:, :length] = dkernel
         sums = folded @ fine.conj().mT                       # over j, for each i: (d_model, len(i), modes)
         moments = folded @ (j.astype(x.dtype) * fine.conj()).mT + i.astype(x.dtype)[:, None] * sums  # the same with l = i + j
-        dc = 2 * np.einsum("dmi,dim->dm", coarse.conj(), sums)       # (11)
-        dlam = 2 * c.conj() * np.einsum("dmi,dim->dm", coarse.conj(), moments)  # (12)
+        dc = 2 * (coarse.conj().mT * sums).sum(-2)           # (11)
+        dlam = 2 * c.conj() * (coarse.conj().mT * moments).sum(-2)  # (12)
         return dlam, dc, dx.swapaxes(-1, -2)
 
     return y.swapaxes(-1, -2), backward
