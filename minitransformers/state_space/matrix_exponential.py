@@ -7,15 +7,15 @@ instead of the cheapest of five, and plain powers. Costs about m/2 + s products 
 2N x 2N backward: eight times the forward.
 
     small = A / 2^s, with the least s >= 0 that makes its 1-norm less than theta              (1)
-    even = sum of c_k small^k over even k <= m, odd = the same over odd k                     (2)
-    c_k = (2m - k)! m! / ((2m)! k! (m - k)!)                                                  (3)
+    c_k = (m over k) / (2m (2m - 1) ... (2m - k + 1)), so c_0 = 1 and c_1 = 1/2               (2)
+    even = sum of c_k small^k over even k <= m, odd = the same over odd k                     (3)
     root = (even - odd)^-1 (even + odd)                                                       (4)
     out = root^(2^s), by s squarings                                                          (5)
     block = [[A^T, dout / r], [0, A^T]], where r is the 1-norm of dout                        (6)
     dA = r times the upper right part of exp(block)                                           (7)
 """
 
-from math import factorial
+from math import comb, perm
 
 import numpy as np
 from jaxtyping import Float
@@ -33,14 +33,13 @@ def exponential(A):
     # norm / theta = f 2^e with f < 1, so e squarings suffice; each matrix of a batch gets its own number.
     squarings = np.maximum(np.frexp(_norm(A) / theta)[1], 0)
     small = np.ldexp(A, -squarings[..., None, None])         # (1)
-    c = [factorial(2 * degree - k) / factorial(2 * degree) * factorial(degree) / factorial(k) / factorial(degree - k)
-         for k in range(degree + 1)]  # (3)  # fmt: skip
+    c = [comb(degree, k) / perm(2 * degree, k) for k in range(degree + 1)]  # (2)
     square = power = small @ small
     identity = np.eye(A.shape[-1], dtype=A.dtype)
-    even, odd = c[0] * identity + c[2] * square, c[1] * identity + c[3] * square
+    even, odd = identity + c[2] * square, c[1] * identity + c[3] * square
     for k in range(4, degree, 2):
         power = power @ square                               # small^k
-        even, odd = even + c[k] * power, odd + c[k + 1] * power  # (2)
+        even, odd = even + c[k] * power, odd + c[k + 1] * power  # (3)
     odd = small @ odd
     root = np.linalg.solve(even - odd, even + odd)           # (4)
     for done in range(np.max(squarings)):
