@@ -63,6 +63,8 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "if len(x) < length: -> if len(x) <= length:": "one more square, of which no use is made",
     },
     "matrix_exponential": {
+        "c = [comb(degree, k) / perm(2 * degree, k) for k in range(degree + 1)] -> c = [comb(degree, k) / perm(2 * degree, k) for k in range(degree + 2)]":
+            "one coefficient more, which no power is taken with",
         "squarings = np.maximum(np.frexp(_norm(A) / theta)[1], 0) -> squarings = np.maximum(np.frexp(_norm(A))[1], 0)":
             "theta is above 1: more squarings than are needed",
         "power = power @ square -> power = square @ power": "powers of one matrix commute",
