@@ -105,7 +105,7 @@ def legendre_memory():
         best = legendre.legval(2 * s - 1, legendre.legfit(2 * s - 1, signal, d_state - 1))
         rows.append([*row, float(np.linalg.norm(best - signal) / np.linalg.norm(signal))])
     columns = ["d_state", f"error, {coarse:,} samples", f"error, {fine:,} samples", "best polynomial"]
-    chapter.table("hippo", columns, [[*row[:3], max(row[3], 1e-12)] for row in rows])
+    chapter.table("hippo", columns, [[*row[:3], row[3] if row[3] > 1e-12 else 0.0] for row in rows])
     error = {row[0]: row[1] for row in rows}
     chapter.value("hippo.coarse", coarse)
     chapter.value("hippo.error_8", error[8])
@@ -126,7 +126,7 @@ def legendre_memory():
         left.semilogy([row[0] for row in rows], [row[3] for row in rows], "--", color="#808080", label="best polynomial")
         left.axvline(7 * np.pi, color="#808080", linewidth=0.8)
         left.set(xlabel="numbers in the state", ylabel="relative error", ylim=(1e-4, 2))
-        left.legend(loc="lower left")
+        left.legend(loc="upper right")
         s, signal = harmonics(coarse)
         right.plot(s, signal, color="#808080", linewidth=3, alpha=0.5, label="what was read")
         for d_state in (16, 32):
@@ -180,7 +180,7 @@ def delay_section():
             left.semilogx(step_sizes, runs[name][0], "o-", label=name)
         left.set(xlabel="step at the start", ylabel="loss", ylim=(0, 1.1), xticks=[0.01, 0.02, 0.05, 0.1], xticklabels=["0.01", "0.02", "0.05", "0.1"])
         left.minorticks_off()
-        left.legend(loc="center left", bbox_to_anchor=(0.0, 0.68))
+        left.legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
         for name, colour in (("S4D-Lin", 0), ("S4D-Real", 3)):
             losses, params = runs[name]
             right.plot(impulse_response(params)[:, losses.argmin()], color=f"C{colour}", label=name)

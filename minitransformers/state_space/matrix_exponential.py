@@ -56,7 +56,8 @@ def _norm(A):
 @concept(
     title="Matrix exponential",
     source="Higham 2005, SIAM J. Matrix Anal. Appl. 26(4), table 2.3; Najfeld and Havel 1995, Adv. Appl. Math. 16",
-    example=lambda rng: example(rng.normal(size=(2, 3, 3)) - np.array([[2.5], [9.0]])[..., None] * np.eye(3)),  # norms on both sides of theta
+    # Norms on both sides of theta.
+    example=lambda rng: example(rng.normal(size=(2, 3, 3)) - np.array([[2.5], [9.0]])[..., None] * np.eye(3)),
     rejects=[
         bad(A=np.ones((2, 3, 4))),
         bad(A=np.ones(3)),
