@@ -100,7 +100,7 @@ _VIEWS = {"recurrent": _recurrent, "convolution": _convolution}
     example=lambda rng: example(
         rng.normal(size=(3, 3)) - 3 * np.eye(3), rng.normal(size=3), rng.normal(size=3), np.array(0.7), np.array(0.4),
         rng.normal(size=(2, 7)),
-    ),  # fmt: skip
+    ),
     rejects=[
         bad(A=np.ones((3, 4))),
         bad(B=np.ones(4)),
