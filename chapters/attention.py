@@ -854,7 +854,7 @@ def retrieval_section():
         for measure, ax, title in ((0, axes[0], "questions answered rightly"), (1, axes[1], "weight on the key asked for")):
             for colour, name in enumerate(FORMS):
                 of_seeds = found[name][measure]
-                ax.semilogx(lengths, of_seeds.mean(0), marker="o", color=f"C{colour}", label=name)
+                ax.semilogx(lengths, of_seeds.mean(0), "o--" if "offset" in name else "o-", color=f"C{colour}", label=name)
                 ax.fill_between(lengths, of_seeds.min(0), of_seeds.max(0), color=f"C{colour}", alpha=0.15, linewidth=0)
             ax.set(xlabel=f"length in testing (trained at {trained})", title=title, ylim=(0, 1.05), xticks=lengths, xticklabels=lengths)
             ax.minorticks_off()
@@ -865,8 +865,8 @@ def retrieval_section():
         means, spreads = ({name: unit * of(values_of[measure], 0) for name, values_of in found.items()} for of in (np.mean, np.std))
         chapter.table(
             table,
-            [("% answered rightly", "weight on the key", "% with the key heaviest")[measure], *(f"{n} tokens" for n in lengths)],
-            [[name, *(f"{m:.{digits}f} ± {s:.{digits}f}" for m, s in zip(means[name], spreads[name], strict=True))] for name in runs],
+            [("% answered rightly, tokens:", "weight on the key, tokens:", "% with no key heavier, tokens:")[measure], *map(str, lengths)],
+            [[name, *(f"{m:.{digits}f}\u00a0±\u00a0{s:.{digits}f}" for m, s in zip(means[name], spreads[name], strict=True))] for name in runs],
         )
     first, longest = lengths[0], lengths[-1]
     for name, key in zip(runs, ("softmax", "ssmax", "offset", "softmax_fixed", "ssmax_fixed"), strict=True):

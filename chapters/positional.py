@@ -569,12 +569,12 @@ def document_section():
         ax.axhline(0.5, linestyle=":", color="#808080")
         ax.text(marks[-1], 0.51, "guessing", ha="right")
         ax.set(xlabel="step", ylabel="new documents answered rightly", ylim=(0.45, 1.02))
-        ax.legend(loc="center right")
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.13))
     arrived = {scheme: [int(marks[right > 0.95][0]) if (right > 0.95).any() else None for right in found] for scheme, found in curves.items()}
     chapter.table(
         "documents",
-        ["positions", "rows", "parameters of the model", *(f"% after {n} steps" for n in marks[1::2]), "spread of seeds at the end"],
-        [[name, rows[scheme], sizes[scheme], *(100 * curves[scheme].mean(0))[1::2], 100 * float(curves[scheme][:, -1].std())]
+        ["% right, step:", *map(str, marks[1::2]), "seeds, ±", "parameters"],
+        [[name, *(100 * curves[scheme].mean(0))[1::2], 100 * float(curves[scheme][:, -1].std()), sizes[scheme]]
          for scheme, name in (("levels", "paragraph, sentence, word"), ("flat", "flat learned table"))],
     )  # fmt: skip
     last = {scheme: 100 * curves[scheme][:, -1] for scheme in rows}
