@@ -56,6 +56,7 @@ def normalized(name, d_head):
 
 # A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls.
 BRANCHES = {
+    "discretize": [bad(method="bilinear")],
     "dropout": [bad(rng=None)],
     "gelu": [bad(approximate="none")],
     "scaled_dot_product_attention": [bad(soft_cap=2.0), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5))),
@@ -69,6 +70,8 @@ BRANCHES = {
     "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
     "multi_head_attention": [bad(rotate=rope), normalized("multi_head_attention", 2)],
     "grouped_query_attention": [bad(rotate=rope), normalized("grouped_query_attention", 2)],
+    "lti": [bad(view="recurrent"), bad(discretization="bilinear")],
+    "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],
     "transformer_block": [bad("", placement="post", alpha=1.7, drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
 }
