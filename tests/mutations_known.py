@@ -47,4 +47,10 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "support = (1 + ranks * ordered > totals).sum(-1, keepdims=True) -> support = (1 + ranks * ordered >= totals).sum(-1, keepdims=True)":
             "a key that meets the threshold exactly has weight 0 on either side, and the threshold is the same with it",
     },
+    "shared_attention": {
+        "check_heads('num_heads', num_heads, 2 * d_model) -> check_heads('num_heads', num_heads, 2)":
+            "multi_head_attention looks again; here only 0 heads would divide by zero first",
+        "check_heads('num_heads', num_heads, 2 * d_model) -> check_heads('num_heads', num_heads, 4 * d_model)":
+            "multi_head_attention looks again; here only 0 heads would divide by zero first",
+    },
 }  # fmt: skip
