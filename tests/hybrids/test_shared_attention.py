@@ -8,7 +8,14 @@ from autograd.scipy.special import erf
 
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation import check_gradients, trees
-from minitransformers.hybrids.shared_attention import LowRank, SharedCall, init_shared_attention, init_shared_call, shared_attention, shared_attention_step
+from minitransformers.hybrids.shared_attention import (
+    LowRank,
+    SharedCall,
+    init_shared_attention,
+    init_shared_call,
+    shared_attention,
+    shared_attention_step,
+)
 from minitransformers.positional.rope import rope
 
 

@@ -10,7 +10,6 @@ from minitransformers.norms.rms_norm import RmsNorm, rms_norm
 from minitransformers.positional.rope import rope
 from minitransformers.state_space.mamba import mamba
 
-
 TINY = {"d_model": 1, "num_heads": 1, "d_state": 2, "d_hidden": 2}
 
 
