@@ -56,17 +56,15 @@ def scan(decay: Array, drive: Array, state: Array, *, form: str = "sequential", 
     return _associative(decay, states) if form == "associative" else _chunked(decay, states, chunk)
 
 
-def _associative(decay: Array, drive: Array) -> Array:
-    """Any length: pair up, scan half as many pairs, fill in the states between. Each level is a few long operations."""
-    if len(drive) == 1:
-        return drive
-    odd, even = slice(1, None, 2), slice(0, len(drive) - 1, 2)
+def _associative(decay: Array, states: Array) -> Array:
+    """Any length: pair up, scan half as many pairs, fill in between. states holds the drive and is written over."""
+    if len(states) == 1:
+        return states
+    odd, even = slice(1, None, 2), slice(0, len(states) - 1, 2)
     pair_decay = decay[odd] * decay[even]
-    pair_drive = decay[odd] * drive[even] + drive[odd]       # (2)
-    states = np.empty_like(drive)
+    pair_drive = decay[odd] * states[even] + states[odd]     # (2)
     states[odd] = _associative(pair_decay, pair_drive)
-    states[0] = drive[0]
-    states[2::2] = decay[2::2] * states[1:-1:2] + drive[2::2]  # (3)
+    states[2::2] += decay[2::2] * states[1:-1:2]             # (3)
     return states
 
 

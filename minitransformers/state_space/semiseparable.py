@@ -28,13 +28,15 @@ _SHORT = 128  # positions up to which a product with a triangle of ones is quick
 
 
 @functools.cache
-def _triangles(n: int, dtype: np.dtype) -> tuple[Array, Array, Array]:
-    """Ones on and below the diagonal, ones below it, and -inf above it."""
-    low, strict = np.tril(np.ones((n, n), dtype)), np.tril(np.ones((n, n), dtype), -1)
-    above = np.where(low > 0, dtype.type(0), dtype.type(-np.inf))
-    for triangle in (low, strict, above):
-        triangle.setflags(write=False)
-    return low, strict, above
+def _ones_below(n: int, dtype: np.dtype, diagonal: int) -> Array:
+    """Ones on the diagonal (0) or the one under it (-1), and below."""
+    return np.tril(np.ones((n, n), dtype), diagonal)
+
+
+@functools.cache
+def _never_above(n: int, dtype: np.dtype) -> Array:
+    """-inf above the diagonal, zeros elsewhere."""
+    return np.triu(np.full((n, n), -np.inf, dtype), 1)
 
 
 def segsum(log_decay: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
@@ -43,17 +45,17 @@ def segsum(log_decay: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
     Each entry is a sum of its own terms. The difference of two running sums would be the same on paper; in float32 it
     loses what follows a large term.
     """
-    low, strict, above = _triangles(log_decay.shape[-1], log_decay.dtype)
-    rows = strict * log_decay[..., :, None]                  # row i adds log_decay_i to all columns before i
-    sums = low @ rows if len(low) <= _SHORT else np.cumsum(rows, axis=-2)
-    sums += above                                            # before exp: nothing can overflow above the diagonal
+    n, dtype = log_decay.shape[-1], log_decay.dtype
+    rows = _ones_below(n, dtype, -1) * log_decay[..., :, None]  # row i adds log_decay_i to all columns before i
+    sums = _ones_below(n, dtype, 0) @ rows if n <= _SHORT else np.cumsum(rows, axis=-2)
+    sums += _never_above(n, dtype)                           # before exp: nothing can overflow above the diagonal
     return sums
 
 
 def sum_over_crossings(entries: Float[Array, "*batch n n"]) -> Float[Array, "*batch n"]:
     """For each step k the sum of the entries i, j that cross it, j < k <= i: segsum's backward."""
     later = np.cumsum(entries[..., ::-1, :], axis=-2)[..., ::-1, :]  # rows k and below
-    return (later * _triangles(entries.shape[-1], entries.dtype)[1]).sum(-1)
+    return (later * _ones_below(entries.shape[-1], entries.dtype, -1)).sum(-1)
 
 
 def check_log_decay(log_decay: Array) -> None:

@@ -16,7 +16,7 @@ Differs from the paper's listing: the step delta is applied here, as in the libr
     dD = sum over positions of <dy, x>                       (9)
 """
 
-import functools
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +27,7 @@ from minitransformers.state_space.ssd_chunked import ssd_chunked
 from minitransformers.state_space.ssd_quadratic import ssd_quadratic
 from minitransformers.state_space.ssd_recurrent import ssd_recurrent
 
-_FORMS = ("chunked", "recurrent", "quadratic")
+_FORMS: dict[str, Callable] = {"chunked": ssd_chunked, "recurrent": ssd_recurrent, "quadratic": ssd_quadratic}
 
 
 def _example(rng: np.random.Generator):
@@ -82,11 +82,11 @@ def ssd(
         raise invalid("A", got=A, wants="finite rates below 0")
     if form not in _FORMS:
         raise invalid("form", got=repr(form), wants=f"one of {', '.join(_FORMS)}")
-    core = {"chunked": functools.partial(ssd_chunked, chunk=chunk), "recurrent": ssd_recurrent, "quadratic": ssd_quadratic}[form]
+    cut = {"chunk": chunk} if form == "chunked" else {}
 
     log_decay = delta * A                                    # (1)
     step = delta[..., None]
-    (read, final), core_backward = core(step * x, log_decay, B, C, state)  # (2) (3)
+    (read, final), core_backward = _FORMS[form](step * x, log_decay, B, C, state, **cut)  # (2) (3)
     y = read if D is None else read + D[:, None] * x         # (4)
 
     def backward(dout):

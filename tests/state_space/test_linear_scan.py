@@ -8,7 +8,7 @@ import pytest
 from minitransformers.basics.sigmoid import sigmoid
 from minitransformers.basics.softplus import softplus
 from minitransformers.foundation import check_gradients
-from minitransformers.state_space.linear_scan import linear_scan, scan
+from minitransformers.state_space.linear_scan import linear_scan
 
 LENGTHS = (1, 2, 5, 8, 13, 64, 100)
 ORDERS = [("sequential", 64), ("associative", 64), *(("chunked", chunk) for chunk in (1, 2, 3, 8, 13, 1000))]
@@ -118,19 +118,22 @@ class Counted(np.ndarray):
 def products(n, form, chunk=8):
     decay, drive = np.ones((2, n, 1)).view(Counted)
     Counted.products = 0
-    scan(decay, drive, np.zeros(1), form=form, chunk=chunk)
+    linear_scan(decay, drive, form=form, chunk=chunk)
     return Counted.products
 
 
 def test_the_work_of_every_order_is_linear_in_the_length():
-    assert products(64, "sequential") == 64
-    for form, most in (("sequential", 1.0), ("associative", 3.0), ("chunked", 3.0)):
-        assert products(128, form) > products(64, form)
-        assert products(4096, form) <= most * 4096 + 1, form
+    assert [products(n, "sequential") for n in (1, 64, 4096)] == [1, 64, 4096]
+    assert products(64, "associative", chunk=1) == products(64, "associative", chunk=64) == 3 * 64 - 8
+    for chunk in (1, 4, 64):                                 # products and states inside, what each hands on, and adding it
+        chunks = 64 // chunk
+        assert products(64, "chunked", chunk=chunk) == 2 * (chunk - 1) * chunks + (chunks - 1) + 64 - chunk + 1
+    for form in ("associative", "chunked"):
+        assert 2 * 4096 < products(4096, form) <= 3 * 4096, form
 
 
 def unshifted(decay, drive, state):
-    states, backward = linear_scan(decay, drive, state)
+    states, _ = linear_scan(decay, drive, state)
     def wrong(dstates):
         adjoint = linear_scan(decay[:, ::-1], dstates[:, ::-1])[0][:, ::-1]  # its own decay, not that of the next step
         before = np.concatenate([state[:, None], states[:, :-1]], axis=1)

@@ -105,7 +105,7 @@ def test_a_state_of_another_model_or_batch_is_named():
         mamba_step(random_params(rng, width=5), x, state)
     with pytest.raises(ValueError, match=r"state.state: got shape \(2, 4, 2\), wants \(2, 4, 6\)"):
         mamba_step(random_params(rng, d_state=6), x, state)
-    with pytest.raises(ValueError, match="state.past"):
+    with pytest.raises(ValueError, match=r"state.past"):
         mamba_step(params, x[:1], state)
     with pytest.raises(ValueError, match=r"x: got 5 features"):
         mamba_step(params, np.ones((2, 4, 5)), state)
