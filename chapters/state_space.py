@@ -5,18 +5,9 @@ numbers, what each form costs as the text grows, and models with each on real te
 """
 
 # %%
-<<<<<<< HEAD
-import time
-import tracemalloc
-
-import numpy as np
-
-from minitransformers.cli.chapter import Chapter
-from minitransformers.state_space.linear_scan import linear_scan, scan
-from minitransformers.state_space.selective_scan import selective_scan
-=======
 import itertools
 import time
+import tracemalloc
 
 import numpy as np
 from numpy.polynomial import legendre
@@ -24,11 +15,12 @@ from numpy.polynomial import legendre
 from minitransformers.cli.chapter import Chapter
 from minitransformers.state_space.discretize import discretize
 from minitransformers.state_space.hippo import hippo_legs
+from minitransformers.state_space.linear_scan import linear_scan, scan
 from minitransformers.state_space.lti import lti
 from minitransformers.state_space.s4d import init_s4d, s4d
+from minitransformers.state_space.selective_scan import selective_scan
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.optimizer import AdamW
->>>>>>> main
 
 chapter = Chapter("state_space", __doc__)
 

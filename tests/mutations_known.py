@@ -12,7 +12,6 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
-<<<<<<< HEAD
     "selective_scan": {
         "block = chunk if form == 'sequential' else n -> block = chunk if form != 'sequential' else n":
             "blocks of every length give the same: they decide what is kept",
@@ -24,12 +23,11 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
     "ssd_recurrent": {
         f"stride = int(np.ceil(n ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
         for other in ("int(n ** 0.5)", "int(np.ceil(n ** 1.0))", "int(np.ceil(n))")
-=======
+    },
     "matrix_exponential": {
         "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 0, norm, 1)) -> "
         "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 1, norm, 1))":
             "a dout shorter than 1 is then not lengthened, which asks for no squarings either: the part is linear in dout",
->>>>>>> main
     },
 }  # fmt: skip
 
@@ -67,13 +65,12 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout >= 0 and rng is not None else None":
             "dropout of rate 0 is the identity and draws nothing",
     },
-<<<<<<< HEAD
     "semiseparable": {
         "sums = _ones_below(n, dtype, 0) @ rows if n <= _SHORT else np.cumsum(rows, axis=-2) -> "
         f"sums = _ones_below(n, dtype, 0) @ rows if n {sign} _SHORT else np.cumsum(rows, axis=-2)":
             "both give the same sums: which is quicker depends on the length"
         for sign in ("<", ">=")
-=======
+    },
     "lti": {
         "x = np.concatenate([x, x[:length - len(x)] @ power.T]) -> x = np.concatenate([x, x[:length + len(x)] @ power.T])":
             "states after the last position: the taps that they give meet no input",
@@ -99,7 +96,6 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "width = math.isqrt(length - 1) + 1 -> width = math.isqrt(length - 1) + 2": "as above",
         "i, j = (width * np.arange(-(-length // width)), np.arange(width)) -> i, j = (width * np.arange(--length), np.arange(width))":
             "a coarse table that is longer than needed: what lies behind the last position is cut off",
->>>>>>> main
     },
     "t5_bias": {
         "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":

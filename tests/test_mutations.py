@@ -47,11 +47,8 @@ def learned_weighting():
 
 # A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls.
 BRANCHES = {
-<<<<<<< HEAD
     "causal_convolution": [bad(past=None), bad(params=CausalConvolution(np.random.default_rng(1).normal(size=(3, 4)), None))],
-=======
     "discretize": [bad(method="bilinear")],
->>>>>>> main
     "dropout": [bad(rng=None)],
     "gelu": [bad(approximate="none")],
     "scaled_dot_product_attention": [bad(soft_cap=2.0), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5))),
