@@ -135,7 +135,7 @@ def reader(params, *, ids, config):
 
 def recall_section():
     length, vocabulary, window, d_state = 32, 40, 8, 8
-    pairs, steps = (1, 2, 4, 6, 8), 20 if chapter.quick else 400
+    pairs, steps = (1, 2, 4, 6, 8), 20 if chapter.quick else 600
     shared = {"vocabulary_size": vocabulary, "context": length, "d_model": 32, "num_layers": 2, "num_heads": 2, "norm": "rms_norm"}
 
     def blocks(position, hidden, **mixer):

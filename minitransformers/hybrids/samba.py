@@ -50,7 +50,7 @@ def init_samba(
     d_hidden: int | None = None, std: float | None = None, residual_std: float | None = None, dtype: type = np.float32,
 ) -> list[SambaLayer]:  # fmt: skip
     """num_layers layers, Mamba in the first; each part as its own init makes it."""
-    scales = {"std": std, "residual_std": residual_std, "dtype": dtype}
+    scales: dict[str, Any] = {"std": std, "residual_std": residual_std, "dtype": dtype}
 
     def mixer(layer: int) -> Mamba | GroupedQueryAttention:
         if layer % 2 == 0:
@@ -69,10 +69,10 @@ def samba_step(
     num_kv_heads: int | None = None, rotate: Callable | None = None,
 ):  # fmt: skip
     """The outputs of a few new positions; a state is Mamba's or a cache of ``window`` positions, of fixed size both."""
-    attend = partial(sliding_window_attention_step, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, rotate=rotate)
+    attend: Callable = partial(sliding_window_attention_step, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, rotate=rotate)
     states = []
     for i, layer in enumerate(params):
-        mix = mamba_step if isinstance(layer.mixer, Mamba) else attend
+        mix: Callable = mamba_step if isinstance(layer.mixer, Mamba) else attend
         mixed, layer_state = mix(layer.mixer, rms_norm(layer.mixer_norm, x)[0], state[i] if state else None)
         middle = x + mixed
         x = middle + gated_feed_forward(layer.channel, rms_norm(layer.channel_norm, middle)[0])[0]
@@ -114,13 +114,14 @@ def samba(
     Returns out, shaped like x and not normalised, and backward: dout -> list of SambaLayer, dx.
     Raises ValueError when window is below 1, num_heads does not divide the features, or x has other features than the layers.
     """
-    attend = partial(sliding_window_attention, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, rotate=rotate)
+    attend: Callable = partial(sliding_window_attention, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, rotate=rotate)
     if x.shape[-1:] != (wants := params[0].mixer_norm.gain.shape):
         raise invalid("x", got=f"{x.shape[-1]} features", wants=f"{wants[0]}, as the layers have")
     backwards = []
     for layer in params:
         normed, mixer_norm_backward = rms_norm(layer.mixer_norm, x)  # (1)
-        mixed, mixer_backward = (mamba if isinstance(layer.mixer, Mamba) else attend)(layer.mixer, normed)
+        mix: Callable = mamba if isinstance(layer.mixer, Mamba) else attend
+        mixed, mixer_backward = mix(layer.mixer, normed)
         middle = x + mixed                                   # (2)
         inner, channel_norm_backward = rms_norm(layer.channel_norm, middle)  # (3)
         worked, channel_backward = gated_feed_forward(layer.channel, inner)

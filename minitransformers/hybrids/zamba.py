@@ -38,7 +38,7 @@ from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.state_space.mamba import Mamba, init_mamba, mamba, mamba_step
 from minitransformers.state_space.mamba2 import Mamba2, init_mamba2, mamba2, mamba2_step
 
-MIXERS = {"mamba": init_mamba, "mamba2": init_mamba2}
+MIXERS: dict[str, Callable] = {"mamba": init_mamba, "mamba2": init_mamba2}
 
 
 class ZambaLayer(NamedTuple):
@@ -73,7 +73,7 @@ def init_zamba(
     if not 1 <= num_shared <= num_layers // every:
         raise invalid("num_shared", got=num_shared, wants=f"1 to the {num_layers // every} calls")
     shared = [init_shared_attention(rng, d_model, num_heads=num_heads, d_hidden=d_hidden, std=std, dtype=dtype) for _ in range(num_shared)]
-    ranks = {"rank": rank, "attention_rank": attention_rank, "std": std}
+    ranks: dict[str, Any] = {"rank": rank, "attention_rank": attention_rank, "std": std}
     layers = []
     for i in range(num_layers):
         own = MIXERS[mixer](rng, d_model, d_state=d_state, std=std, residual_std=residual_std, dtype=dtype)
@@ -82,10 +82,10 @@ def init_zamba(
     return Zamba(shared, layers)
 
 
-def _blocks(params: Zamba) -> list[int | None]:
-    """For each layer the number of the block that it calls, or None."""
-    callers = [i for i, layer in enumerate(params.layers) if layer.call is not None]
-    return [callers.index(i) % len(params.shared) if i in callers else None for i in range(len(params.layers))]
+def _blocks(params: Zamba) -> list[int]:
+    """For each layer the number of the block that it calls, if it calls: calls are counted, not layers."""
+    calls = np.cumsum([layer.call is not None for layer in params.layers])
+    return [max(0, int(count) - 1) % len(params.shared) for count in calls]
 
 
 @trusted
@@ -96,10 +96,10 @@ def zamba_step(
     stream, states = x, []
     for layer, block, (mixer_state, cache) in zip(params.layers, _blocks(params), state or [(None, None)] * len(params.layers), strict=True):
         heard = stream
-        if block is not None:
+        if layer.call is not None:
             said, cache = shared_attention_step(params.shared[block], layer.call, stream, x, cache, num_heads=num_heads, rotate=rotate)
             heard = stream + said
-        step = mamba_step if isinstance(layer.mixer, Mamba) else mamba2_step
+        step: Callable = mamba_step if isinstance(layer.mixer, Mamba) else mamba2_step
         mixed, mixer_state = step(layer.mixer, rms_norm(layer.norm, heard)[0], mixer_state)
         stream = stream + mixed
         states.append((mixer_state, cache))
@@ -115,8 +115,9 @@ def _example(rng: np.random.Generator) -> Any:
     shared = [block._replace(attention_norm=small(block.attention_norm), channel_norm=small(block.channel_norm)) for block in params.shared]
     layers = []
     for layer in params.layers:
-        mixer = trees.map(lambda leaf: rng.normal(size=leaf.shape) / 200, layer.mixer)
-        mixer = mixer._replace(D=mixer.D + 9, norm=layer.mixer.norm, out_proj=layer.mixer.out_proj)
+        own: Any = layer.mixer
+        mixer = trees.map(lambda leaf: rng.normal(size=leaf.shape) / 200, own)
+        mixer = mixer._replace(D=mixer.D + 9, norm=own.norm, out_proj=own.out_proj)
         layers.append(ZambaLayer(small(layer.norm), mixer, layer.call))
     return example(Zamba(shared, layers), rng.normal(size=(2, 3, 2)), num_heads=1)
 
@@ -141,11 +142,12 @@ def zamba(params: Zamba, x: Float[Array, "... positions d_model"], *, num_heads:
     stream, backwards = x, []
     for layer, block in zip(params.layers, _blocks(params), strict=True):
         heard, call_backward = stream, None
-        if block is not None:
+        if layer.call is not None:
             said, call_backward = shared_attention(params.shared[block], layer.call, stream, x, num_heads=num_heads, rotate=rotate)  # (1)
             heard = stream + said
         normed, norm_backward = rms_norm(layer.norm, heard)  # (2)
-        mixed, mixer_backward = (mamba if isinstance(layer.mixer, Mamba) else mamba2)(layer.mixer, normed)
+        mix: Callable = mamba if isinstance(layer.mixer, Mamba) else mamba2
+        mixed, mixer_backward = mix(layer.mixer, normed)
         stream = stream + mixed                              # (3)
         backwards.append((block, call_backward, norm_backward, mixer_backward))
 
@@ -157,7 +159,7 @@ def zamba(params: Zamba, x: Float[Array, "... positions d_model"], *, num_heads:
             dnorm, dsaid = norm_backward(dnormed)            # (4)
             dstream = dstream + dsaid                        # (5)
             dcall = None
-            if block is not None:
+            if call_backward is not None:
                 dblock, dcall, dthrough, dread = call_backward(dsaid)
                 dstream = dstream + dthrough                 # (6)
                 dshared[block] = trees.map(np.add, dshared[block], dblock)  # (7)

@@ -5,6 +5,7 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 
+from minitransformers.basics.linear import Linear
 from minitransformers.foundation import assert_gradients, check_gradients, trees
 from minitransformers.hybrids.samba import init_samba, samba, samba_step
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
@@ -120,6 +121,15 @@ def test_windows_alone_hear_to_their_edge_and_one_recurrence_hears_to_the_start(
 def test_a_window_as_long_as_the_text_is_full_attention():
     params, x = random_call()
     np.testing.assert_allclose(samba(params, x, num_heads=2, window=7)[0], samba(params, x, num_heads=2, window=100)[0], atol=1e-13)
+
+
+def test_shared_key_heads_are_copies_of_one():
+    rng = np.random.default_rng(4)
+    shared = init_samba(rng, 4, num_layers=2, num_heads=2, num_kv_heads=1, d_state=3, dtype=np.float64)
+    x, attention = rng.normal(size=(2, 5, 4)), shared[1].mixer
+    twice = attention._replace(**{name: Linear(np.tile(getattr(attention, name).weight, 2), None) for name in ("key", "value")})
+    copied = [shared[0], shared[1]._replace(mixer=twice)]
+    np.testing.assert_allclose(samba(shared, x, num_heads=2, num_kv_heads=1, window=3)[0], samba(copied, x, num_heads=2, window=3)[0], atol=1e-13)
 
 
 def test_no_position_hears_of_a_later_one():
