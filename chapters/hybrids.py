@@ -147,10 +147,10 @@ def recall_section():
         return LanguageModelConfig(**shared, stack=name, position="rope", options={"stack": {"d_state": d_state, **options}})
 
     models = {                                               # hidden widths with which all have as many parameters
-        "full attention": blocks("rope", 120),
-        f"window of {window}": blocks("rope", 122, mixer="sliding_window_attention", window=window),
-        "Mamba": blocks("none", 84, mixer="mamba", d_state=d_state),
-        f"Samba, window of {window}": stack("samba", window=window, d_hidden=102),
+        "full attention": blocks("rope", 136),
+        f"window of {window}": blocks("rope", 137, mixer="sliding_window_attention", window=window),
+        "Mamba": blocks("none", 94, mixer="mamba", d_state=d_state),
+        f"Samba, window of {window}": stack("samba", window=window, d_hidden=116),
         "Zamba": stack("zamba", every=2, d_hidden=28),
     }
     keys = dict(zip(models, ("attention", "window", "mamba", "samba", "zamba"), strict=True))
