@@ -15,6 +15,7 @@ from minitransformers.foundation import bad, check_gradients, example, gradients
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model
 from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.positional.rope import rope
+from minitransformers.state_space.causal_convolution import CausalConvolution
 
 checked = trusted(check_gradients)  # the shapes are known to fit
 
@@ -56,6 +57,7 @@ def normalized(name, d_head):
 
 # A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls.
 BRANCHES = {
+    "causal_convolution": [bad(past=None), bad(params=CausalConvolution(np.random.default_rng(1).normal(size=(3, 4)), None))],
     "discretize": [bad(method="bilinear")],
     "dropout": [bad(rng=None)],
     "gelu": [bad(approximate="none")],
@@ -73,6 +75,8 @@ BRANCHES = {
     "lti": [bad(view="recurrent"), bad(discretization="bilinear")],
     "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],
+    "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
+    "selective_scan": [bad(D=None), bad(z=None), bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "transformer_block": [bad("", placement="post", alpha=1.7, drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
 }
 

@@ -135,7 +135,7 @@ def cached_attention(
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
     heads = (weights @ values).reshape(*batch, num_heads, new, -1).swapaxes(-2, -3)  # (..., new, heads, d_value)
-    return _project(params.output, heads.reshape(len(rows), -1)).reshape(x.shape), cache
+    return _project(params.output, heads.reshape(len(rows), -1)).reshape(*batch, new, -1), cache
 
 
 def _project(params: Linear, rows: Array) -> Array:

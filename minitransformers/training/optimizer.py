@@ -41,9 +41,9 @@ def decays(path: str, leaf: Array) -> bool:
     """Whether weight decay applies: to matrices, but not to norms, biases, embeddings or tables of positions.
 
     A leaf with fewer than two axes is a gain, a bias or a scale; a table, and what a weighting has learned, are known by
-    their paths.
+    their paths. A_log, the logarithm of a state's rate of fading, is no map: 0 is not small there, it is a rate of 1.
     """
-    return leaf.ndim >= 2 and not any(word in path for word in ("embedding", "position", "norm", "learned"))
+    return leaf.ndim >= 2 and not any(word in path for word in ("embedding", "position", "norm", "learned", "A_log"))
 
 
 class AdamW:

@@ -127,6 +127,9 @@ def test_decay_touches_matrices_only():
         ("embedding.weight", (7, 4), False),
         ("position.table", (5, 4), False),
         ("head.weight", (4, 7), True),
+        ("blocks.0.mixer.A_log", (8, 4), False),
+        ("blocks.0.mixer.dt_proj.bias", (8,), False),
+        ("blocks.0.mixer.dt_proj.weight", (2, 8), True),
     ],
 )
 def test_what_decays(path, shape, decayed):
