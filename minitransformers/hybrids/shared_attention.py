@@ -195,7 +195,7 @@ def shared_attention(
         dchannel_norm, dmixed = channel_norm_backward(dinner)  # (9)
         dattention, dnormed, _ = attention_backward(dmixed)
         dattention_norm, djoined = attention_norm_backward(dnormed)  # (10)
-        dquery, dkey, dvalue, dmixed_map, _ = dattention
+        dquery, dkey, dvalue, dmixed_map = dattention[:4]
         dgate_up = np.concatenate([dchannel.gate.weight, dchannel.up.weight], axis=-1)
         dcall = SharedCall(
             doutput, _dchange(dquery.weight, call.query), _dchange(dkey.weight, call.key), _dchange(dvalue.weight, call.value),
