@@ -12,6 +12,16 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
+    "sparsemax": {                                           # a start that is lower only takes more rounds
+        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1) -> bound = -1":
+            "the lowest bound that there can be: the rounds then begin with every key that is less than 1 below the largest",
+        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1) -> "
+        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 2, -1)":
+            "never above -1, so it is -1",
+        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1) -> "
+        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 2) / total - 1, -1)":
+            "lower than the bound by 1 / total",
+    },
 }  # fmt: skip
 
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
@@ -42,9 +52,5 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
     "t5_bias": {
         "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":
             "the first far bucket is number near, too: the logarithm of 1 is 0",
-    },
-    "sparsemax": {
-        "support = (1 + ranks * ordered > totals).sum(-1, keepdims=True) -> support = (1 + ranks * ordered >= totals).sum(-1, keepdims=True)":
-            "a key that meets the threshold exactly has weight 0 on either side, and the threshold is the same with it",
     },
 }  # fmt: skip
