@@ -63,7 +63,7 @@ def scaled_dot_product_attention(
     mask is True where a query may attend to a key; a bias of -inf forbids as well. A query that may attend to nothing
     reads zero and sends no gradient. scale is dimensionless, 1/sqrt(d_head) where None. soft_cap bounds the scores
     before bias and mask (see soft_cap), which therefore keep their full effect. weighting(scores, *learned, mask=mask)
-    -> weights, backward takes the place of the softmax (sparsemax, sigmoid_attention, ...).
+    -> weights, backward takes the place of the softmax (sparsemax, sigmoid_attention, ...); see weigh.
     Returns out (*batch, queries, d_value), and backward: dout -> dq, dk, dv, dbias (None where there is no bias)
     and a gradient for each array in learned.
     Raises ValueError when axes do not broadcast, the mask is not boolean, the bias holds NaN or +inf, scale is not

@@ -1,19 +1,19 @@
 """Sparsemax: weights that sum to 1 and of which most are exactly 0, the point of the simplex nearest to the scores.
 
 A few rounds over a row of n keys, O(n) each, find it exactly; memory is the softmax's. Sources: Martins and Astudillo 2016,
-arXiv:1602.02068, section 2; the rounds: Michelot 1986, J. Optim. Theory Appl. 50:195. Differs from the papers: Michelot's
-rounds in the place of a sort, and a start (2) that saves two of them; keys can be forbidden, and a query that may attend to
-nothing reads zero. Over the allowed keys of a row:
+arXiv:1602.02068, section 2; Michelot 1986, J. Optim. Theory Appl. 50:195 (the rounds). Differs from the papers: rounds in
+the place of the sort of the former, which begin with (2), a closer bound than the latter's; keys can be forbidden, and a
+query that may attend to nothing reads zero. Over the allowed keys of a row:
 
-    below = max(scores - largest, -1)                                 (1)
-    excess = below + 1, bound = (sum of excess^2 - 1) / sum of excess - 1  (2)
-    inside = 1 where below > bound, else 0                            (3)
-    size = sum of inside                                              (4)
-    threshold = (sum of below inside - 1) / size                      (5)
-    bound = threshold, and again from (3) until size stays            (6)
-    weights = max(below - threshold, 0)                               (7)
-    shared = sum of dweights inside / size                            (8)
-    dscores = (dweights - shared) inside                              (9)
+    below = max(scores - largest, -1)                              (1)
+    bound = (sum of excess^2 - 1) / sum of excess - 1, where excess = below + 1    (2)
+    inside = 1 where below > bound, else 0                         (3)
+    size = sum of inside                                           (4)
+    threshold = (sum of below inside - 1) / size                   (5)
+    bound = threshold, and again from (3) until size stays         (6)
+    weights = max(below - threshold, 0)                            (7)
+    shared = sum of dweights inside / size                         (8)
+    dscores = (dweights - shared) inside                           (9)
 
 Where a score meets the threshold exactly there is no derivative; such a key counts as outside the support.
 """
@@ -28,7 +28,7 @@ from minitransformers.foundation import bad, concept, example
 
 @concept(
     title="Sparsemax",
-    source="Martins and Astudillo 2016, arXiv:1602.02068, algorithm 1",
+    source="Martins and Astudillo 2016, arXiv:1602.02068, section 2",
     example=lambda rng: example(
         rng.normal(size=(2, 3, 4, 5)),
         mask=np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)[None, None],
@@ -55,7 +55,7 @@ def sparsemax(
     excess = below + 1
     total = np.maximum(excess.sum(-1, keepdims=True), 1)     # the largest alone has 1, where there is a key
     bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1)  # (..., queries, 1)  (2)
-    size = None
+    size = np.empty(0)                                       # not known yet
     while True:
         inside = (below > bound).astype(scores.dtype)        # (3)
         before, size = size, np.maximum(inside.sum(-1, keepdims=True), 1)  # (4)

@@ -116,6 +116,7 @@ def _tables(positions: bytes, rotary_dim: int, base: float, layout: str, dtype: 
     frequency = base ** (-2 * np.arange(rotary_dim // 2) / rotary_dim)     # (1)
     angle = np.outer(np.frombuffer(positions), frequency)    # (2)
     cos, sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+    tables: list[tuple[Array, ...]]
     if layout == "half":
         twice = np.concatenate([cos, cos], axis=-1)
         tables = [(twice, np.concatenate([-sin, sin], axis=-1)), (twice, np.concatenate([sin, -sin], axis=-1))]
