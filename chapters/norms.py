@@ -14,7 +14,7 @@ import numpy as np
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
-from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
+from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.cli.chapter import Chapter
 from minitransformers.foundation import trees
@@ -22,10 +22,11 @@ from minitransformers.models.transformer_block import TransformerBlock, transfor
 from minitransformers.norms.capsule_norm import capsule_norm, init_capsule_norm
 from minitransformers.norms.deep_norm import deep_norm, deep_norm_constants
 from minitransformers.norms.dynamic_tanh import dynamic_tanh, init_dynamic_tanh
+from minitransformers.norms.fix_norm import fix_norm
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
 from minitransformers.norms.qk_norm import init_qk_norm, qk_norm
 from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
-from minitransformers.norms.scale_norm import init_scale_norm, scale_norm
+from minitransformers.norms.scale_norm import ScaleNorm, init_scale_norm, scale_norm
 from minitransformers.positional.learned import Learned, init_learned, learned
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.memory import keep_freed_memory
@@ -585,6 +586,137 @@ def score_section():
 
 
 score_section()
+
+
+# %% FixNorm: words of one length
+class Bigram(NamedTuple):
+    """One table for both ends, and what stands between."""
+
+    tokens: Embedding
+    channel: FeedForward
+    norm: ScaleNorm
+
+
+def zipf_bigrams(rng, *, words, classes=16):
+    """Probabilities (words, words) of the next word, and (words,) of each: what comes next depends on a word's class alone.
+
+    Words are dealt to the classes in turn, so that each has frequent and rare ones; within a class, frequencies fall as
+    1 / rank. Two classes may follow each class, with the same probability.
+    """
+    of_word = np.arange(words) % classes
+    within = np.where(of_word == np.arange(classes)[:, None], 1 / np.arange(1, words + 1), 0)
+    within /= within.sum(axis=1, keepdims=True)
+    follows = np.zeros((classes, classes))
+    for _ in range(2):                                       # permutations: no class is more frequent than another
+        follows[np.arange(classes), rng.permutation(classes)] += 0.5
+    return (follows @ within)[of_word], within.mean(axis=0)
+
+
+def bigram(params, ids, *, fixed):
+    """Logits of the next word; the table is divided by its rows' lengths once, and used at both ends, where ``fixed``."""
+    table, table_backward = fix_norm(params.tokens.weight) if fixed else (params.tokens.weight, lambda dtable: dtable)
+    size = table.shape[1] ** 0.5
+    x, x_backward = embedding(Embedding(table), ids=ids)
+    added, channel_backward = feed_forward(params.channel, size * x)
+    hidden, norm_backward = scale_norm(params.norm, size * x + added)
+    logits, logits_backward = linear(Linear(table.T, None), hidden)
+
+    def backward(dlogits):
+        dlinear, dhidden = logits_backward(dlogits)
+        dnorm, dsum = norm_backward(dhidden)
+        dchannel, dx = channel_backward(dsum)
+        dtable = dlinear.weight.T + x_backward(size * (dsum + dx)).weight                  # two uses, two gradients
+        return Bigram(Embedding(table_backward(dtable)), dchannel, dnorm)
+
+    return logits, backward
+
+
+def fix_norm_section():
+    words, width, rate = 256, 32, 1e-2
+    steps, seeds = (20, 1) if chapter.quick else (300, 3)
+    following, share = zipf_bigrams(chapter.rng(), words=words)
+    rare = np.arange(words) >= words // 2                    # the half of the vocabulary that is seen least
+    cumulated = following.cumsum(axis=1)
+    pairs = share[:, None] * following
+
+    def nats(log_probabilities, which):
+        """Cross-entropy in nats of the next words that are ``which``, over all pairs as often as they occur: no sampling."""
+        return float(-(pairs * log_probabilities)[:, which].sum() / pairs[:, which].sum())
+
+    def learn(fixed, seed):
+        rng = np.random.default_rng([chapter.seed, seed])
+        table, _ = fix_norm(rng.standard_normal((words, width), np.float32))             # both begin with rows of length one
+        channel = init_feed_forward(rng, width, d_hidden=2 * width)
+        params = FlatTree.pack(Bigram(Embedding(table), channel, init_scale_norm(rng, width)))
+        gradient, optimizer = params.zeros_like(), AdamW(params, weight_decay=0.0)
+        for step in chapter.progress(range(steps), "bigrams"):
+            ids = rng.choice(words, size=256, p=share)
+            targets = np.minimum((rng.random((256, 1)) > cumulated[ids]).sum(axis=1), words - 1)
+            logits, backward = bigram(params.tree, ids, fixed=fixed)
+            loss, loss_backward = cross_entropy(logits, targets=targets)
+            gradient.assign(backward(loss_backward(np.ones_like(loss))))
+            optimizer.step(gradient, learning_rate=warmup_cosine(step + 1, peak=rate, steps=steps, warmup=10, floor=0.1), clip=1.0)
+        return params.tree
+
+    names = {"plain": False, "FixNorm": True}
+    losses, stored, correlation = ({name: [] for name in names} for _ in range(3))
+    for name, fixed in names.items():
+        for seed in range(seeds):
+            params = learn(fixed, seed)
+            logits = bigram(params, np.arange(words), fixed=fixed)[0].astype(float)
+            logits -= logits.max(axis=1, keepdims=True)
+            logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            losses[name].append([nats(logs, which) for which in (~rare, rare, rare | ~rare)])
+            stored[name].append(np.linalg.norm(params.tokens.weight, axis=1))
+            correlation[name].append(float(np.corrcoef(np.log(share), stored[name][-1])[0, 1]))
+    floor = [nats(np.log(np.where(following > 0, following, 1)), which) for which in (~rare, rare, rare | ~rare)]
+    with chapter.figure("fix_norm", size=(6.8, 2.9), ncols=2, sharey=True) as (_, axes):
+        for ax, name in zip(axes, names, strict=True):
+            ax.semilogx(share, stored[name][0], ".", markersize=3, label="row as stored")
+            ax.set(xlabel="frequency of the word", title=name)
+        axes[1].axhline(1, color="C1", label="row as used")
+        axes[0].set(ylabel="length", ylim=(0, None))
+        axes[1].legend(loc="lower right")
+    mean = {name: np.mean(values, axis=0) for name, values in losses.items()}
+    spread = {name: np.std(values, axis=0) for name, values in losses.items()}
+    chapter.table(
+        "fix_norm",
+        ["table", "length and log frequency, correlation", "nats, frequent half", "nats, rare half", "seeds, rare half", "nats, all"],
+        [[name, float(np.mean(correlation[name])), *mean[name][:2], spread[name][1], mean[name][2]] for name in names]
+        + [["best possible", None, *floor[:2], None, floor[2]]],
+    )
+    for name, key in (("plain", "plain"), ("FixNorm", "fixed")):
+        chapter.value(f"fix_norm.{key}.correlation", float(np.mean(correlation[name])))
+        for value, what in zip(mean[name], ("frequent", "rare", "all"), strict=True):
+            chapter.value(f"fix_norm.{key}.{what}", float(value))
+        chapter.value(f"fix_norm.{key}.shortest", float(np.mean([lengths.min() for lengths in stored[name]])))
+        chapter.value(f"fix_norm.{key}.longest", float(np.mean([lengths.max() for lengths in stored[name]])))
+    for name, number in (("words", words), ("steps", steps), ("seeds", seeds), ("rare_share", 100 * float(share[rare].sum()))):
+        chapter.value(f"fix_norm.{name}", number)
+    used = np.linalg.norm(fix_norm(params.tokens.weight)[0], axis=1)
+    chapter.claim(
+        "In a plain tied table frequent words grow longer; with FixNorm no word is longer than another",
+        paper="Nguyen and Chiang 2018, arXiv:1710.01329, abstract: the inner product with the words' vectors rewards frequent words disproportionately",
+        expect="lengths and log frequencies correlated by more than 0.5 in every seed; FixNorm's rows of length one, as they are used, to rounding",
+        measured=f"{', '.join(f'{r:.2f}' for r in correlation['plain'])} in a plain table; FixNorm's rows are off by {np.abs(used - 1).max():.0e} "
+        f"as used, and as stored {', '.join(f'{r:.2f}' for r in correlation['FixNorm'])}",
+        holds=min(correlation["plain"]) > 0.5 and float(np.abs(used - 1).max()) < 1e-6,
+        full_only=True,
+    )
+    plain, fixed = (np.array(losses[name])[:, 1] for name in names)
+    chapter.claim(
+        "With FixNorm rare words are predicted better",
+        paper="Nguyen and Chiang 2018, arXiv:1710.01329, abstract: rare words are translated better when the lengths are fixed",
+        expect="a lower cross-entropy of the words of the rare half, in every seed",
+        measured=f"{fixed.mean():.3f} against {plain.mean():.3f} nats, lower in {int((fixed < plain).sum())} of {seeds} seeds; of all words "
+        f"{mean['FixNorm'][2]:.3f} against {mean['plain'][2]:.3f}",
+        holds=bool(np.all(fixed < plain)),
+        toy_scale="in this language a class says all about the next word but how frequent it is, so the length of a row is knowledge and no mistake",
+        full_only=True,
+    )
+
+
+fix_norm_section()
 
 
 # %%

@@ -15,9 +15,12 @@ from minitransformers.models.parts import Part
 class LanguageModelConfig:
     """Sizes (in tokens, features, layers, heads) and the names of the parts.
 
-    options gives a role's part what only it takes: ``{"mixer": {"window": 32}}``. position may be "none".
-    Raises ValueError that names the field for sizes below one, unknown parts, options and weightings, and a position that the
-    mixer has no place for.
+    mixer may be several names joined by commas, which the layers take in turn: "mamba,sliding_window_attention". stack, a
+    concept of that role, takes the place of all blocks, and of the mixer and channel named here.
+    options gives a role's part what only it takes: ``{"mixer": {"window": 32}}``; each of several mixers takes what it knows.
+    position may be "none".
+    Raises ValueError that names the field for sizes below one, unknown parts, options and weightings, more mixers than layers,
+    and a position that no mixer has a place for.
     """
 
     vocabulary_size: int
@@ -34,6 +37,7 @@ class LanguageModelConfig:
     dropout: float = 0.0
     scale_embedding: bool = False
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stack: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocabulary_size", "context", "d_model", "num_layers", "num_heads"):
@@ -45,23 +49,35 @@ class LanguageModelConfig:
         if not 0 <= self.dropout < 1:
             raise invalid("dropout", got=self.dropout, wants="a rate of at least 0 and below 1")
         for role in self.options:
-            if role not in ("mixer", "channel", "norm", "position"):
-                raise invalid(f"options.{role}", got="an unknown role", wants="mixer, channel, norm or position")
-        position = self.parts.get("position")  # an unknown part should fail here, not at the first call
+            if role not in ("mixer", "stack", "channel", "norm", "position"):
+                raise invalid(f"options.{role}", got="an unknown role", wants="mixer, stack, channel, norm or position")
+        if self.stack is not None:
+            for name in ("mixer", "channel", "placement", "dropout"):  # a stack has its own, and would ignore them
+                if (got := getattr(self, name)) != (default := type(self).__dataclass_fields__[name].default):
+                    raise invalid(name, got=repr(got), wants=f"{default!r}: the stack {self.stack} decides itself")
+        elif len(self.mixer.split(",")) > self.num_layers:
+            raise invalid("mixer", got=self.mixer, wants=f"at most {self.num_layers} names, one a layer")
+        movers = self.movers  # an unknown part should fail here, not at the first call
+        position = self.parts.get("position")
         for place, argument, kind in (("bias", "bias", "a bias on the scores"), ("rotation", "rotate", "a rotation of queries and keys")):
-            if position and position.place == f"position/{place}" and not self.parts["mixer"].takes(argument):
-                got = f"{self.position}, {kind}, with the mixer {self.mixer}, which takes none"
+            if position and position.place == f"position/{place}" and not any(part.takes(argument) for part in movers):
+                got = f"{self.position}, {kind}, with {self.stack or f'the mixer {self.mixer}'}, which takes none"
                 raise invalid("position", got=got, wants="another position, or another mixer")
 
     @functools.cached_property
+    def movers(self) -> list[Part]:
+        """What moves information between positions: the mixer of each layer, or the one stack."""
+        if self.stack is not None:
+            return [Part.of("stack", self.stack, self.options.get("stack", {}))]
+        in_turn = Part.in_turn("mixer", self.mixer.split(","), self.options.get("mixer", {}))
+        return [in_turn[layer % len(in_turn)] for layer in range(self.num_layers)]
+
+    @functools.cached_property
     def parts(self) -> dict[str, Part]:
-        """The chosen part of each role; no position for "none"."""
-        names = {"mixer": self.mixer, "channel": self.channel, "norm": self.norm, "position": self.position}
-        return {
-            role: Part.of(role, name, self.options.get(role, {}))
-            for role, name in names.items()
-            if (role, name) != ("position", "none")
-        }
+        """The chosen part of each role that all layers share; no position for "none", no channel beside a stack."""
+        names = {"channel": self.channel, "norm": self.norm, "position": self.position}
+        without = (("position", "none"), ("channel", self.channel if self.stack else None))
+        return {role: Part.of(role, name, self.options.get(role, {})) for role, name in names.items() if (role, name) not in without}
 
     @functools.cached_property
     def bound(self) -> Bound:
@@ -74,9 +90,8 @@ class LanguageModelConfig:
             assert position is not None
             settings["rotate"] = functools.partial(position.entry.function, **position.options)
         return Bound(
-            mixer=parts["mixer"].bind(**settings),
-            mixer_step=parts["mixer"].bind_step(**settings),
-            channel=parts["channel"].bind(),
+            movers=[Mover(part.bind(**settings), part.bind_step(**settings), part.takes("bias")) for part in self.movers],
+            channel=parts["channel"].bind() if "channel" in parts else None,
             norm=parts["norm"].bind(),
             input_position=position.bind() if position and place == "position/input" else None,
             bias_position=position.bind(**settings) if position and place == "position/bias" else None,
@@ -102,12 +117,19 @@ class LanguageModelConfig:
         return cls(**values)
 
 
-class Bound(NamedTuple):
-    """The parts of one configuration as functions."""
+class Mover(NamedTuple):
+    """A mixer or a stack: the whole pass, the decoding step where there is one, and whether it has a place for a bias."""
 
-    mixer: Callable
-    mixer_step: Callable | None
-    channel: Callable
+    call: Callable
+    step: Any
+    takes_bias: bool
+
+
+class Bound(NamedTuple):
+    """The parts of one configuration as functions; movers has one for each layer, or the stack alone."""
+
+    movers: list[Mover]
+    channel: Any
     norm: Callable
     input_position: Callable | None
     bias_position: Callable | None

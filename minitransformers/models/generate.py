@@ -12,6 +12,7 @@ so they give the same logits.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +26,9 @@ from minitransformers.models.transformer_block import transformer_block_step
 
 
 class DecodingState(NamedTuple):
-    """What the past left behind: one state a block, and how many positions were read."""
+    """What the past left behind: one state a block, or the stack's; and how many positions were read."""
 
-    mixers: list[Any]
+    blocks: Any
     length: int
 
 
@@ -42,9 +43,8 @@ def language_model_step(
     """
     parts, length = config.bound, state.length if state else 0
     end = length + ids.shape[-1]
-    one_step = parts.mixer_step
-    if one_step is None:
-        raise invalid("config.mixer", got=config.mixer, wants="a mixer that can decode step by step")
+    if any(mover.step is None for mover in parts.movers):
+        raise invalid("config.mixer", got=config.stack or config.mixer, wants="one that can decode step by step")
     if end > config.context:
         raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {config.context}")
     hidden = embedding(params.embedding, ids=ids)[0]
@@ -54,21 +54,20 @@ def language_model_step(
         hidden = parts.input_position(params.position, hidden, positions=np.arange(length, end))[0]
     if parts.bias_position is not None:
         bias["bias"] = parts.bias_position(params.position, num_queries=end - length, num_keys=end)[0]
-    mixers = []
-    for i, block in enumerate(params.blocks):
-
-        def step(mixer_params, x, mixer_state):
-            return one_step(mixer_params, x, mixer_state, **bias)
-
-        hidden, mixer_state = transformer_block_step(
-            block, hidden, state.mixers[i] if state else None,
-            mixer_step=step, channel=parts.channel, norm=parts.norm, placement=config.placement,
-        )  # fmt: skip
-        mixers.append(mixer_state)
+    if config.stack is not None:
+        hidden, blocks = parts.movers[0].step(params.blocks, hidden, state.blocks if state else None)
+    else:
+        blocks = []
+        for i, (block, mixer) in enumerate(zip(params.blocks, parts.movers, strict=True)):
+            hidden, block_state = transformer_block_step(
+                block, hidden, state.blocks[i] if state else None, mixer_step=partial(mixer.step, **bias if mixer.takes_bias else {}),
+                channel=parts.channel, norm=parts.norm, placement=config.placement,
+            )  # fmt: skip
+            blocks.append(block_state)
     if params.final_norm is not None:
         hidden = parts.norm(params.final_norm, hidden)[0]
     head = params.embedding.weight.T if params.head is None else params.head.weight
-    return hidden @ head, DecodingState(mixers, end)
+    return hidden @ head, DecodingState(blocks, end)
 
 
 def next_token_probabilities(
@@ -156,7 +155,7 @@ def _next_logits(params: LanguageModel, text: list[int], *, config: LanguageMode
     """Logits after the text so far; the caller appends a token to it between two of them."""
     start = max(0, len(text) - config.context)
     state, read = None, start
-    use_cache = use_cache and config.bound.mixer_step is not None
+    use_cache = use_cache and all(mover.step is not None for mover in config.bound.movers)
     while True:
         if len(text) - start > config.context:
             start = len(text) - max(1, config.context // 2)

@@ -5,12 +5,12 @@ arXiv:1608.05859. GPT-2 is one choice of parts: multi_head_attention, feed_forwa
 GPT-2's training code: no dropout on the attention weights, only on embeddings and sub-layer outputs.
 
     hidden = s E[ids], with the positions put in; s = 1      (1)
-    hidden = block_l(hidden), l = 1 .. num_layers            (2)
+    hidden = block_l(hidden), l = 1 .. num_layers, or stack(hidden)   (2)
     final = N(hidden) for pre-norm, hidden for post-norm     (3)
     logits = final E^T when tied, final W otherwise          (4)
     dfinal = dlogits E, dE = dlogits^T final                 (5)
     dhidden = N*(dfinal)                                     (6)
-    dhidden = block_l*(dhidden), l = num_layers .. 1         (7)
+    dhidden = block_l*(dhidden), l = num_layers .. 1, or stack*(dhidden)   (7)
     dE = dE + scatter of s dhidden to the rows ids           (8)
 
 The paper of 2017 and Gemma scale the embeddings by s = sqrt(d_model) (scale_embedding): without it, sinusoidal positions,
@@ -36,11 +36,14 @@ from minitransformers.models.transformer_block import TransformerBlock, transfor
 
 
 class LanguageModel(NamedTuple):
-    """All parameters. head is None when tied; final_norm is None for post-norm; position is None without parameters."""
+    """All parameters. head is None when tied; final_norm is None for post-norm; position is None without parameters.
+
+    blocks holds a TransformerBlock for each layer, or what the stack has in their place.
+    """
 
     embedding: Embedding
     position: Any
-    blocks: list[TransformerBlock]
+    blocks: Any
     final_norm: Any
     head: Linear | None
 
@@ -50,6 +53,7 @@ def init_language_model(rng: np.random.Generator, config: LanguageModelConfig, *
     settings = {
         "d_model": config.d_model,
         "num_heads": config.num_heads,
+        "num_layers": config.num_layers,
         "max_positions": config.context,
         "std": std,
         "residual_std": std / (2 * config.num_layers) ** 0.5,
@@ -64,9 +68,11 @@ def init_language_model(rng: np.random.Generator, config: LanguageModelConfig, *
     return LanguageModel(
         embedding=init_embedding(rng, config.vocabulary_size, config.d_model, std=std, dtype=dtype),
         position=fresh("position") if "position" in parts else None,
-        blocks=[
-            TransformerBlock(mixer_norm=fresh("norm"), mixer=fresh("mixer"), channel_norm=fresh("norm"), channel=fresh("channel"))
-            for _ in range(config.num_layers)
+        blocks=config.movers[0].init(rng, **settings)
+        if config.stack is not None
+        else [
+            TransformerBlock(mixer_norm=fresh("norm"), mixer=mixer.init(rng, **settings), channel_norm=fresh("norm"), channel=fresh("channel"))
+            for mixer in config.movers
         ],
         final_norm=fresh("norm") if config.placement == "pre" else None,
         head=None if config.tied else init_linear(rng, config.d_model, config.vocabulary_size, std=std, bias=False, dtype=dtype),
@@ -115,11 +121,14 @@ def language_model(
     if drop is not None:
         hidden, drop_backward = drop(hidden)
 
-    around: dict[str, Any] = {"mixer": parts.mixer, "channel": parts.channel, "norm": parts.norm, "placement": config.placement, "drop": drop}
-    block_backwards = []
-    for block in params.blocks:
-        hidden, block_backward = transformer_block(block, hidden, bias, **around)  # (2)
-        block_backwards.append(block_backward)
+    block_backwards, stack_backward = [], None
+    if config.stack is not None:
+        hidden, stack_backward = parts.movers[0].call(params.blocks, hidden)  # (2)
+    else:
+        around: dict[str, Any] = {"channel": parts.channel, "norm": parts.norm, "placement": config.placement, "drop": drop}
+        for block, mixer in zip(params.blocks, parts.movers, strict=True):
+            hidden, block_backward = transformer_block(block, hidden, bias if mixer.takes_bias else None, mixer=mixer.call, **around)  # (2)
+            block_backwards.append(block_backward)
 
     final, final_norm_backward = (hidden, None) if params.final_norm is None else parts.norm(params.final_norm, hidden)  # (3)
     head = Linear(params.embedding.weight.T, None) if params.head is None else params.head
@@ -130,10 +139,13 @@ def language_model(
         dfinal_norm = None
         if final_norm_backward is not None:
             dfinal_norm, dhidden = final_norm_backward(dhidden)  # (6)
-        dblocks, dbias = [], None
+        dblocks: Any = []
+        dbias = None
+        if stack_backward is not None:
+            dblocks, dhidden = stack_backward(dhidden)       # (7)
         for block_backward in reversed(block_backwards):
             dblock, dhidden, dbias_here = block_backward(dhidden)  # (7)
-            dblocks.append(dblock)
+            dblocks.insert(0, dblock)
             if dbias_here is not None:                       # one bias serves every block: its gradients add
                 dbias = dbias_here if dbias is None else dbias + dbias_here
         if drop_backward is not None:
@@ -144,6 +156,6 @@ def language_model(
         dembedding = embedding_backward(dhidden * config.embedding_scale)
         if params.head is None:                              # tied: E is read at the input and at the output
             dembedding = Embedding(dembedding.weight + dhead.weight.T)  # (8)
-        return LanguageModel(dembedding, dposition, dblocks[::-1], dfinal_norm, None if params.head is None else dhead)
+        return LanguageModel(dembedding, dposition, dblocks, dfinal_norm, None if params.head is None else dhead)
 
     return logits, backward

@@ -27,17 +27,19 @@ def mixers_with_a_step():
 def choices():
     """Every such mixer with every position that it has a place for."""
     for mixer in mixers_with_a_step():
-        takes_bias = "bias" in inspect.signature(catalogue.find(mixer).function).parameters
-        for position in ("learned", "sinusoidal", "rope", "none"):
+        takes = inspect.signature(catalogue.find(mixer).function).parameters
+        for position in ("learned", "sinusoidal", "none", *(["rope"] if "rotate" in takes else [])):
             yield mixer, position
-        for position in catalogue.concepts(role="position/bias") if takes_bias else ():
+        for position in catalogue.concepts(role="position/bias") if "bias" in takes else ():
             yield mixer, position
+    for position in ("learned", "rope", "alibi"):
+        yield "sliding_window_attention,grouped_query_attention", position
 
 
 @pytest.mark.parametrize(("mixer", "position"), choices())
 @pytest.mark.parametrize("pieces", [(1,) * 8, (5, 1, 1, 1), (3, 4, 1)])
 def test_cached_logits_equal_the_whole_pass(mixer, position, pieces):
-    params, config = model(mixer=mixer, position=position, scale_embedding=position == "sinusoidal", options={"mixer": OPTIONS.get(mixer, {})})
+    params, config = model(mixer=mixer, position=position, scale_embedding=position == "sinusoidal", options={"mixer": OPTIONS.get(mixer.split(",")[0], {})})
     ids = np.random.default_rng(1).integers(11, size=(3, 8))
     whole, _ = language_model(params, ids=ids, config=config)
     state, logits, start = None, [], 0

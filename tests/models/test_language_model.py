@@ -8,6 +8,7 @@ import pytest
 from minitransformers import catalogue, check_gradients, trees
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+from minitransformers.models.transformer_block import transformer_block
 
 
 def small(**changes):
@@ -73,7 +74,7 @@ def test_equals_the_formula_in_outputs_and_gradients(placement, tied):
 
 
 def part_choices():
-    for role in ("mixer", "channel", "norm", "position"):
+    for role in ("mixer", "stack", "channel", "norm", "position"):
         for name, entry in catalogue.concepts(role=role).items():
             if entry.chapter != "models":
                 yield role, name
@@ -287,3 +288,49 @@ def test_configuration_from_json_refuses_what_it_does_not_know():
         LanguageModelConfig.from_json({"vocabulary_size": 3, "depth": 2})
     with pytest.raises(ValueError, match="vocabulary_size"):
         LanguageModelConfig.from_json({"context": 3})
+
+
+def pattern(**changes):
+    return small(mixer="sliding_window_attention,multi_head_attention", num_layers=3, options={"mixer": {"window": 2}}, **changes)
+
+
+def test_mixers_take_turns_and_each_takes_its_own_options():
+    names = [part.entry.name for part in pattern().movers]
+    assert names == ["sliding_window_attention", "multi_head_attention", "sliding_window_attention"]
+    assert [dict(part.options) for part in pattern().movers] == [{"window": 2}, {}, {"window": 2}]
+
+
+def test_a_pattern_of_mixers_equals_the_blocks_one_by_one():
+    rng = np.random.default_rng(5)
+    config = pattern()
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    ids = rng.integers(7, size=(2, 5))
+    logits, _ = language_model(params, ids=ids, config=config)
+    alone = [small(num_layers=1, mixer=part.entry.name, options={"mixer": part.options}) for part in config.movers]
+    hidden = params.embedding.weight[ids] + params.position.table[:5]
+    for block, one in zip(params.blocks, alone, strict=True):
+        bound = one.bound
+        hidden, _ = transformer_block(block, hidden, mixer=bound.movers[0].call, channel=bound.channel, norm=bound.norm)
+    final, _ = config.bound.norm(params.final_norm, hidden)
+    np.testing.assert_allclose(logits, final @ params.embedding.weight.T, atol=1e-13)
+
+
+@pytest.mark.parametrize("position", ["learned", "rope", "alibi"])
+def test_a_pattern_of_mixers_passes_the_gradient_check(position):
+    config = pattern(position=position)
+    params = with_noise(init_language_model(np.random.default_rng(6), config, dtype=np.float64), np.random.default_rng(7))
+    assert check_gradients(language_model, params, ids=np.array([[1, 2, 3, 4]]), config=config).passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"mixer": "multi_head_attention,multi_head_attention,multi_head_attention"}, "mixer"),
+        ({"mixer": "multi_head_attention,mamab"}, "mamab"),
+        ({"mixer": "multi_head_attention,sliding_window_attention", "options": {"mixer": {"windows": 2}}}, "options.mixer.windows"),
+        ({"stack": "multi_head_attention"}, "multi_head_attention"),
+    ],
+)
+def test_impossible_patterns_are_refused_by_name(changes, names):
+    with pytest.raises(ValueError, match=names):
+        small(**changes)
