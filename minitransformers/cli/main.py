@@ -106,10 +106,11 @@ def _language_commands(command) -> None:
     add("--channel", default="feed_forward", metavar="NAME", help="works within a position (default: %(default)s)")
     add("--norm", default="layer_norm", metavar="NAME", help="(default: %(default)s)")
     add("--position", default="learned", metavar="NAME", help="or none (default: %(default)s)")
-    add("--placement", default="pre", choices=("pre", "post"), help="norm before or after each part (default: %(default)s)")
-    add("--option", action="append", default=[], metavar="PART.KEY=VALUE", help="setting of one part, such as mixer.num_kv_heads=2; may be repeated")
+    add("--placement", default="pre", choices=("pre", "post", "deep"), help="norm before or after each part, or after it as DeepNorm has it (default: %(default)s)")
+    add("--option", action="append", default=[], metavar="PART.KEY=VALUE", help="setting of one part, such as mixer.num_kv_heads=2 or mixer.normalize=qk_norm; may be repeated")
     add("--untied", action="store_true", help="a head of its own instead of the embeddings")
     add("--scale-embedding", action="store_true", help="embeddings times the root of the width, as sinusoidal positions need it")
+    add("--fix-norm", action="store_true", help="FixNorm: every word at length one at both ends, times the root of the width at the input")
     add = train.add_argument_group("sizes").add_argument
     add("--layers", type=positive, metavar="N", help="(default: 4; quick: 2)")
     add("--heads", type=positive, metavar="N", help="(default: 4; quick: 2)")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from minitransformers.foundation import invalid
 from minitransformers.models.parts import Part
+from minitransformers.norms.deep_norm import DeepNormConstants, deep_norm_constants
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,11 @@ class LanguageModelConfig:
     mixer may be several names joined by commas, which the layers take in turn: "mamba,sliding_window_attention". stack, a
     concept of that role, takes the place of all blocks, and of the mixer and channel named here.
     options gives a role's part what only it takes: ``{"mixer": {"window": 32}}``; each of several mixers takes what it knows.
-    position may be "none".
+    position may be "none". placement is "pre", "post" or "deep": DeepNorm, post-norm of a stream weighed up for the depth, and
+    smaller weights at the start (derived for norms that forget scale; others are let in). fix_norm is FixNorm: every word is a
+    direction, at both ends.
     Raises ValueError that names the field for sizes below one, unknown parts, options and weightings, more mixers than layers,
-    and a position that no mixer has a place for.
+    a position that no mixer has a place for, and FixNorm without tied embeddings.
     """
 
     vocabulary_size: int
@@ -38,14 +41,17 @@ class LanguageModelConfig:
     scale_embedding: bool = False
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stack: str | None = None
+    fix_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocabulary_size", "context", "d_model", "num_layers", "num_heads"):
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
                 raise invalid(name, got=repr(size), wants="a whole number of at least 1")
-        if self.placement not in ("pre", "post"):
-            raise invalid("placement", got=repr(self.placement), wants='"pre" or "post"')
+        if self.placement not in ("pre", "post", "deep"):
+            raise invalid("placement", got=repr(self.placement), wants='"pre", "post" or "deep"')
+        if self.fix_norm and not self.tied:
+            raise invalid("fix_norm", got="a head of its own", wants="tied embeddings: the words that are read are those that are scored")
         if not 0 <= self.dropout < 1:
             raise invalid("dropout", got=self.dropout, wants="a rate of at least 0 and below 1")
         for role in self.options:
@@ -99,8 +105,18 @@ class LanguageModelConfig:
 
     @property
     def embedding_scale(self) -> float:
-        """s in equation (1)."""
-        return self.d_model**0.5 if self.scale_embedding else 1.0
+        """s in the language model's equation (1)."""
+        return self.d_model**0.5 if self.scale_embedding or self.fix_norm else 1.0
+
+    @property
+    def deep(self) -> DeepNormConstants:
+        """What DeepNorm multiplies the stream and the first weights by; ones where the placement is another."""
+        return deep_norm_constants(self.num_layers) if self.placement == "deep" else DeepNormConstants(1.0, 1.0)
+
+    @property
+    def residual(self) -> dict[str, Any]:
+        """How a block adds to the stream: before its norms or after them, and what the stream is multiplied by."""
+        return {"placement": "pre" if self.placement == "pre" else "post", "alpha": self.deep.alpha}
 
     def to_json(self) -> dict[str, Any]:
         """A dict that json can write and from_json reads."""

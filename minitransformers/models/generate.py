@@ -18,18 +18,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.basics.embedding import embedding
+from minitransformers.basics.embedding import Embedding, embedding
 from minitransformers.basics.softmax import softmax
 from minitransformers.foundation import invalid, trusted
 from minitransformers.models.language_model import LanguageModel, LanguageModelConfig, language_model
 from minitransformers.models.transformer_block import transformer_block_step
+from minitransformers.norms.fix_norm import fix_norm
 
 
 class DecodingState(NamedTuple):
-    """What the past left behind: one state a block, or the stack's; and how many positions were read."""
+    """What the past left behind: one state a block, or the stack's; how many positions were read; the words as they are used."""
 
     blocks: Any
     length: int
+    table: Array
 
 
 @trusted
@@ -47,7 +49,8 @@ def language_model_step(
         raise invalid("config.mixer", got=config.stack or config.mixer, wants="one that can decode step by step")
     if end > config.context:
         raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {config.context}")
-    hidden = embedding(params.embedding, ids=ids)[0]
+    table = state.table if state else fix_norm(params.embedding.weight)[0] if config.fix_norm else params.embedding.weight
+    hidden = embedding(Embedding(table), ids=ids)[0]
     hidden *= config.embedding_scale
     bias = {}
     if parts.input_position is not None:
@@ -61,13 +64,13 @@ def language_model_step(
         for i, (block, mixer) in enumerate(zip(params.blocks, parts.movers, strict=True)):
             hidden, block_state = transformer_block_step(
                 block, hidden, state.blocks[i] if state else None, mixer_step=partial(mixer.step, **bias if mixer.takes_bias else {}),
-                channel=parts.channel, norm=parts.norm, placement=config.placement,
+                channel=parts.channel, norm=parts.norm, **config.residual,
             )  # fmt: skip
             blocks.append(block_state)
     if params.final_norm is not None:
         hidden = parts.norm(params.final_norm, hidden)[0]
-    head = params.embedding.weight.T if params.head is None else params.head.weight
-    return hidden @ head, DecodingState(blocks, end)
+    head = table.T if params.head is None else params.head.weight
+    return hidden @ head, DecodingState(blocks, end, table)
 
 
 def next_token_probabilities(

@@ -53,8 +53,9 @@ class Part:
                 offered = ", ".join(sorted(known - _THE_MODELS_OWN)) or "none"
                 has = f"{names[0]} has" if len(names) == 1 else f"{', '.join(names)} have"
                 raise ValueError(f"options.{role}.{option}: {has} no such option (known: {offered})")
-        if isinstance(weighting := options.get("weighting"), str):
-            catalogue.find(weighting, role="weighting")      # an unknown one should fail here, not at the first call
+        for option, kind in (("weighting", "weighting"), ("normalize", "normalizer")):
+            if isinstance(named := options.get(option), str):
+                catalogue.find(named, role=kind)             # an unknown one should fail here, not at the first call
         return [
             cls(role, entry, {option: value for option, value in options.items() if option in own})
             for entry, own in zip(entries, takes, strict=True)
