@@ -48,6 +48,12 @@ def as_weighting(weighting: str | Callable | None) -> Callable | None:
     return named_weighting(weighting).function if isinstance(weighting, str) else weighting
 
 
+def init_weighting(rng: np.random.Generator, weighting: str | None, *, num_heads: int, context: int, dtype: type) -> tuple | None:
+    """What the weighting of that name learns, as it starts for contexts of that many positions; None for nothing."""
+    init = named_weighting(weighting).init if isinstance(weighting, str) else None
+    return None if init is None else init(rng, num_heads=num_heads, context=context, dtype=dtype)
+
+
 @functools.cache
 def named_normalizer(name: str) -> catalogue.Entry:
     """The catalogue's normaliser of queries and keys of that name. Raises ValueError that suggests the nearest one."""
