@@ -55,6 +55,12 @@ def normalized(name, d_head):
     return bad("", params=params, normalize=qk_norm, rotate=rope)
 
 
+def learned_in_groups():
+    """The label's own call with a sink for each query head."""
+    params = catalogue.find("grouped_query_attention").example(np.random.default_rng(0)).args[0]
+    return bad("", params=params._replace(learned=(np.random.default_rng(3).normal(size=(4, 1)),)), weighting=softmax_off_by_one)
+
+
 # A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls.
 BRANCHES = {
     "causal_convolution": [bad(past=None), bad(params=CausalConvolution(np.random.default_rng(1).normal(size=(3, 4)), None))],
@@ -71,7 +77,7 @@ BRANCHES = {
     "sigmoid_attention": [bad(offset=None), bad(offset=np.array([0.3])), bad(mask=None)],
     "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
     "multi_head_attention": [bad(rotate=rope), normalized("multi_head_attention", 2)],
-    "grouped_query_attention": [bad(rotate=rope), normalized("grouped_query_attention", 2)],
+    "grouped_query_attention": [bad(rotate=rope), normalized("grouped_query_attention", 2), learned_in_groups()],
     "lti": [bad(view="recurrent"), bad(discretization="bilinear")],
     "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],

@@ -61,24 +61,26 @@ def gaussian_kernel_attention(
     if bandwidth is not None and not (np.all(bandwidth > 0) and np.all(bandwidth < np.inf)):
         raise invalid("bandwidth", got="a number that is not", wants="positive finite numbers")
     width = q.dtype.type(q.shape[-1] ** 0.5) if bandwidth is None else bandwidth[..., None, None]
-    squares = np.vecdot(q, q)[..., :, None] + np.vecdot(k, k)[..., None, :]
-    distances = np.maximum(squares - 2 * (q @ k.swapaxes(-1, -2)), 0)  # rounding can make a small one negative  (1)
-    exponents = distances / (-2 * width)                     # (..., queries, keys)  (2)
+    distances = (-2 * q) @ k.swapaxes(-1, -2)                # (..., queries, keys)
+    distances += np.vecdot(q, q)[..., :, None]
+    distances += np.vecdot(k, k)[..., None, :]               # (1)
+    np.maximum(distances, 0, out=distances)                  # rounding can make a small one negative
+    exponents = distances / (-2 * width)                     # (2)
     logits = exponents if mask is None else np.where(mask, exponents, -np.inf)
     if normalize:                                            # a row without keys: exp(-inf - finite) = 0, over 1
         logits = logits - np.maximum(logits.max(-1, keepdims=True), np.finfo(q.dtype).min)
     weights = np.exp(logits)
     if normalize:
-        weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1)  # (3)
+        weights /= np.maximum(weights.sum(-1, keepdims=True), 1)  # (3)
     out = weights @ v                                        # (4)
 
     def backward(dout):
         dv = weights.swapaxes(-1, -2) @ dout                 # (5)
         dweights = dout @ v.swapaxes(-1, -2)                 # (6)
         if normalize:
-            dweights = dweights - np.vecdot(dweights, weights)[..., None]
-        dexponents = weights * dweights                      # (7)
-        pull = dexponents / width                            # (8)
+            dweights -= np.vecdot(dweights, weights)[..., None]
+        dexponents = np.multiply(weights, dweights, out=dweights)  # (7)
+        pull = np.divide(dexponents, width, out=dexponents)  # (8)
         dq = pull @ k - pull.sum(-1)[..., None] * q          # (9)
         dk = pull.swapaxes(-1, -2) @ q - pull.sum(-2)[..., None] * k  # (10)
         dbandwidth = None if bandwidth is None else -sum_to(np.vecdot(pull, exponents).sum(-1), bandwidth.shape)  # (11)

@@ -31,41 +31,45 @@ from minitransformers.attention.heads import (
     check_heads,
     check_scores,
     init_normalizer,
+    init_weighting,
     merge_heads,
     split_heads,
 )
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import MultiHeadAttention
-from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention, weigh
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.foundation import bad, concept, example, invalid, trusted
 
 
 class GroupedQueryAttention(NamedTuple):
-    """Projections to all query heads, to the fewer key and value heads, and back to the model; what the normaliser learns."""
+    """Projections to all query heads, to the fewer key and value heads, and back; learned, normalizer as in MultiHeadAttention."""
 
     query: Annotated[Linear, "d_model d_heads"]
     key: Annotated[Linear, "d_model d_keys"]
     value: Annotated[Linear, "d_model d_values"]
     output: Annotated[Linear, "d_out d_model"]
+    learned: tuple | None = None
     normalizer: Any = None
 
 
 def init_grouped_query_attention(
     rng: np.random.Generator, d_model: int, *, num_heads: int, num_kv_heads: int, std: float | None = None,
-    residual_std: float | None = None, bias: bool = False, normalize: str | None = None, dtype: type = np.float32,
+    residual_std: float | None = None, bias: bool = False, weighting: str | None = None, max_positions: int = 1024,
+    normalize: str | None = None, dtype: type = np.float32,
 ) -> GroupedQueryAttention:  # fmt: skip
     """Normal weights of deviation ``std`` (default 1/sqrt(d_model)), the output's of ``residual_std`` (default std).
 
-    normalize is the name of a normaliser.
+    weighting is the name of one that learns; it starts for contexts of up to max_positions. normalize names a normaliser.
     """
     check_heads("num_heads", num_heads, d_model)
     check_heads("num_kv_heads", num_kv_heads, num_heads)
     d_kv = d_model // num_heads * num_kv_heads
     widths = ((d_model, std), (d_kv, std), (d_kv, std), (d_model, std if residual_std is None else residual_std))
     query, key, value, output = (init_linear(rng, d_model, d, std=s, bias=bias, dtype=dtype) for d, s in widths)
+    learned = init_weighting(rng, weighting, num_heads=num_heads, context=max_positions, dtype=dtype)
     normalizer = init_normalizer(rng, normalize, d_model // num_heads, dtype=dtype)
-    return GroupedQueryAttention(query, key, value, output, normalizer=normalizer)
+    return GroupedQueryAttention(query, key, value, output, learned, normalizer)
 
 
 def pool_heads(params: MultiHeadAttention, *, num_heads: int, num_kv_heads: int) -> GroupedQueryAttention:
@@ -83,7 +87,7 @@ def pool_heads(params: MultiHeadAttention, *, num_heads: int, num_kv_heads: int)
 
         return Linear(mean(part.weight), None if part.bias is None else mean(part.bias))
 
-    return GroupedQueryAttention(params.query, pooled(params.key), pooled(params.value), params.output, normalizer=params.normalizer)
+    return GroupedQueryAttention(params.query, pooled(params.key), pooled(params.value), params.output, params.learned, params.normalizer)
 
 
 @trusted
@@ -110,6 +114,31 @@ def _group(scores: Array | None, num_kv_heads: int) -> Array | None:
         return scores
     *batch, heads, queries, keys = scores.shape
     return scores.reshape(*batch, 1 if heads == 1 else num_kv_heads, -1, queries, keys)
+
+
+def _ungroup(scores):
+    """The way back, a view as well."""
+    if scores is None or scores.ndim < 4:
+        return scores
+    *batch, groups, size, queries, keys = scores.shape
+    return scores.reshape(*batch, groups * size, queries, keys)
+
+
+def _by_group(weighting: Callable | None) -> Callable | None:
+    """The weighting, for scores with a group axis. It sees all heads on one axis, as what it learns is laid out for them."""
+    if weighting is None:
+        return None
+
+    def grouped(scores, *learned, mask):
+        weights, weights_backward = weigh(weighting, _ungroup(scores), *learned, mask=_ungroup(mask))
+
+        def backward(dweights):
+            dscores, *dlearned = weights_backward(_ungroup(dweights))
+            return dscores.reshape(scores.shape), *dlearned
+
+        return weights.reshape(scores.shape), backward
+
+    return grouped
 
 
 def _example_params(rng: np.random.Generator) -> GroupedQueryAttention:
@@ -189,7 +218,7 @@ def grouped_query_attention(
         if causal:
             mask = causal_mask(length) if mask is None else mask & causal_mask(length)
         heads, attend_backward = scaled_dot_product_attention(
-            query, key, value, grouped_bias, mask=mask, scale=scale, weighting=as_weighting(weighting)
+            query, key, value, grouped_bias, *(params.learned or ()), mask=mask, scale=scale, weighting=_by_group(as_weighting(weighting))
         )  # (3)
     else:
         heads, attend_backward = attend(query, key, value)   # (3)
@@ -208,7 +237,8 @@ def grouped_query_attention(
         dparams_query, dx_query = query_backward(merge_heads(dquery.reshape(*batch, num_heads, length, d_head)))
         dparams_key, dx_key = key_backward(merge_heads(dkey[..., 0, :, :]))
         dparams_value, dx_value = value_backward(merge_heads(dvalue[..., 0, :, :]))
-        dparams = GroupedQueryAttention(dparams_query, dparams_key, dparams_value, doutput, normalizer=dnormalizer)  # (8)
+        dlearned = None if params.learned is None else tuple(rest[1:])
+        dparams = GroupedQueryAttention(dparams_query, dparams_key, dparams_value, doutput, dlearned, dnormalizer)  # (8)
         dx = dx_query + dx_key + dx_value                    # (9)
         return dparams, dx, rest[0].reshape(bias.shape) if bias is not None else None
 

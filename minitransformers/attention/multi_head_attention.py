@@ -30,8 +30,8 @@ from minitransformers.attention.heads import (
     check_heads,
     check_scores,
     init_normalizer,
+    init_weighting,
     merge_heads,
-    named_weighting,
     split_heads,
 )
 from minitransformers.attention.masks import causal_mask
@@ -67,8 +67,7 @@ def init_multi_head_attention(
     check_heads("num_heads", num_heads, d_model)
     stds = (std, std, std, std if residual_std is None else residual_std)
     query, key, value, output = (init_linear(rng, d_model, d_model, std=s, bias=bias, dtype=dtype) for s in stds)
-    init = named_weighting(weighting).init if isinstance(weighting, str) else None
-    learned = None if init is None else init(rng, num_heads=num_heads, context=max_positions, dtype=dtype)
+    learned = init_weighting(rng, weighting, num_heads=num_heads, context=max_positions, dtype=dtype)
     normalizer = init_normalizer(rng, normalize, d_model // num_heads, dtype=dtype)
     return MultiHeadAttention(query, key, value, output, learned, normalizer)
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores
+from minitransformers.attention.heads import check_scores, count_keys
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -53,22 +53,30 @@ def polynomial_attention(
     if not 0 <= decay < np.inf:
         raise invalid("decay", got=decay, wants="a finite number that is not negative")
     cs = np.array([0, 0, 0, 1], scores.dtype) if coefficients is None else coefficients
-    allowed = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
-    # A forbidden score may be anything: its powers must not overflow.
-    scores = np.where(allowed, scores, 0)
-    share = allowed * np.maximum(allowed.sum(-1, keepdims=True), 1.0) ** -float(decay)  # 0 where forbidden
+    share = count_keys(mask, scores.shape[-1]) ** -float(decay)
+    if mask is not None:
+        share = mask * share                                 # 0 where forbidden
+        scores = np.where(mask, scores, 0)                   # a forbidden score may be anything: its powers must not overflow
     share = share.astype(scores.dtype)                       # (1)
-    value = slope = np.zeros_like(scores)
-    for c in cs[::-1]:                                       # Horner: the polynomial and its derivative, highest power first
-        slope = slope * scores + value
-        value = value * scores + c
-    weights = share * value                                  # (2)
+    weights = _polynomial(cs, scores)
+    weights *= share                                         # (2)
 
     def backward(dweights):
         dvalue = share * dweights
-        dscores = dvalue * slope                             # (3)
+        dscores = _polynomial(cs[1:] * np.arange(1, len(cs), dtype=cs.dtype), scores)
+        dscores *= dvalue                                    # (3)
         powers = itertools.accumulate(cs[1:], lambda power, _: power * scores, initial=dvalue)
         dcoefficients = None if coefficients is None else np.array([power.sum() for power in powers])  # (4)
         return dscores, dcoefficients
 
     return weights, backward
+
+
+def _polynomial(cs, x):
+    """c_0 + c_1 x + c_2 x^2 + ..., from the highest power down (Horner); a term that is 0 costs no addition."""
+    value = np.zeros_like(x)
+    for c in cs[::-1]:
+        value *= x
+        if c != 0:
+            value += c
+    return value

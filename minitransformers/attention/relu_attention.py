@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores
+from minitransformers.attention.heads import check_scores, count_keys
 from minitransformers.foundation import bad, concept, example
 
 
@@ -40,11 +40,14 @@ def relu_attention(
     Raises ValueError when the mask does not broadcast to the scores.
     """
     check_scores("mask", mask, scores.shape)
-    allowed = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
-    share = (1 / np.maximum(allowed.sum(-1, keepdims=True), 1)).astype(scores.dtype)  # 1 / n
-    weights = np.where(allowed, np.maximum(scores, 0), 0) * share  # (1)
+    allowed = True if mask is None else mask
+    share = (allowed / count_keys(mask, scores.shape[-1])).astype(scores.dtype)  # 1 / n, 0 where forbidden
+    weights = np.maximum(scores, 0)
+    weights *= share                                         # (1)
 
     def backward(dweights):
-        return np.where(weights > 0, dweights, 0) * share    # (2)
+        dscores = dweights * share
+        dscores *= weights > 0                               # (2)
+        return dscores
 
     return weights, backward

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores, sum_to
+from minitransformers.attention.heads import check_scores, count_keys, dot_over_keys, forbid, sum_to
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -61,20 +61,21 @@ def scalable_softmax(
     """
     for argument, array, shape in (("mask", mask, scores.shape), ("scale", scale, scores.shape[:-1]), ("offset", offset, scores.shape[:-1])):
         check_scores(argument, array, shape)
-    allowed = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
-    log_n = np.log(np.maximum(allowed.sum(-1), 1)).astype(scores.dtype)  # (*batch, queries)
+    log_n = np.log(count_keys(mask, scores.shape[-1])[..., 0]).astype(scores.dtype)  # (..., queries)
     sharpness = log_n if scale is None else scale * log_n
     if offset is not None:
         sharpness = sharpness + offset                       # (1)
-    logits = np.where(allowed, sharpness[..., None] * scores, -np.inf)
+    logits = forbid(sharpness[..., None] * scores, mask)
     # Where every key is forbidden the maximum is -inf; any finite number in its place makes all exponentials 0.
-    powers = np.exp(logits - np.maximum(logits.max(-1, keepdims=True), np.finfo(scores.dtype).min))
-    weights = powers / np.maximum(powers.sum(-1, keepdims=True), 1)  # a total below 1 means that no key is allowed  (2)
+    logits -= np.maximum(logits.max(-1, keepdims=True), np.finfo(scores.dtype).min)
+    weights = np.exp(logits, out=logits)
+    weights /= np.maximum(weights.sum(-1, keepdims=True), 1)  # a total below 1 means that no key is allowed  (2)
 
     def backward(dweights):
-        dlogits = weights * (dweights - np.vecdot(dweights, weights)[..., None])  # (3)
+        dlogits = dweights - dot_over_keys(dweights, weights)[..., None]
+        dlogits *= weights                                   # (3)
         dscores = sharpness[..., None] * dlogits             # (4)
-        pull = np.vecdot(dlogits, scores)                    # (*batch, queries)  (5)
+        pull = dot_over_keys(dlogits, scores)                # (*batch, queries)  (5)
         dscale = None if scale is None else sum_to(pull * log_n, scale.shape)  # (6)
         doffset = None if offset is None else sum_to(pull, offset.shape)  # (7)
         return dscores, dscale, doffset

@@ -63,7 +63,7 @@ def scaled_dot_product_attention(
     mask is True where a query may attend to a key; a bias of -inf forbids as well. A query that may attend to nothing
     reads zero and sends no gradient. scale is dimensionless, 1/sqrt(d_head) where None. soft_cap bounds the scores
     before bias and mask (see soft_cap), which therefore keep their full effect. weighting(scores, *learned, mask=mask)
-    -> weights, backward takes the place of the softmax (sparsemax, sigmoid_attention, ...).
+    -> weights, backward takes the place of the softmax (sparsemax, sigmoid_attention, ...); see weigh.
     Returns out (*batch, queries, d_value), and backward: dout -> dq, dk, dv, dbias (None where there is no bias)
     and a gradient for each array in learned.
     Raises ValueError when axes do not broadcast, the mask is not boolean, the bias holds NaN or +inf, scale is not
@@ -81,11 +81,14 @@ def scaled_dot_product_attention(
     scores_t = k @ np.multiply(q.swapaxes(-1, -2), scale, order="C")  # (1)
     if soft_cap is not None:
         scores_t, uncap = softly_capped(scores_t, cap=soft_cap)
-    logits_t = _logits(scores_t, bias, mask)
+    if bias is not None:
+        scores_t = _add(scores_t, bias.swapaxes(-1, -2))     # (2)
+    mask_t = None if mask is None else np.ascontiguousarray(mask.swapaxes(-1, -2))
     if weighting is None:
-        weights_t = _softmax_over_keys(logits_t)
+        weights_t = _softmax_over_keys(_forbid(scores_t, mask_t))  # (3)
     else:
-        weights, weights_backward = weigh(weighting, logits_t.swapaxes(-1, -2), *learned)
+        mask = None if mask_t is None else mask_t.swapaxes(-1, -2)
+        weights, weights_backward = weigh(weighting, scores_t.swapaxes(-1, -2), *learned, mask=mask)
         weights_t = weights.swapaxes(-1, -2)                 # (3)
     out = weights_t.swapaxes(-1, -2) @ v                     # (..., queries, d_value)  (4)
 
@@ -116,17 +119,23 @@ def attention_weights(q, k, bias=None, **config):
     return scaled_dot_product_attention(q, k, np.eye(k.shape[-2], dtype=k.dtype), bias, **config)[0]
 
 
-def weigh(weighting: Callable, logits: Array, *learned: Array | None):
-    """The weights that a weighting makes of logits in which -inf forbids; backward: dweights -> dlogits, *dlearned.
+def weigh(weighting: Callable, scores: Array, *learned: Array | None, mask: Array | None = None):
+    """The weights that a weighting makes of scores; backward: dweights -> dscores, *dlearned.
 
-    The weighting itself sees finite scores and the mask. Raises ValueError unless it gives a weight for every score.
+    The mask forbids, and so does a score of -inf. The weighting itself sees finite scores, and a mask that broadcasts to
+    them or None. Raises ValueError unless it gives a weight for every score.
     """
     if not callable(weighting):
         raise invalid("weighting", got=repr(weighting), wants="a function of scores and mask that returns weights and backward")
-    allowed = logits != -np.inf                              # a NaN shall stay one
-    weights, backward = weighting(np.where(allowed, logits, 0), *learned, mask=allowed)
-    if weights.shape != logits.shape:
-        raise invalid("weighting", got=f"weights of shape {weights.shape}", wants=f"one for each score, {logits.shape}")
+    forbidden = scores == -np.inf                            # a NaN is not: it shall stay one
+    if forbidden.any():
+        mask = ~forbidden if mask is None else mask & ~forbidden
+        scores = np.where(forbidden, 0, scores)
+    if mask is not None:                                     # it may have more leading axes than the scores
+        scores = np.broadcast_to(scores, np.broadcast_shapes(scores.shape, mask.shape))
+    weights, backward = weighting(scores, *learned, mask=mask)
+    if weights.shape != scores.shape:
+        raise invalid("weighting", got=f"weights of shape {weights.shape}", wants=f"one for each score, {scores.shape}")
 
     def gradients(dweights):
         found = backward(dweights)
@@ -135,13 +144,10 @@ def weigh(weighting: Callable, logits: Array, *learned: Array | None):
     return weights, gradients
 
 
-def _logits(scores_t, bias, mask):
-    if bias is not None:
-        scores_t = _add(scores_t, bias.swapaxes(-1, -2))
-    if mask is not None:
-        may_attend = np.ascontiguousarray(mask.swapaxes(-1, -2))
-        scores_t = _add(scores_t, np.where(may_attend, scores_t.dtype.type(0), scores_t.dtype.type(-np.inf)))  # (2)
-    return scores_t
+def _forbid(scores_t, mask_t):
+    if mask_t is None:
+        return scores_t
+    return _add(scores_t, np.where(mask_t, scores_t.dtype.type(0), scores_t.dtype.type(-np.inf)))  # (2)
 
 
 def _add(scores_t, term):

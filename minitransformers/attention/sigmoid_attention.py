@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores, sum_to
+from minitransformers.attention.heads import check_scores, count_keys, forbid, sum_to
 from minitransformers.basics.sigmoid import sigmoid
 from minitransformers.foundation import bad, concept, example
 
@@ -49,17 +49,13 @@ def sigmoid_attention(
     """
     check_scores("mask", mask, scores.shape)
     check_scores("offset", offset, scores.shape[:-1])
-    if offset is None:
-        seen = scores.shape[-1] if mask is None else np.broadcast_to(mask, scores.shape).sum(-1, keepdims=True)
-        logits = scores - np.log(np.maximum(seen, 1)).astype(scores.dtype)  # the count of the mask has no gradient
-    else:
-        logits = scores + offset[..., None]                  # (1)
-    weights, sigmoid_backward = sigmoid(logits)
-    if mask is not None:
-        weights = np.where(mask, weights, 0)                 # (2)
+    # The count of the mask has no gradient.
+    added = -np.log(count_keys(mask, scores.shape[-1])).astype(scores.dtype) if offset is None else offset[..., None]
+    logits = forbid(scores + added, mask)                    # (1)
+    weights, sigmoid_backward = sigmoid(logits)              # of -inf it is exactly 0, and so is its slope  (2)
 
     def backward(dweights):
-        dscores = sigmoid_backward(dweights if mask is None else np.where(mask, dweights, 0))  # (3)
+        dscores = sigmoid_backward(dweights)                 # (3)
         doffset = None if offset is None else sum_to(dscores.sum(-1), offset.shape)  # (4)
         return dscores, doffset
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores, sum_to
+from minitransformers.attention.heads import check_scores, dot_over_keys, forbid, sum_to
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -51,17 +51,19 @@ def softmax_off_by_one(
     check_scores("sink", sink, scores.shape[:-1])
     if sink is not None and not np.isfinite(sink).all():
         raise invalid("sink", got="NaN or an infinity", wants="finite numbers")
-    logits = scores if mask is None else np.where(mask, scores, -np.inf)
+    logits = forbid(scores, mask)
     spare = np.zeros(1, scores.dtype) if sink is None else sink[..., None]
     largest = np.maximum(logits.max(-1, keepdims=True), spare)  # of keys and sink: no exponential overflows, not all are 0
-    powers, spare_power = np.exp(logits - largest), np.exp(spare - largest)
+    powers = logits - largest
+    powers, spare_power = np.exp(powers, out=powers), np.exp(spare - largest)
     total = powers.sum(-1, keepdims=True) + spare_power
     rest = spare_power / total                               # (*batch, queries, 1)  (1)
-    weights = powers / total                                 # (2)
+    weights = np.divide(powers, total, out=powers)           # (2)
 
     def backward(dweights):
-        shared = np.vecdot(dweights, weights)[..., None]     # (3)
-        dscores = weights * (dweights - shared)              # (4)
+        shared = dot_over_keys(dweights, weights)[..., None]  # (3)
+        dscores = dweights - shared
+        dscores *= weights                                   # (4)
         dsink = None if sink is None else -sum_to((rest * shared)[..., 0], sink.shape)  # (5)
         return dscores, dsink
 

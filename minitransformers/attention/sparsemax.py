@@ -1,30 +1,34 @@
 """Sparsemax: weights that sum to 1 and of which most are exactly 0, the point of the simplex nearest to the scores.
 
-A sort makes a row of n keys cost O(n log n); memory is the softmax's. Source: Martins and Astudillo 2016, arXiv:1602.02068,
-algorithm 1 and proposition 1. Differs from the paper: keys can be forbidden, and a query that may attend to nothing reads
-zero. With the allowed scores of a row in order, u_1 >= u_2 >= ...:
+A few rounds over a row of n keys, O(n) each, find it exactly; memory is the softmax's. Sources: Martins and Astudillo 2016,
+arXiv:1602.02068, section 2; Michelot 1986, J. Optim. Theory Appl. 50:195 (the rounds). Differs from the papers: rounds in
+the place of the sort of the former, which begin with (2), a closer bound than the latter's; keys can be forbidden, and a
+query that may attend to nothing reads zero. Over the allowed keys of a row:
 
-    support = the largest r with 1 + r u_r > u_1 + ... + u_r           (1)
-    threshold = (u_1 + ... + u_support - 1) / support                  (2)
-    weights = max(scores - threshold, 0), 0 where the mask forbids     (3)
-    shared = sum of dweights over the support / support                (4)
-    dscores = dweights - shared on the support, else 0                 (5)
+    below = max(scores - largest, -1)                              (1)
+    bound = (sum of excess^2 - 1) / sum of excess - 1, where excess = below + 1    (2)
+    inside = 1 where below > bound, else 0                         (3)
+    size = sum of inside                                           (4)
+    threshold = (sum of below inside - 1) / size                   (5)
+    bound = threshold, and again from (3) until size stays         (6)
+    weights = max(below - threshold, 0)                            (7)
+    shared = sum of dweights inside / size                         (8)
+    dscores = (dweights - shared) inside                           (9)
 
-Where a score meets the threshold exactly there is no derivative; such a key counts as outside the support. As adding a
-number to a row changes nothing, the largest score is taken off first, which keeps the sums of (1) exact.
+Where a score meets the threshold exactly there is no derivative; such a key counts as outside the support.
 """
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores
+from minitransformers.attention.heads import check_scores, dot_over_keys, forbid
 from minitransformers.foundation import bad, concept, example
 
 
 @concept(
     title="Sparsemax",
-    source="Martins and Astudillo 2016, arXiv:1602.02068, algorithm 1",
+    source="Martins and Astudillo 2016, arXiv:1602.02068, section 2",
     example=lambda rng: example(
         rng.normal(size=(2, 3, 4, 5)),
         mask=np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)[None, None],
@@ -43,21 +47,29 @@ def sparsemax(
     Raises ValueError when the mask does not broadcast to the scores.
     """
     check_scores("mask", mask, scores.shape)
-    allowed = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
-    below = scores - np.where(allowed, scores, -np.inf).max(-1, keepdims=True)  # the largest is 0
-    # A score 1 below the largest is outside the support already. Cut further down: the sums cannot overflow.
-    below = np.where(allowed, np.maximum(below, -2), -2)
-    ordered = -np.sort(-below, axis=-1)                      # u
-    totals = np.cumsum(ordered, axis=-1)
-    ranks = np.arange(1, scores.shape[-1] + 1, dtype=scores.dtype)
-    support = (1 + ranks * ordered > totals).sum(-1, keepdims=True)  # (*batch, queries, 1)  (1)
-    threshold = (np.take_along_axis(totals, support - 1, axis=-1) - 1) / support.astype(scores.dtype)  # (2)
-    weights = np.where(allowed, np.maximum(below - threshold, 0), 0)  # (3)
+    logits = forbid(scores, mask)
+    # Where every key is forbidden the maximum is -inf; with any finite number in its place all keys lie at -1, outside.
+    largest = np.maximum(logits.max(-1, keepdims=True), np.finfo(scores.dtype).min)
+    below = logits - largest
+    np.clip(below, -1, 0, out=below)                         # lower keys are outside anyway; no sum can overflow  (1)
+    excess = below + 1
+    total = np.maximum(excess.sum(-1, keepdims=True), 1)     # the largest alone has 1, where there is a key
+    bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1)  # (..., queries, 1)  (2)
+    size = np.empty(0)                                       # not known yet
+    while True:
+        inside = (below > bound).astype(scores.dtype)        # (3)
+        before, size = size, np.maximum(inside.sum(-1, keepdims=True), 1)  # (4)
+        if np.array_equal(size, before):
+            break
+        threshold = (dot_over_keys(below, inside)[..., None] - 1) / size  # (5)
+        bound = np.maximum(threshold, bound)                 # if rounding lowered it, a key could come back, for ever  (6)
+    weights = np.maximum(below, threshold, out=below)
+    weights -= threshold                                     # (7)
 
     def backward(dweights):
-        inside = weights > 0
-        size = np.maximum(inside.sum(-1, keepdims=True), 1).astype(weights.dtype)
-        shared = np.where(inside, dweights, 0).sum(-1, keepdims=True) / size  # (4)
-        return np.where(inside, dweights - shared, 0)        # (5)
+        shared = dot_over_keys(dweights, inside)[..., None] / size  # (8)
+        dscores = dweights - shared
+        dscores *= inside                                    # (9)
+        return dscores
 
     return weights, backward

@@ -21,6 +21,7 @@ in the place of base (bloc97 2023; Peng et al. 2023, arXiv:2309.00071, section 3
 """
 
 import functools
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -91,44 +92,51 @@ def rope(
         positions = positions / factor
     elif scaling == "ntk":
         base = base * factor ** (rotary_dim / (rotary_dim - 2))
-    cos, sin = _cos_and_sin(positions.tobytes(), rotary_dim, float(base), x.dtype)
+    there, back = _tables(positions.tobytes(), rotary_dim, float(base), layout, x.dtype)
 
-    def turn(features, sin):
+    def turn(features, tables):
         if rotary_dim == d_head:
-            return _turn_pairs(features, cos, sin, layout)
-        turned = _turn_pairs(features[..., :rotary_dim], cos, sin, layout)
+            return _turn_pairs(features, tables, layout)
+        turned = _turn_pairs(features[..., :rotary_dim], tables, layout)
         return np.concatenate([turned, features[..., rotary_dim:]], axis=-1)
 
-    out = turn(x, sin)                                       # (3) (4)
+    out = turn(x, there)                                     # (3) (4)
 
     def backward(dout):
-        dx = turn(dout, -sin)                                # the same turn the other way: a rotation's transpose  (5) (6)
+        dx = turn(dout, back)                                # the same turn the other way: a rotation's transpose  (5) (6)
         return dx
 
     return out, backward
 
 
-@functools.lru_cache(maxsize=4)  # queries and keys of all layers turn by the same angles
-def _cos_and_sin(positions: bytes, rotary_dim: int, base: float, dtype: np.dtype) -> tuple[Array, Array]:
-    """The tables, (length, rotary_dim/2) each, read-only because every call with these positions shares them."""
+@functools.lru_cache(maxsize=8)  # queries and keys of all layers turn by the same angles
+def _tables(positions: bytes, rotary_dim: int, base: float, layout: str, dtype: np.dtype) -> list[tuple[Array, ...]]:
+    """What _turn_pairs multiplies with, for a turn there and one back; read-only, as all calls with these positions share it."""
     # In float64 whatever x is: a float32 angle is off by 0.002 radians at position 100,000.
     frequency = base ** (-2 * np.arange(rotary_dim // 2) / rotary_dim)     # (1)
     angle = np.outer(np.frombuffer(positions), frequency)    # (2)
     cos, sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
-    cos.setflags(write=False)
-    sin.setflags(write=False)
-    return cos, sin
+    tables: list[tuple[Array, ...]]
+    if layout == "half":
+        twice = np.concatenate([cos, cos], axis=-1)
+        tables = [(twice, np.concatenate([-sin, sin], axis=-1)), (twice, np.concatenate([sin, -sin], axis=-1))]
+    else:
+        tables = [(cos + 1j * sin,), (cos - 1j * sin,)]
+    for table in itertools.chain(*tables):
+        table.setflags(write=False)
+    return tables
 
 
-def _turn_pairs(x: Array, cos: Array, sin: Array, layout: str) -> Array:
+def _turn_pairs(x: Array, tables: tuple[Array, ...], layout: str) -> Array:
     """Every pair (a, b) becomes (a cos - b sin, a sin + b cos)."""
     if layout == "half":
+        cos, sin = tables                                    # (cos, cos) and (-sin, sin)
         half = x.shape[-1] // 2
         out = np.concatenate([x[..., half:], x[..., :half]], axis=-1)  # (b, a), which is ours to write to
-        out *= np.concatenate([-sin, sin], axis=-1)
-        out += x * np.concatenate([cos, cos], axis=-1)
+        out *= sin
+        out += x * cos
         return out
     # Neighbours a, b in memory are the complex number a + ib, and turning it is one product: six times faster than slices.
-    turns = cos + 1j * sin
+    (turns,) = tables
     pairs = np.ascontiguousarray(x, turns.real.dtype).view(turns.dtype)  # float16 has no complex kin: float32's serves
     return (pairs * turns).view(turns.real.dtype).astype(x.dtype, copy=False)

@@ -14,7 +14,7 @@ from minitransformers.attention.grouped_query_attention import (
     pool_heads,
 )
 from minitransformers.attention.masks import causal_mask
-from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention
+from minitransformers.attention.multi_head_attention import MultiHeadAttention, init_multi_head_attention, multi_head_attention
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation import assert_gradients, check_gradients, trees
@@ -274,3 +274,54 @@ def test_a_normaliser_acts_on_each_head_before_the_rotation():
     expected, _ = grouped_query_attention(params._replace(query=query, key=key), x, num_heads=4, num_kv_heads=2, rotate=rope)
     out, _ = grouped_query_attention(params._replace(normalizer=gains), x, num_heads=4, num_kv_heads=2, rotate=rope, normalize=stretched)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13)
+
+
+LEARNED = {
+    "scalable_softmax": lambda rng: (rng.normal(size=(4, 1)), rng.normal(size=(4, 5))),
+    "softmax_off_by_one": lambda rng: (rng.normal(size=(4, 1)),),
+    "polynomial_attention": lambda rng: (rng.normal(size=3),),  # which has no axis of heads
+}
+
+
+@pytest.mark.parametrize("weighting", LEARNED)
+def test_what_a_weighting_learns_is_trained_with_the_projections(weighting):
+    rng = np.random.default_rng(13)
+    params, x = random_params(rng)._replace(learned=LEARNED[weighting](rng)), rng.normal(size=(2, 5, 5))
+    mask, bias = rng.random((4, 5, 5)) < 0.8, rng.normal(size=(4, 5, 5))
+    call = partial(grouped_query_attention, num_heads=4, num_kv_heads=2, weighting=weighting, mask=mask)
+    report = check_gradients(call, params, x, bias)
+    assert report.passed, str(report)
+    assert "params.learned.0" in [argument.path for argument in report.arguments]
+    assert all(np.abs(dlearned).max() > 1e-3 for dlearned in call(params, x, bias)[1](rng.normal(size=x.shape))[0].learned)
+
+
+@pytest.mark.parametrize("weighting", LEARNED)
+@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
+def test_learned_weightings_are_those_of_multi_head_attention_with_copied_keys(weighting, num_kv_heads):
+    rng = np.random.default_rng(14)
+    params, x, dout = random_params(rng, 4, num_kv_heads), *rng.normal(size=(2, 2, 5, 5))
+    learned = LEARNED[weighting](rng)
+
+    def copied(part):
+        return Linear(*(a.reshape(*a.shape[:-1], num_kv_heads, -1).repeat(4 // num_kv_heads, -2).reshape(*a.shape[:-1], -1) for a in part))
+
+    same = MultiHeadAttention(params.query, copied(params.key), copied(params.value), params.output, learned)
+    wanted, wanted_backward = multi_head_attention(same, x, num_heads=4, weighting=weighting)
+    out, backward = grouped_query_attention(params._replace(learned=learned), x, num_heads=4, num_kv_heads=num_kv_heads, weighting=weighting)
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-12)
+    (dparams, dx, _), (wanted_dparams, wanted_dx, _) = backward(dout), wanted_backward(dout)
+    np.testing.assert_allclose(dx, wanted_dx, rtol=0, atol=1e-11)
+    for own, theirs in zip(dparams.learned, wanted_dparams.learned, strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11)
+    if num_kv_heads == 4:
+        for (path, own), (_, theirs) in zip(trees.leaves(dparams), trees.leaves(wanted_dparams), strict=True):
+            np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11, err_msg=path)
+
+
+def test_a_weighting_starts_as_in_multi_head_attention_and_goes_along_when_heads_are_pooled():
+    rng = np.random.default_rng(15)
+    settings = {"num_heads": 4, "weighting": "scalable_softmax", "max_positions": 7, "dtype": np.float64}
+    grouped, whole = init_grouped_query_attention(rng, 8, num_kv_heads=2, **settings), init_multi_head_attention(rng, 8, **settings)
+    np.testing.assert_array_equal(grouped.learned[0], whole.learned[0])
+    assert pool_heads(whole, num_heads=4, num_kv_heads=2).learned is whole.learned
+    assert init_grouped_query_attention(rng, 8, num_heads=4, num_kv_heads=2, weighting="sparsemax").learned is None

@@ -268,3 +268,20 @@ def test_another_weighting_takes_the_place_of_the_softmax_and_what_it_learns_get
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-13)
     report = check_gradients(scaled_dot_product_attention, q, k, v, bias, np.array([0.7]), mask=mask, weighting=softened)
     assert report.passed, report
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_another_weighting_sees_finite_scores_and_all_that_mask_and_bias_forbid(masked):
+    q, k, v, bias, mask = case()
+    hidden = np.random.default_rng(9).random(bias.shape) < 0.3
+    seen = []
+
+    def spy(scores, *, mask):
+        seen.append((scores, mask))
+        return softened(scores, mask=mask)
+
+    scaled_dot_product_attention(q, k, v, np.where(hidden, -np.inf, bias), mask=mask if masked else None, weighting=spy)
+    (scores, allowed), expected = seen[0], q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]) + np.where(hidden, 0, bias)
+    np.testing.assert_array_equal(np.broadcast_to(allowed, scores.shape), np.broadcast_to(mask & ~hidden if masked else ~hidden, scores.shape))
+    assert np.isfinite(scores).all()
+    np.testing.assert_allclose(np.where(hidden, 0, scores), np.where(hidden, 0, expected), rtol=0, atol=1e-13)

@@ -111,6 +111,26 @@ def test_a_point_of_the_simplex_is_its_own_projection():
     np.testing.assert_allclose(sparsemax(point)[0], point, rtol=0, atol=1e-15)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_key_on_the_threshold_does_not_come_and_go_for_ever(dtype):
+    """Rounded up, the threshold drops such a key; without it, it is rounded down and takes it in again."""
+    below = -np.random.default_rng(6).random((1000, 6)).astype(dtype) / 2
+    below[:, 0] = 0
+    below[:, 5] = (below[:, :5].sum(-1) - 1) / 5             # exactly what the threshold of the others is, but for rounding
+    weights = sparsemax(below)[0]
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=8 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(weights[:, 5], 0, atol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.3, 3.0])
+def test_long_rows_in_either_order_of_memory_are_the_algorithm_with_a_sort(spread):
+    scores = spread * np.random.default_rng(7).normal(size=(3, 200))
+    expected = [by_sorting(row.tolist()) for row in scores]
+    for given in (scores, np.asfortranarray(scores)):
+        np.testing.assert_allclose(sparsemax(given)[0], expected, rtol=0, atol=1e-14)
+
+
 def test_keys_outside_the_support_get_no_gradient():
     scores, _, dweights = case()
     weights, backward = sparsemax(3 * scores)

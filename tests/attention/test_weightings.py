@@ -14,8 +14,8 @@ from minitransformers.foundation import check_gradients
 EVERY = [pytest.param(entry.function, id=name) for name, entry in catalogue.concepts(role="weighting").items()]
 
 
-def plain_softmax(scores, *, mask):
-    powers = np.exp(scores) * mask
+def plain_softmax(scores, *, mask=None):
+    powers = np.exp(scores) * (True if mask is None else mask)
     weights = powers / np.maximum(powers.sum(-1, keepdims=True), 1e-300)
     return weights, lambda dweights: weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
 

@@ -285,6 +285,18 @@ def attention_call(weighting: str | None = None, rotated: bool = False) -> Calla
     return call
 
 
+def kernel_call() -> Callable[[], Any]:
+    """The same for Gaussian-kernel attention, which makes its own scores."""
+    from minitransformers.attention.gaussian_kernel_attention import gaussian_kernel_attention
+    from minitransformers.attention.masks import causal_mask
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rng = np.random.default_rng(0)
+    q, k, v, dout = (rng.standard_normal((4, 512, 64), np.float32) for _ in range(4))
+    return lambda: gaussian_kernel_attention(q, k, v, mask=causal_mask(512))[1](dout)
+
+
 def _weighting_cases() -> dict[str, dict[str, Any]]:
     names = [
         "softmax_off_by_one", "sigmoid_attention", "relu_attention", "sparsemax", "scalable_softmax", "polynomial_attention",
@@ -300,6 +312,11 @@ def _weighting_cases() -> dict[str, dict[str, Any]]:
 
 
 CASES |= _weighting_cases()
+CASES["gaussian_kernel_attention"] = {
+    "what": "gaussian_kernel_attention (4 heads, 512 positions, width 64), against softmax in attention",
+    "ours": kernel_call,
+    "theirs": attention_call,
+}
 CASES["rope"] = {
     "what": "attention with RoPE, against the same without",
     "ours": lambda: attention_call(rotated=True),

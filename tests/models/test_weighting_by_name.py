@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from minitransformers import catalogue, check_gradients, trees
+from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.models.generate import language_model_step
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 
 WEIGHTINGS = list(catalogue.concepts(role="weighting"))
 
 
-def model(weighting, **changes):
+def model(weighting, mixer_options=(), **changes):
     settings = {"vocabulary_size": 5, "context": 6, "d_model": 4, "num_layers": 1, "num_heads": 2, "position": "alibi"}
-    config = LanguageModelConfig(**{**settings, **changes}, options={"mixer": {"weighting": weighting}, "channel": {"d_hidden": 3}})
+    options = {"mixer": {"weighting": weighting, **dict(mixer_options)}, "channel": {"d_hidden": 3}}
+    config = LanguageModelConfig(**{**settings, **changes}, options=options)
     rng = np.random.default_rng(0)
     params = init_language_model(rng, config, dtype=np.float64)
     return trees.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), params), config
@@ -33,9 +35,13 @@ def test_a_name_survives_json_and_makes_another_model(weighting):
     assert np.abs(own - softmax_s).max() > 1e-4
 
 
+GROUPED = {"mixer": "grouped_query_attention", "mixer_options": {"num_kv_heads": 1}}
+
+
+@pytest.mark.parametrize("changes", [{}, GROUPED], ids=["multi_head", "grouped_query"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_the_future_changes_nothing_and_decoding_is_the_whole_pass(weighting):
-    params, config = model(weighting, num_layers=2)
+def test_the_future_changes_nothing_and_decoding_is_the_whole_pass(weighting, changes):
+    params, config = model(weighting, num_layers=2, **changes)
     ids = np.random.default_rng(1).integers(5, size=(2, 6))
     whole = language_model(params, ids=ids, config=config)[0]
     np.testing.assert_allclose(language_model(params, ids=ids[:, :3], config=config)[0], whole[:, :3], rtol=0, atol=1e-13)
@@ -50,6 +56,20 @@ def test_its_gradients_are_right():
     params, config = model("softmax_off_by_one")
     report = check_gradients(language_model, params, ids=np.array([[1, 4, 1]]), config=config)
     assert report.passed, report
+
+
+@pytest.mark.parametrize("changes", [{}, GROUPED], ids=["multi_head", "grouped_query"])
+def test_training_moves_what_it_learns_and_lowers_the_loss(changes):
+    params, config = model("scalable_softmax", **changes)
+    ids, targets = np.random.default_rng(2).integers(5, size=(2, 3, 6))
+    start, losses = params.blocks[0].mixer.learned[0], []
+    for _ in range(20):
+        logits, backward = language_model(params, ids=ids, config=config)
+        loss, loss_backward = cross_entropy(logits, targets=targets)
+        losses.append(float(loss))
+        params = trees.map(lambda leaf, gradient: leaf - 0.1 * gradient, params, backward(loss_backward(np.ones_like(loss))))
+    assert losses[-1] < losses[0] - 0.05
+    assert np.abs(params.blocks[0].mixer.learned[0] - start).min() > 1e-4
 
 
 def test_an_unknown_name_is_refused_at_once_with_those_that_exist():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minitransformers.foundation import check_gradients
-from minitransformers.positional.rope import _cos_and_sin, rope
+from minitransformers.positional.rope import _tables, rope
 
 LAYOUTS = ["half", "interleaved"]
 
@@ -172,8 +172,10 @@ def test_every_float_stays_what_it_is_in_any_memory_layout(layout, dtype):
     np.testing.assert_array_equal(out, rope(np.asfortranarray(heads), layout=layout)[0])
 
 
-def test_the_shared_tables_cannot_be_written_to():
-    for table in _cos_and_sin(np.array([5.0]).tobytes(), 4, 10_000.0, np.float32):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_shared_tables_cannot_be_written_to(layout):
+    there, back = _tables(np.array([5.0]).tobytes(), 4, 10_000.0, layout, np.dtype(np.float32))
+    for table in (*there, *back):
         with pytest.raises(ValueError, match="read-only"):
             table[:] = 0
 
