@@ -12,6 +12,18 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
+    "selective_scan": {
+        "block = chunk if form == 'sequential' else n -> block = chunk if form != 'sequential' else n":
+            "blocks of every length give the same: they decide what is kept",
+        "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, chunk=chunk)":
+            "every order of work gives the same; test_linear_scan counts the work of each",
+        "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, form=form)": "chunks of every length give the same",
+        "solve = partial(scan, form=form, chunk=chunk) -> solve = scan": "every order of work gives the same",
+    },
+    "ssd_recurrent": {
+        f"stride = int(np.ceil(n ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
+        for other in ("int(n ** 0.5)", "int(np.ceil(n ** 1.0))", "int(np.ceil(n))")
+    },
 }  # fmt: skip
 
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
@@ -38,6 +50,12 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout > 0 and rng is not None else None -> "
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout >= 0 and rng is not None else None":
             "dropout of rate 0 is the identity and draws nothing",
+    },
+    "semiseparable": {
+        "sums = _ones_below(n, dtype, 0) @ rows if n <= _SHORT else np.cumsum(rows, axis=-2) -> "
+        f"sums = _ones_below(n, dtype, 0) @ rows if n {sign} _SHORT else np.cumsum(rows, axis=-2)":
+            "both give the same sums: which is quicker depends on the length"
+        for sign in ("<", ">=")
     },
     "t5_bias": {
         "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":

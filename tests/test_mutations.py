@@ -14,6 +14,7 @@ from minitransformers.basics.dropout import dropout
 from minitransformers.foundation import bad, check_gradients, example, gradients, trusted
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model
 from minitransformers.positional.rope import rope
+from minitransformers.state_space.causal_convolution import CausalConvolution
 
 checked = trusted(check_gradients)  # the shapes are known to fit
 
@@ -46,6 +47,7 @@ def learned_weighting():
 
 # A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls.
 BRANCHES = {
+    "causal_convolution": [bad(past=None), bad(params=CausalConvolution(np.random.default_rng(1).normal(size=(3, 4)), None))],
     "dropout": [bad(rng=None)],
     "gelu": [bad(approximate="none")],
     "scaled_dot_product_attention": [bad(soft_cap=2.0), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5))),
@@ -60,6 +62,8 @@ BRANCHES = {
     "multi_head_attention": [bad(rotate=rope)],
     "grouped_query_attention": [bad(rotate=rope)],
     "language_model": [*language_models()],
+    "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
+    "selective_scan": [bad(D=None), bad(z=None), bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "transformer_block": [bad("", placement="post", drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
 }
 

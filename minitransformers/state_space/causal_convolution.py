@@ -79,7 +79,7 @@ def causal_convolution(
         out += params.bias                                   # (2)
 
     def backward(dout):
-        dseen, dtaps = np.zeros_like(seen), np.empty_like(taps)
+        dseen, dtaps = np.zeros(seen.shape, x.dtype), np.zeros(taps.shape, x.dtype)
         for k in range(width):
             dseen[..., k : k + n, :] += dout * taps[k]       # a value is read by the width outputs after it  (3)
             dtaps[k] = (dout * seen[..., k : k + n, :]).reshape(-1, d_model).sum(axis=0)  # (4)

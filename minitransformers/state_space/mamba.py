@@ -112,14 +112,17 @@ def mamba_step(
     for name, held, wants in zip(MambaState._fields, state, shapes, strict=True):
         if held.shape != wants:
             raise invalid(f"state.{name}", got=f"shape {held.shape}", wants=f"{wants}, as the model and x have it")
-    out, new_state, _ = _forward(params, x, state, form=form, chunk=chunk)
-    return out, new_state
+    out, inner, last, _ = _forward(params, x, *state, form=form, chunk=chunk)
+    seen = np.concatenate([state.past, inner], axis=-2)
+    return out, MambaState(seen[..., seen.shape[-2] - (width - 1) :, :], last)
 
 
-def _forward(params: Mamba, x: Array, before: MambaState | None, *, form: str, chunk: int):
-    """One forward for both: the whole text starts from nothing, a step from what the past left."""
+def _forward(params: Mamba, x: Array, past: Array | None, state: Array | None, *, form: str, chunk: int):
+    """One forward for both: the whole text starts from nothing, a step from what the past left.
+
+    Returns out, what the convolution read, the scan's last state, and backward.
+    """
     dt_rank, (d_inner, d_state) = params.dt_proj.weight.shape[0], params.A_log.shape
-    past, state = before if before is not None else (None, None)
     both, in_backward = linear(params.in_proj, x)
     inner, z = both[..., :d_inner], both[..., d_inner:]      # (1)
     convolved, conv_backward = causal_convolution(params.conv, inner, past)  # (2)
@@ -143,10 +146,7 @@ def _forward(params: Mamba, x: Array, before: MambaState | None, *, form: str, c
         din_proj, dx = in_backward(np.concatenate([dinner, dz], axis=-1))  # (15)
         return Mamba(din_proj, dconv, dx_proj, ddt_proj, dA_log, dD, dout_proj), dx
 
-    if before is None:
-        return out, None, backward
-    seen = np.concatenate([before.past, inner], axis=-2)
-    return out, MambaState(seen[..., seen.shape[-2] - before.past.shape[-2] :, :], last), backward
+    return out, inner, last, backward
 
 
 def _example_params(rng: np.random.Generator, d_model: int = 3, d_inner: int = 4, d_state: int = 2, dt_rank: int = 1) -> Mamba:
@@ -188,5 +188,5 @@ def mamba(params: Mamba, x: Float[Array, "... positions d_model"], *, form: str 
     Raises ValueError where the joint projections are not as wide as their parts, for an unknown form and a chunk below 1.
     """
     _check_parts(params)
-    out, _, backward = _forward(params, x, None, form=form, chunk=chunk)
+    out, _, _, backward = _forward(params, x, None, None, form=form, chunk=chunk)
     return out, backward

@@ -32,6 +32,8 @@ Time is taken in blocks that fit in the cache. Only the states between blocks ar
 inside a block again from the one before it, as the authors' kernel does. So memory is that of u and one state a block.
 """
 
+from functools import partial
+
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
@@ -108,6 +110,7 @@ def selective_scan(
     rates = np.ascontiguousarray(A.T)                        # (d_state, d_inner)
     n, batch, _ = u_.shape
     inputs = delta_ * u_                                     # (n, batch, d_inner)
+    solve = partial(scan, form=form, chunk=chunk)
     block = chunk if form == "sequential" else n
     blocks = [slice(start, min(start + block, n)) for start in range(0, n, block)]
 
@@ -117,7 +120,7 @@ def selective_scan(
             decay = delta_[part, :, None, :] * rates
         np.exp(decay, out=decay)                             # (1)
         drive = B_[part, :, :, None] * inputs[part, :, None, :]  # (2)
-        return decay, scan(decay, drive, start, form=form, chunk=chunk)  # (3)
+        return decay, solve(decay, drive, start)             # (3)
 
     if state is None:
         starts = [np.zeros((batch, *rates.shape), u.dtype)]
@@ -141,14 +144,15 @@ def selective_scan(
         dout, dlast = dresult
         dz = None if z is None else gate_backward(dout * ungated)
         dy = time_first(dout if z is None else dout * gate)  # (6)
-        dinput, dB, dC, ddelta = np.empty_like(inputs), np.empty_like(B_), np.empty_like(C_), np.empty_like(inputs)
+        dinput, ddelta = np.zeros((2, *inputs.shape), u.dtype)
+        dB, dC = np.zeros((2, *B_.shape), u.dtype)
         drates = np.zeros_like(rates)
         dstate = dlast.reshape(batch, *A.shape).swapaxes(-1, -2)  # what the future says of the state after a block
         for part, start in zip(reversed(blocks), reversed(starts[:-1]), strict=True):
             decay, h = states_of(part, start)                # made again, not kept
             direct = C_[part, :, :, None] * dy[part, :, None, :]  # what y_t says of h_t
             shifted = np.concatenate([decay[1:], np.ones_like(decay[:1])])  # h_t reaches h_{t+1} through decay_{t+1}
-            adjoint = scan(shifted[::-1], direct[::-1], dstate, form=form, chunk=chunk)[::-1]  # (7)
+            adjoint = solve(shifted[::-1], direct[::-1], dstate)[::-1]  # (7)
             dC[part] = (h @ dy[part, :, :, None])[..., 0]    # channels share C and B: their gradients add  (9)
             dB[part] = (adjoint @ inputs[part, :, :, None])[..., 0]  # (10)
             dinput[part] = (B_[part, :, None, :] @ adjoint)[:, :, 0]  # (11)

@@ -27,8 +27,9 @@ def mixers_with_a_step():
 def choices():
     """Every such mixer with every position that it has a place for."""
     for mixer in mixers_with_a_step():
-        takes_bias = "bias" in inspect.signature(catalogue.find(mixer).function).parameters
-        for position in ("learned", "sinusoidal", "rope", "none"):
+        takes = inspect.signature(catalogue.find(mixer).function).parameters
+        takes_bias, takes_rotation = "bias" in takes, "rotate" in takes
+        for position in ("learned", "sinusoidal", *(["rope"] if takes_rotation else []), "none"):
             yield mixer, position
         for position in catalogue.concepts(role="position/bias") if takes_bias else ():
             yield mixer, position
