@@ -13,8 +13,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
     "selective_scan": {
-        "block = chunk if form == 'sequential' else n -> block = chunk if form != 'sequential' else n":
-            "blocks of every length give the same: they decide what is kept",
+        "blocks = _blocks(n, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(n, A.size, form=form, chunk=chunk)":
+            "blocks of every length give the same",
+        "blocks = _blocks(n, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(n, batch, form=form, chunk=chunk)":
+            "blocks of every length give the same",
         "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, chunk=chunk)":
             "every order of work gives the same; test_linear_scan counts the work of each",
         "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, form=form)": "chunks of every length give the same",
