@@ -48,6 +48,7 @@ def learned_weighting():
 # A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls.
 BRANCHES = {
     "causal_convolution": [bad(past=None), bad(params=CausalConvolution(np.random.default_rng(1).normal(size=(3, 4)), None))],
+    "discretize": [bad(method="bilinear")],
     "dropout": [bad(rng=None)],
     "gelu": [bad(approximate="none")],
     "scaled_dot_product_attention": [bad(soft_cap=2.0), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5))),
@@ -59,8 +60,10 @@ BRANCHES = {
     "gaussian_kernel_attention": [bad(normalize=True), bad(bandwidth=None), bad(bandwidth=np.array([0.7])), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5)))],
     "sigmoid_attention": [bad(offset=None), bad(offset=np.array([0.3])), bad(mask=None)],
     "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
+    "lti": [bad(view="recurrent"), bad(discretization="bilinear")],
     "multi_head_attention": [bad(rotate=rope)],
     "grouped_query_attention": [bad(rotate=rope)],
+    "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],
     "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "selective_scan": [bad(D=None), bad(z=None), bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],

@@ -98,7 +98,8 @@ _VIEWS = {"recurrent": _recurrent, "convolution": _convolution}
     title="Linear time-invariant system",
     source="Gu et al. 2021 (LSSL), arXiv:2110.13985, section 3; Gu, Goel and Re 2021 (S4), arXiv:2111.00396, eqs. 1-5",
     example=lambda rng: example(
-        rng.normal(size=(3, 3)) - 3 * np.eye(3), rng.normal(size=3), rng.normal(size=3), np.array(0.7), np.array(0.4), rng.normal(size=(2, 7))
+        rng.normal(size=(3, 3)) - 3 * np.eye(3), rng.normal(size=3), rng.normal(size=3), np.array(0.7), np.array(0.4),
+        rng.normal(size=(2, 7)),
     ),
     rejects=[
         bad(A=np.ones((3, 4))),

@@ -2,7 +2,7 @@
 
 Every channel is a linear system of its own (see lti) with d_state = 2 modes numbers of state: modes complex numbers, each
 standing for itself and its conjugate, which is why every sum below is twice its real part. Source: Gu, Gupta, Goel and Re
-2022 (S4D), arXiv:2206.11893, eqs. 5-9 and section 4.2; its authors' code sets B = 1, as here. Differs from that code: the
+2022 (S4D), arXiv:2206.11893, sections 3 and 4; its authors' code sets B = 1, as here. Differs from that code: the
 kernel is a product of two short tables (position l = q i + j, hence e^(lam l) = e^(lam q i) e^(lam j)), which needs
 O(modes sqrt(positions)) memory a channel instead of O(modes positions); the activation and the linear maps around the layer
 are left to a model's other parts. Stable by construction: the real part of A is minus an exponential.
@@ -55,7 +55,7 @@ class S4D(NamedTuple):
 
 
 def _start_of_A(kind: str, d_state: int) -> tuple[Array, Array]:
-    """The real parts, without their sign, and the imaginary parts of A (eqs. 8 and 9 of the paper for inv and lin)."""
+    """The real parts, without their sign, and the imaginary parts of A."""
     n = np.arange(d_state // 2)
     half = np.full(len(n), 0.5)
     if kind == "lin":
@@ -77,8 +77,9 @@ def init_s4d(
 ) -> S4D:  # fmt: skip
     """A of one of four kinds, the same in every channel; steps spread evenly by their logarithm; C and D normal.
 
-    "lin", "inv" and "legs" (the normal part of HiPPO-LegS) are complex. "real" decays without waves, and stays real when it
-    is trained: the gradients of its imaginary parts are 0.
+    "lin", "inv" and "legs" (the normal part of HiPPO-LegS) are complex (S4D, section 4). "real" (Gu and Dao 2023, Mamba,
+    arXiv:2312.00752, section 3.6) decays without waves, and stays real when it is trained: the gradients of its imaginary
+    parts are 0.
     Raises ValueError when d_state is odd or below 2, kind is unknown, or not 0 < step_min <= step_max.
     """
     if d_state < 2 or d_state % 2:
@@ -121,8 +122,8 @@ def _convolution(lam, c, x):
         folded.reshape(len(lam), -1)[:, :length] = dkernel
         sums = folded @ fine.conj().mT                       # over j, for each i: (d_model, len(i), modes)
         moments = folded @ (j.astype(x.dtype) * fine.conj()).mT + i.astype(x.dtype)[:, None] * sums  # the same with l = i + j
-        dc = 2 * np.einsum("dmi,dim->dm", coarse.conj(), sums)       # (11)
-        dlam = 2 * c.conj() * np.einsum("dmi,dim->dm", coarse.conj(), moments)  # (12)
+        dc = 2 * (coarse.conj().mT * sums).sum(-2)           # (11)
+        dlam = 2 * c.conj() * (coarse.conj().mT * moments).sum(-2)  # (12)
         return dlam, dc, dx.swapaxes(-1, -2)
 
     return y.swapaxes(-1, -2), backward
@@ -180,7 +181,7 @@ def _example(rng):
 
 @concept(
     title="S4D",
-    source="Gu, Gupta, Goel and Re 2022, arXiv:2206.11893, eqs. 5-9",
+    source="Gu, Gupta, Goel and Re 2022, arXiv:2206.11893, sections 3 and 4",
     example=_example,
     roles=("mixer",),
     rejects=[
