@@ -8,6 +8,8 @@ numbers, what each form costs as the text grows, and models with each on real te
 import itertools
 import time
 import tracemalloc
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -18,8 +20,17 @@ from minitransformers.attention.banded_attention import banded_attention
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention_step
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.basics.cross_entropy import cross_entropy
+from minitransformers.basics.linear import linear
+from minitransformers.basics.silu import silu
 from minitransformers.basics.softmax import softmax
+from minitransformers.basics.softplus import softplus
 from minitransformers.cli.chapter import Chapter
+from minitransformers.foundation import trees
+from minitransformers.models.generate import generate, language_model_step
+from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+from minitransformers.models.transformer_block import transformer_block
+from minitransformers.state_space.causal_convolution import causal_convolution
 from minitransformers.state_space.discretize import discretize
 from minitransformers.state_space.hippo import hippo_legs
 from minitransformers.state_space.linear_scan import linear_scan, scan
@@ -29,8 +40,12 @@ from minitransformers.state_space.s4d import init_s4d, s4d
 from minitransformers.state_space.selective_scan import selective_scan
 from minitransformers.state_space.semiseparable import off_diagonal_ranks, semiseparable
 from minitransformers.state_space.ssd import ssd
+from minitransformers.training.fit import accuracy, fit, loss_on
 from minitransformers.training.flat_tree import FlatTree
+from minitransformers.training.memory import keep_freed_memory
 from minitransformers.training.optimizer import AdamW
+from minitransformers.training.tasks import NOISE, induction_heads, selective_copying
+from minitransformers.training.text import Corpus
 
 chapter = Chapter("state_space", __doc__)
 
@@ -722,12 +737,294 @@ decoding_section()
 
 
 # %% Selective copying: what a system that cannot choose cannot do
+keep_freed_memory()  # a step of training frees and takes the same arrays again and again
+
+
+def model_with(mixer, *, vocabulary_size, d_model=32, context=64, position="none", **options):
+    """Two blocks with this mixer: the same frame for every mixer that is compared."""
+    return LanguageModelConfig(
+        vocabulary_size, context=context, d_model=d_model, num_layers=2, num_heads=4, mixer=mixer, position=position, norm="rms_norm",
+        options={"mixer": options, "channel": {"d_hidden": d_model}},
+    )  # fmt: skip
+
+
+def bar(text):
+    """What fit shows while it runs."""
+    return partial(chapter.progress, text=text)
+
+
+def each_mixer(params, change):
+    """The same parameters with ``change(mixer)`` in every block."""
+    return params._replace(blocks=[block._replace(mixer=change(block.mixer)) for block in params.blocks])
+
+
+def without_selection(mixer, bias=None):
+    """Delta, B and C no longer depend on the input: their maps are 0. B and C are then the bias; delta has one already."""
+    low, parts = np.zeros_like(mixer.dt_proj.weight), np.zeros_like(mixer.x_proj.weight)
+    return mixer._replace(
+        x_proj=mixer.x_proj._replace(weight=parts, bias=mixer.x_proj.bias if bias is None else bias),
+        dt_proj=mixer.dt_proj._replace(weight=low),
+    )
+
+
+def gates_of(params, ids, config):
+    """For each block delta, (batch, positions, d_inner), and how strongly a unit of input is written, (batch, positions)."""
+    parts, hidden, found = config.bound, params.embedding.weight[ids], []
+    for block in params.blocks:
+        mixer = block.mixer
+        (d_inner, d_state), dt_rank = mixer.A_log.shape, mixer.dt_proj.weight.shape[0]
+        inner = linear(mixer.in_proj, parts.norm(block.mixer_norm, hidden)[0])[0][..., :d_inner]
+        low, B, _ = np.split(linear(mixer.x_proj, silu(causal_convolution(mixer.conv, inner)[0])[0])[0], [dt_rank, dt_rank + d_state], axis=-1)
+        delta = softplus(linear(mixer.dt_proj, low)[0])[0]
+        found.append((delta, delta.mean(-1) * np.linalg.norm(B, axis=-1)))
+        hidden, _ = transformer_block(block, hidden, mixer=parts.mixer, channel=parts.channel, norm=parts.norm)
+    return found
+
+
+def selective_copying_section():
+    trained, num_tokens, kinds = 16, 4, 8
+    steps, rows_tested = (10, 16) if chapter.quick else (650, 512)
+    lengths, guessing = (trained, 2 * trained, 4 * trained), 1 / (kinds - 2)
+    config = model_with("mamba", vocabulary_size=kinds, context=lengths[-1] + num_tokens, d_state=8)
+    model = partial(language_model, config=config)
+    task = partial(selective_copying, num_tokens=num_tokens, vocabulary_size=kinds)
+    found, fitted = {}, {}
+    for name, selects in (("selective", True), ("time-invariant", False)):
+        rng = chapter.rng()
+        params, loss = init_language_model(rng, config, std=config.d_model**-0.5), loss_on(model, lambda r=rng: task(r, batch_size=16, length=trained))
+        if not selects:
+            draw = np.random.default_rng([chapter.seed, 1])
+            params = each_mixer(params, lambda m: without_selection(m, draw.standard_normal(m.x_proj.weight.shape[1], np.float32)))
+
+            def loss(params, both=loss):
+                value, gradients = both(params)
+                return value, each_mixer(gradients, without_selection)  # what is 0 stays 0
+
+        fitted[name] = fit(params, loss, steps=steps, peak=1e-2, progress=bar(f"copying, {name}"))
+        found[name] = []
+        for length in lengths:
+            ids, targets = task(np.random.default_rng([chapter.seed, length]), batch_size=rows_tested, length=length)
+            found[name].append(accuracy(model(fitted[name], ids=ids)[0], targets))
+    chapter.table(
+        "selective_copying", ["Mamba", *(f"length {length}" for length in lengths)],
+        [*([name, *values] for name, values in found.items()), ["guessing", *[guessing] * len(lengths)]],
+    )  # fmt: skip
+    with chapter.figure("selective_copying", size=(4.6, 2.8)) as (_, ax):
+        for name, values in found.items():
+            ax.semilogx(lengths, values, marker="o", base=2, label=name)
+        ax.axhline(guessing, linestyle=":", color="#808080")
+        ax.text(lengths[-1], guessing + 0.02, "guessing", ha="right")
+        ax.set(xlabel=f"length in testing (trained at {trained})", ylabel="tokens given back right", ylim=(0, 1.03))
+        ax.set_xticks(lengths, lengths)
+        ax.legend(loc="lower left")
+    selective, invariant = found.values()
+    for name, values in (("selective", selective), ("invariant", invariant)):
+        chapter.value(f"copying.{name}", {f"at_{length}": 100 * value for length, value in zip(lengths, values, strict=True)})
+    chapter.value("copying.guessing", 100 * guessing)
+    chapter.value("copying.steps", steps)
+    chapter.value("copying.parameters", trees.count_parameters(fitted["selective"]))
+    chapter.claim(
+        "A system that cannot choose does not learn to copy selectively",
+        paper="Gu and Dao 2023, table 1: S4 without selection 18.3 % at length 4,096, S6 97.0 %, Mamba 99.8 %",
+        expect=f"the same Mamba with constant Δ, B and C (gate and convolution kept) behind at every length; at {lengths[-1]} below 30 %, where "
+        f"guessing has {100 * guessing:.0f} %, and the selective one above 50 %",
+        measured=f"trained at {trained}, tested at {', '.join(map(str, lengths))}: {', '.join(f'{100 * v:.0f}' for v in selective)} % against "
+        f"{', '.join(f'{100 * v:.0f}' for v in invariant)} %",
+        holds=all(a > b for a, b in zip(selective, invariant, strict=True)) and selective[-1] > 0.5 and invariant[-1] < 0.3,
+        full_only=True,
+    )
+    gates_figure(fitted["selective"], config, task(np.random.default_rng([chapter.seed, 2]), batch_size=rows_tested, length=trained)[0][:, :trained])
+
+
+def gates_figure(params, config, ids):
+    """Delta on data against delta on noise, a dot a channel; and what is written in the places after a data token."""
+    width, data = params.blocks[0].mixer.conv.weight.shape[1], ids != NOISE
+    since = np.full(ids.shape, width)                        # places since the last data token, as far as the convolution sees
+    for back in reversed(range(width)):
+        since[:, back:][data[:, : ids.shape[1] - back]] = back
+    quiet = since == width
+    ratios = []
+    with chapter.figure("gates", size=(7.2, 3), ncols=2) as (_, (steps_ax, write_ax)):
+        for layer, (delta, write) in enumerate(gates_of(params, ids, config), start=1):
+            on_noise, on_data = delta[quiet].mean(0), delta[data].mean(0)
+            ratios.append(on_data / on_noise)
+            steps_ax.loglog(on_noise, on_data, "o", markersize=3, label=f"layer {layer}")
+            write_ax.plot([write[since == place].mean() / write[quiet].mean() for place in range(width)], marker="o", label=f"layer {layer}")
+        low, high = steps_ax.get_xlim()
+        steps_ax.plot([low, high], [low, high], linestyle=":", color="#808080")
+        steps_ax.set(xlabel="step Δ on noise", ylabel="step Δ on data", title="a dot a channel")
+        steps_ax.legend()
+        write_ax.axhline(1, linestyle=":", color="#808080")
+        write_ax.set(xlabel="places since the last data token", title="Δ ‖B‖, as a multiple of noise", xticks=range(width), ylim=(0, None))
+    middles = [float(np.median(ratio)) for ratio in ratios]
+    every = np.concatenate(ratios)
+    chapter.value("gates.middle", {"first": middles[0], "second": middles[1]})
+    chapter.value("gates.channels", len(every))
+    chapter.value("gates.wider", int((every > 1.5).sum()))
+    chapter.value("gates.narrower", int((every < 1 / 1.5).sum()))
+    chapter.claim(
+        "The step is long on data and short on noise",
+        paper="Gu and Dao 2023, section 3.5.2: a large Δ resets the state and takes the input in, a small one lets it pass by",
+        expect="in each layer half of the channels with a step that is at least 1.5 times as long on data",
+        measured=f"middle ratio {middles[0]:.2f} in the first layer, {middles[1]:.2f} in the second; of {len(every)} channels {(every > 1.5).sum()} have a "
+        f"step more than 1.5 times as long on data, {(every < 1 / 1.5).sum()} as much shorter",
+        holds=min(middles) > 1.5,
+        toy_scale="B selects as well as Δ, each channel has a sign of its own, and how the work is shared depends on the seed",
+        full_only=True,
+    )
+
+
+selective_copying_section()
 
 
 # %% Induction heads: trained at 64, read up to 1,024
+def induction_section():
+    trained, kinds = 64, 8
+    lengths = (16, 64, 128) if chapter.quick else (64, 128, 256, 512, 1024)
+    guessing = 1 / (kinds - 1)
+    runs = {                                                 # attention needs more: it gets five times the examples
+        "Mamba": (model_with("mamba", vocabulary_size=kinds, context=lengths[-1], d_state=8), 220, 8),
+        "attention, RoPE": (model_with("multi_head_attention", vocabulary_size=kinds, context=lengths[-1], position="rope"), 600, 16),
+    }
+    found = {}
+    for name, (config, steps, batch_size) in runs.items():
+        rng, model = chapter.rng(), partial(language_model, config=config)
+
+        def draw(rng=rng, batch_size=batch_size):
+            """From one question, which is the task, to eight, which have more to learn from."""
+            return induction_heads(
+                rng, batch_size=batch_size, length=trained, vocabulary_size=kinds, num_questions=int(2 ** rng.integers(4))
+            )  # fmt: skip
+
+        params = fit(
+            init_language_model(rng, config, std=config.d_model**-0.5), loss_on(model, draw),
+            steps=5 if chapter.quick else steps, peak=1e-2, progress=bar(f"induction, {name}"),
+        )  # fmt: skip
+        found[name] = []
+        for length in lengths:
+            test = np.random.default_rng([chapter.seed, length])
+            batches = [induction_heads(test, batch_size=8, length=length, vocabulary_size=kinds) for _ in range(1 if chapter.quick else 8)]
+            found[name].append(float(np.mean([accuracy(model(params, ids=ids)[0], targets) for ids, targets in batches])))
+    chapter.table("induction", ["model", *(f"length {length}" for length in lengths)], [[name, *values] for name, values in found.items()])
+    with chapter.figure("induction", size=(5, 3)) as (_, ax):
+        for name, values in found.items():
+            ax.semilogx(lengths, values, marker="o", base=2, label=name)
+        ax.axhline(guessing, linestyle=":", color="#808080")
+        ax.text(lengths[-1], guessing - 0.02, "guessing", ha="right", va="top")
+        ax.set(xlabel=f"length in testing (trained at {trained})", ylabel="answers that are right", ylim=(0, 1.03))
+        ax.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        ax.minorticks_off()
+        ax.legend()
+    mamba_found, rope_found = found.values()
+    for key, values in (("mamba", mamba_found), ("rope", rope_found)):
+        chapter.value(f"induction.{key}", {f"at_{length}": 100 * value for length, value in zip(lengths, values, strict=True)})
+    chapter.value("induction.guessing", 100 * guessing)
+    for name, key in (("Mamba", "mamba"), ("attention, RoPE", "attention")):
+        chapter.value(f"induction.steps.{key}", runs[name][1])
+        chapter.value(f"induction.batch.{key}", runs[name][2])
+    by_length = ", ".join(f"{length:,}" for length in lengths)
+    chapter.claim(
+        "Attention loses the thread beyond the length of its training sooner than Mamba",
+        paper="Gu and Dao 2023, figure 2 and table 11: trained at 256, no attention works beyond twice its length, Mamba up to a million positions",
+        expect=f"after training at {trained} both Mamba and attention with RoPE above 95 % there; beyond twice that Mamba ahead at every length",
+        measured=f"at {by_length}: Mamba {', '.join(f'{100 * v:.0f}' for v in mamba_found)} %, with RoPE {', '.join(f'{100 * v:.0f}' for v in rope_found)} %; "
+        f"guessing has {100 * guessing:.0f} %",
+        holds=min(mamba_found[0], rope_found[0]) > 0.95 and all(a > b for a, b in zip(mamba_found[2:], rope_found[2:], strict=True)),
+        toy_scale="with some seeds attention needs more updates than fit here",
+        full_only=True,
+    )
+    chapter.claim(
+        "What Mamba has learned works at any length",
+        paper="Gu and Dao 2023, table 11: perfect at every length up to a million",
+        expect=f"above 95 % up to {lengths[-1]:,} positions, {lengths[-1] // trained} times the length of training",
+        measured=f"{100 * mamba_found[-1]:.0f} % at {lengths[-1]:,}",
+        holds=min(mamba_found) > 0.95,
+        toy_scale=f"{runs['Mamba'][1]} updates, the paper has 200,000; a state that fades hardly at all needs rates near 0",
+        full_only=True,
+    )
+
+
+induction_section()
 
 
 # %% Real text: bits a character beside attention
+def bytes_of(state):
+    """What a decoding state of one block takes."""
+    return state.bytes if hasattr(state, "bytes") else sum(leaf.nbytes for _, leaf in trees.leaves(state))
+
+
+def text_section():
+    context, d_model = 64, 64
+    steps, windows = (5, 8) if chapter.quick else (150, 128)
+    corpus = Corpus.load(context=context)
+    sized = partial(model_with, vocabulary_size=corpus.vocabulary.size, d_model=d_model)
+    mixers = {
+        "Mamba": sized("mamba", d_state=8),
+        "Mamba-2": sized("mamba2", d_state=16),
+        "S4D": sized("s4d"),
+        "attention, RoPE": sized("multi_head_attention", position="rope"),
+    }
+    test_ids, test_targets = next(corpus.evaluation_batches(batch_size=windows, context=context, limit=windows))
+    rows, models = [], {}
+    for name, config in mixers.items():
+        bits = []
+        for seed in range(2 if name.startswith("attention") and not chapter.quick else 1):
+            rng, model = np.random.default_rng(chapter.seed + seed), partial(language_model, config=config)
+            params = fit(
+                init_language_model(rng, config, std=0.1), loss_on(model, lambda r=rng: corpus.batch(r, batch_size=8, context=context)),
+                steps=steps, peak=1e-2, progress=bar(f"text, {name}"),
+            )  # fmt: skip
+            bits.append(float(cross_entropy(model(params, ids=test_ids)[0], targets=test_targets)[0]) / np.log(2))
+            models.setdefault(name, params)
+        rows.append([name, trees.count_parameters(params), bits[0]])
+    spread = abs(bits[0] - bits[-1])                         # attention stands last, with a second seed
+
+    longer, state_rows, worst = 40 if chapter.quick else 256, [], 0.0
+    for name, config in mixers.items():
+        config, ids, sizes, state, read = replace(config, context=longer), corpus.validation[None, :longer], [], None, []
+        for t in range(longer):
+            logits, state = language_model_step(models[name], ids[:, t : t + 1], state, config=config)
+            read.append(logits)
+            sizes.append(sum(bytes_of(mixer) for mixer in state.mixers))
+        worst = max(worst, float(np.abs(np.concatenate(read, axis=1) - language_model(models[name], ids=ids, config=config)[0]).max()))
+        written = [
+            list(generate(models[name], config=config, prompt_ids=ids[0, :8], num_tokens=24, rng=chapter.rng(), use_cache=cached))
+            for cached in (True, False)
+        ]
+        state_rows.append([name, sizes[15] / 1024, sizes[-1] / 1024, written[0] == written[1]])
+    chapter.table(
+        "text", ["mixer", "parameters", "bits a character", "KiB after 16 tokens", f"after {longer}"],
+        [[*row, *state[1:3]] for row, state in zip(rows, state_rows, strict=True)],
+    )  # fmt: skip
+    (_, _, mamba_bits), (_, _, mamba2_bits), (_, _, s4d_bits), (_, _, attention_bits) = rows
+    for key, value in (("mamba", mamba_bits), ("mamba2", mamba2_bits), ("s4d", s4d_bits), ("attention", attention_bits)):
+        chapter.value(f"text.bits.{key}", value)
+    chapter.value("text.steps", steps)
+    chapter.value("text.spread", spread)
+    chapter.value("text.longer", longer)
+    chapter.value("text.difference", worst)
+    chapter.claim(
+        "Selective state spaces model text as well as attention",
+        paper="Gu and Dao 2023, figure 4, and Dao and Gu 2024, figure 9: as good as a strong Transformer of equal size, and better than earlier SSMs",
+        expect="same width, updates, data and seed: Mamba and Mamba-2 at most 0.05 bits above attention, and below S4D, which does not select",
+        measured=f"bits a character after {steps} updates: {', '.join(f'{name} {value:.2f}' for name, _, value in rows)}; two seeds of attention differ by {spread:.2f}",
+        holds=max(mamba_bits, mamba2_bits) < min(attention_bits + 0.05, s4d_bits),
+        toy_scale="few updates on little text, with a context of 64",
+        full_only=True,
+    )
+    fixed = all(before == after for name, before, after, _ in state_rows if not name.startswith("attention"))
+    chapter.claim(
+        "Text is written from a state that does not grow",
+        paper="Gu and Dao 2023, section 4.5: no cache of keys and values, constant time and memory a token",
+        expect="logits token by token equal those of the whole text up to float32 rounding; the same text written with the state and without it; "
+        "bytes constant, those of attention growing with the text",
+        measured=f"largest difference {worst:.0e} on {longer} positions; bytes {'constant' if fixed else 'not constant'}; attention "
+        f"{state_rows[-1][1]:.0f} KiB after 16 tokens, {state_rows[-1][2]:.0f} after {longer}",
+        holds=worst < 1e-3 and fixed and state_rows[-1][2] > state_rows[-1][1] and all(row[3] for row in state_rows),
+    )
+
+
+text_section()
 
 
 # %%

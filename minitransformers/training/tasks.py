@@ -37,9 +37,7 @@ def selective_copying(
     data there is nothing to remember.
     """
     _check_copying(batch_size, length, num_tokens, vocabulary_size)
-    # The places of the smallest of random numbers are a draw without replacement, one for each row.
-    places = np.sort(rng.random((batch_size, length)).argpartition(num_tokens - 1, axis=1)[:, :num_tokens], axis=1)
-    return _copying(rng, places, length, vocabulary_size)
+    return _copying(rng, _places(rng, batch_size, length, num_tokens), length, vocabulary_size)
 
 
 def copying(
@@ -53,24 +51,34 @@ def copying(
     return _copying(rng, np.tile(np.arange(num_tokens), (batch_size, 1)), length, vocabulary_size)
 
 
-def induction_heads(rng: np.random.Generator, *, batch_size: int, length: int, vocabulary_size: int) -> tuple[Array, Array]:
-    """Random tokens; a special one stands among them once and again at the end: what followed it must follow again.
+def induction_heads(
+    rng: np.random.Generator, *, batch_size: int, length: int, vocabulary_size: int, num_questions: int = 1
+) -> tuple[Array, Array]:
+    """Random tokens; a special one stands among them, and again: what followed it the first time must follow each time.
 
-    The special token is the last of the vocabulary and occurs nowhere else. The first one stands anywhere that leaves room
-    for its follower before the end. (H3's generator keeps one more place free, and trains on the random tokens, too.)
-    Returns ids and targets, (batch_size, length), with one target a row, at the end. Guessing is right in 1 of
+    The special token is the last of the vocabulary and occurs nowhere else. It stands num_questions times anywhere, with the
+    same token after it, and once more at the end. Each time but the first asks. (Mamba and H3 ask once, at the end; H3's
+    generator can repeat the special token as well, keeps one more place free, and trains on the random tokens, too.)
+    Returns ids and targets, (batch_size, length), with num_questions targets a row. Guessing is right in 1 of
     vocabulary_size - 1.
-    Raises ValueError for a length below 3 and a vocabulary below 3.
+    Raises ValueError for no question or more than half the length has room for, for a length below 3 and a vocabulary below 3.
     """
     _at_least("batch_size", batch_size, 1)
     _at_least("length", length, 3)
     _at_least("vocabulary_size", vocabulary_size, 3)
-    special, rows = vocabulary_size - 1, np.arange(batch_size)
+    _at_least("num_questions", num_questions, 1)
+    if 2 * num_questions >= length:
+        raise invalid("num_questions", got=num_questions, wants=f"at most {(length - 1) // 2} in a length of {length}")
+    special, rows = vocabulary_size - 1, np.arange(batch_size)[:, None]
     ids = rng.integers(special, size=(batch_size, length))
-    first = rng.integers(length - 2, size=batch_size)
-    ids[rows, first] = ids[:, -1] = special
+    # Each takes its follower's place, too: draw places in a shorter row, then move each by those before it.
+    places = _places(rng, batch_size, length - 1 - num_questions, num_questions) + np.arange(num_questions)
+    followers = ids[rows, places[:, :1] + 1]
+    ids[rows, places + 1] = followers
+    ids[rows, places] = ids[:, -1] = special
     targets = np.full_like(ids, IGNORED)
-    targets[:, -1] = ids[rows, first + 1]
+    targets[rows, places[:, 1:]] = followers
+    targets[:, -1:] = followers
     return ids, targets
 
 
@@ -126,6 +134,11 @@ def _copying(rng: np.random.Generator, places: Array, length: int, vocabulary_si
     targets = np.full_like(ids, IGNORED)
     targets[:, length:] = data
     return ids, targets
+
+
+def _places(rng: np.random.Generator, batch_size: int, length: int, count: int) -> Array:
+    """In each row ``count`` different places below length, in order: those of the smallest of random numbers."""
+    return np.sort(rng.random((batch_size, length)).argpartition(count - 1, axis=1)[:, :count], axis=1)
 
 
 def _distinct(rng: np.random.Generator, weights: Array, batch_size: int, count: int) -> Array:

@@ -85,6 +85,27 @@ def test_the_first_special_token_stands_anywhere():
     np.testing.assert_array_equal(np.unique((ids == 5).argmax(axis=1)), np.arange(7))
 
 
+@pytest.mark.parametrize("num_questions", [1, 2, 4])
+def test_every_special_token_but_the_first_asks_and_gets_the_same_answer(num_questions):
+    ids, targets = induction_heads(np.random.default_rng(16), **INDUCTION, num_questions=num_questions)
+    places = np.argwhere(ids == 5)[:, 1].reshape(50, num_questions + 1)
+    assert (np.diff(places, axis=1) >= 2).all()
+    for row, wanted, special in zip(ids, targets, places, strict=True):
+        answer = row[special[0] + 1]
+        np.testing.assert_array_equal(row[special[:-1] + 1], answer)
+        np.testing.assert_array_equal(np.flatnonzero(wanted != IGNORED), special[1:])
+        assert (wanted[special[1:]] == answer).all()
+
+
+def test_all_places_of_many_questions_are_alike_likely():
+    """Two special tokens before the end, two apart and from place 0 to 6: 15 ways, each drawn as often."""
+    ids, _ = induction_heads(np.random.default_rng(17), batch_size=21_000, length=9, vocabulary_size=6, num_questions=2)
+    places = np.argwhere(ids[:, :-1] == 5)[:, 1].reshape(-1, 2)
+    ways, counts = np.unique(places, axis=0, return_counts=True)
+    assert len(ways) == 15
+    assert np.abs(counts - 1400).max() < 5 * np.sqrt(1400)
+
+
 @pytest.mark.parametrize("random_filler", [False, True])
 def test_recall_asks_each_key_once_for_its_value(random_filler):
     ids, targets = associative_recall(np.random.default_rng(12), **RECALL, random_filler=random_filler)
@@ -135,6 +156,8 @@ def test_a_power_of_one_asks_anywhere_alike():
         (copying, COPYING, {"num_tokens": 12}, "num_tokens"),
         (induction_heads, INDUCTION, {"length": 2}, "length"),
         (induction_heads, INDUCTION, {"vocabulary_size": 2}, "vocabulary_size"),
+        (induction_heads, INDUCTION, {"num_questions": 0}, "num_questions"),
+        (induction_heads, INDUCTION, {"num_questions": 5}, "num_questions"),
         (induction_heads, INDUCTION, {"batch_size": 0}, "batch_size"),
         (associative_recall, RECALL, {"length": 19}, "length"),
         (associative_recall, RECALL, {"num_pairs": 6}, "num_pairs"),
