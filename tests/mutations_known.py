@@ -12,6 +12,14 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
+    "selective_scan": {
+        "block = chunk if form == 'sequential' else n -> block = chunk if form != 'sequential' else n":
+            "blocks of every length give the same: they decide what is kept",
+        "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, chunk=chunk)":
+            "every order of work gives the same; test_linear_scan counts the work of each",
+        "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, form=form)": "chunks of every length give the same",
+        "solve = partial(scan, form=form, chunk=chunk) -> solve = scan": "every order of work gives the same",
+    },
 }  # fmt: skip
 
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {

@@ -3,11 +3,11 @@
 The recurrence looks serial, but two of its steps make a step of the same kind: after (a1, x1) comes (a2, x2), together
 (a2 a1, a2 x1 + x2). This composition is associative, so the steps may be bracketed in any way. Sources: Blelloch 1990,
 Prefix Sums and Their Applications, section 1.4; Martin and Cundy 2017, arXiv:1709.04057 (its use in recurrent
-networks). L is the length, Q the chunk; costs are multiply-adds for each lane, and the steps that must wait for others.
+networks). Multiplications for each lane at length L and chunk Q, and how many operations wait for one another:
 
-    sequential    one position after the other                L, in L steps
-    associative   pairs, pairs of pairs, and down again    about 2.5 L, in 2 log2 L steps
-    chunked       all chunks of Q in lockstep, then what each carries into the next   3 L, in Q + L/Q steps
+    sequential     L     L               one position after the other
+    associative    3 L   2 log2(L)       pairs, pairs of pairs, and down again
+    chunked        3 L   Q + L / Q       all chunks in lockstep, then what each hands on
 
     h_t = decay_t h_{t-1} + drive_t                          (1)
     pair: decay = decay_t decay_{t-1}, drive = decay_t drive_{t-1} + drive_t         (2)
@@ -56,17 +56,15 @@ def scan(decay: Array, drive: Array, state: Array, *, form: str = "sequential", 
     return _associative(decay, states) if form == "associative" else _chunked(decay, states, chunk)
 
 
-def _associative(decay: Array, drive: Array) -> Array:
-    """Any length: pair up, scan half as many pairs, fill in the states between. Each level is a few long operations."""
-    if len(drive) == 1:
-        return drive
-    odd, even = slice(1, None, 2), slice(0, len(drive) - 1, 2)
+def _associative(decay: Array, states: Array) -> Array:
+    """Any length: pair up, scan half as many pairs, fill in between. states holds the drive and is written over."""
+    if len(states) == 1:
+        return states
+    odd, even = slice(1, None, 2), slice(0, len(states) - 1, 2)
     pair_decay = decay[odd] * decay[even]
-    pair_drive = decay[odd] * drive[even] + drive[odd]       # (2)
-    states = np.empty_like(drive)
+    pair_drive = decay[odd] * states[even] + states[odd]     # (2)
     states[odd] = _associative(pair_decay, pair_drive)
-    states[0] = drive[0]
-    states[2::2] = decay[2::2] * states[1:-1:2] + drive[2::2]  # (3)
+    states[2::2] += decay[2::2] * states[1:-1:2]             # (3)
     return states
 
 

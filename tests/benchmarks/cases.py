@@ -305,3 +305,62 @@ CASES["rope"] = {
     "ours": lambda: attention_call(rotated=True),
     "theirs": attention_call,
 }
+
+
+def _scan_inputs() -> dict[str, np.ndarray]:
+    """Batch 2, 2048 positions, 128 channels of 16 states, float32."""
+    rng = np.random.default_rng(0)
+    rows, states = (2, 2048, 128), (2, 2048, 16)
+    u, z, B, C, dout = (rng.standard_normal(shape, np.float32) for shape in (rows, rows, states, states, rows))
+    delta = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), rows)).astype(np.float32)
+    A = -np.tile(np.arange(1, 17, dtype=np.float32), (128, 1))
+    return {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": np.ones(128, np.float32), "z": z, "dout": dout}
+
+
+def our_selective_scan(form: str = "sequential") -> Callable[[], Any]:
+    """Forward and backward of the scan, with skip and gate."""
+    from minitransformers.state_space.selective_scan import selective_scan
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    *call, dout = _scan_inputs().values()
+
+    def run() -> Any:
+        (_, last), backward = selective_scan(*call, form=form)
+        return backward((dout, np.zeros_like(last)))
+
+    return run
+
+
+def their_selective_scan(*, use_mambapy: bool) -> Callable[[], Any]:
+    """The same by Hugging Face's Mamba on a CPU: its loop over positions, or mambapy's parallel scan; PyTorch's backward."""
+    import torch
+    from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+
+    torch.set_num_threads(2)
+    given = _scan_inputs()
+    turned = {name: a.swapaxes(1, 2).copy() if a.ndim == 3 else a for name, a in given.items()}  # features before positions
+    u, delta, A, B, C, D, z = leaves = [torch.tensor(a, requires_grad=True) for name, a in turned.items() if name != "dout"]
+    dout = torch.tensor(turned["dout"])
+
+    def run() -> Any:
+        for leaf in leaves:
+            leaf.grad = None
+        mamba_selective_scan(u, delta, A, B, C, D, z, use_mambapy=use_mambapy).backward(dout)
+        return [leaf.grad for leaf in leaves]
+
+    return run
+
+
+CASES |= {
+    "selective_scan_hf": {
+        "what": "the selective scan (2 x 2048 positions, 128 channels of 16 states), against Hugging Face's loop (15 s a call)",
+        "ours": our_selective_scan,
+        "theirs": lambda: their_selective_scan(use_mambapy=False),
+    },
+    "selective_scan_mambapy": {
+        "what": "the selective scan (2 x 2048 positions, 128 channels of 16 states), against mambapy's parallel scan",
+        "ours": our_selective_scan,
+        "theirs": lambda: their_selective_scan(use_mambapy=True),
+    },
+}
