@@ -89,7 +89,7 @@ def init_bmojo(
 
 @trusted
 def bmojo_step(
-    params: Bmojo, x: Float[Array, "*batch new d_model"], state: BmojoState | None, *, num_heads: int, window: int, memory: int,
+    params: Bmojo, x: Float[Array, "*batch new d_model"], state: BmojoState | None, *, num_heads: int, window: int = 16, memory: int = 16,
     scale: float | None = None, rotate: Callable | None = None,
 ) -> tuple[Array, BmojoState]:  # fmt: skip
     """The outputs at a few new positions, given those before; ``state`` is None at the start.
@@ -213,7 +213,7 @@ def _example(rng: np.random.Generator) -> Bmojo:
     step=bmojo_step,
 )  # fmt: skip
 def bmojo(
-    params: Bmojo, x: Float[Array, "*batch positions d_model"], *, num_heads: int, window: int, memory: int,
+    params: Bmojo, x: Float[Array, "*batch positions d_model"], *, num_heads: int, window: int = 16, memory: int = 16,
     scale: float | None = None, rotate: Callable | None = None,
 ):  # fmt: skip
     """Each position attends to the last window tokens, to memory surprising older ones, and to window fading tokens.

@@ -9,9 +9,11 @@ paper leaves open is ours:
   f_{t-1}, times a gain fitted to the text so far by least squares. The denominator counts the present position as well,
   which bounds the prediction (Vovk 2001, Azoury and Warmuth 2001). No parameters: nothing has to train it.
 - No threshold and no schedule: the memory holds the largest innovations of all that has left the window.
+- Innovations that agree to 12 bits count as equal. A text read at once and the same text read token by token differ in
+  rounding: where a token occurs twice, that alone would decide which of the two stays.
 
     gain_t = sum_{s<t} f_{s-1} x_s / sum_{s<=t} f_{s-1}^2, for each feature   (1)
-    innovation_t = |x_t - gain_t f_{t-1}|^2                  (2)
+    innovation_t = |x_t - gain_t f_{t-1}|^2, rounded to 12 bits   (2)
     E_i = the ``memory`` largest innovations among j <= i - window, the earlier of equals   (3)
 
 A token that was ever left out never comes back, so (3) can be kept up to date by one comparison a position (``admit``),
@@ -53,7 +55,8 @@ def innovation(
     squares = np.cumsum(np.concatenate([before.squares, past * past], axis=-2), axis=-2)
     gain = products[..., :-1, :] / np.maximum(squares[..., 1:, :], np.finfo(np.float64).tiny)  # 0 / 0 predicts 0  (1)
     error = x - gain * past
-    found = np.vecdot(error, error)                          # (2)
+    mantissa, exponent = np.frexp(np.vecdot(error, error))
+    found = np.ldexp(np.round(mantissa * 4096) / 4096, exponent)  # (2)
     return found, Predictor(fading[..., -1:, :], products[..., -1:, :], squares[..., -1:, :])
 
 
