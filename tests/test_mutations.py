@@ -60,6 +60,7 @@ BRANCHES = {
     "sigmoid_attention": [bad(offset=None), bad(offset=np.array([0.3])), bad(mask=None)],
     "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
     "multi_head_attention": [bad(rotate=rope)],
+    "bmojo": [bad(rotate=rope), bad(memory=0)],
     "grouped_query_attention": [bad(rotate=rope)],
     "language_model": [*language_models()],
     "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],

@@ -192,23 +192,23 @@ def _example(rng: np.random.Generator) -> Bmojo:
         return std * rng.normal(size=shape)
 
     # Gates of silu(-3): where a check takes all numbers a thousand times larger they are shut, and no power of 1000 gets out.
-    into = Linear(np.concatenate([normal(4, 3), normal(4, 3, std=1e-3)], axis=1), np.concatenate([normal(3), normal(3) - 3]))
+    into = Linear(np.concatenate([normal(3, 5), normal(3, 5, std=1e-3)], axis=1), np.concatenate([normal(5), normal(5) - 3]))
     ssm = Mamba(
-        into, CausalConvolution(normal(3, 2), 0.5 + normal(3)), Linear(normal(3, 5, std=0.005), None), Linear(normal(1, 3, std=0.01), normal(3)),
-        rng.uniform(0, 0.01, size=(3, 2)), 1 + normal(3), Linear(normal(3, 4, std=1.0), None),
+        into, CausalConvolution(normal(5, 2), 0.5 + normal(5)), Linear(normal(5, 6, std=0.005), None), Linear(normal(2, 5, std=0.01), normal(5)),
+        rng.uniform(0, 0.01, size=(5, 2)), 1 + normal(5), Linear(normal(5, 3, std=1.0), None),
     )  # fmt: skip
-    return Bmojo(ssm, *(Linear(normal(*s, std=0.5), normal(s[1], std=1.0)) for s in ((4, 2), (4, 2), (4, 6), (6, 4))))
+    return Bmojo(ssm, *(Linear(normal(*s, std=0.5), normal(s[1], std=1.0)) for s in ((3, 4), (3, 4), (3, 6), (6, 3))))
 
 
 @concept(
     title="B'MOJO",
     source="Zancato et al. 2024, arXiv:2407.06324",
-    example=lambda rng: example(_example(rng), rng.normal(size=(2, 8, 4)) / 2, num_heads=2, window=3, memory=2),
+    example=lambda rng: example(_example(rng), rng.normal(size=(2, 8, 3)) / 2, num_heads=2, window=3, memory=2),
     roles=("mixer",),
     rejects=[
-        bad(window=0), bad(window=2.5), bad(memory=-1), bad(memory=0.5), bad(num_heads=3), bad(x=np.ones((2, 8, 5))), bad(x=np.ones((2, 0, 4))),
+        bad(window=0), bad(window=2.5), bad(memory=-1), bad(memory=0.5), bad(num_heads=3), bad(x=np.ones((2, 8, 5))), bad(x=np.ones((2, 0, 3))),
         bad("params.ssm", params=_example(np.random.default_rng(0))._replace(ssm=init_mamba(np.random.default_rng(0), 5, dtype=np.float64))),
-        bad("params.output.weight", params=_example(np.random.default_rng(0))._replace(output=Linear(np.ones((3, 4)), None))),
+        bad("params.output.weight", params=_example(np.random.default_rng(0))._replace(output=Linear(np.ones((4, 3)), None))),
     ],
     step=bmojo_step,
 )  # fmt: skip

@@ -6,13 +6,14 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 
+from minitransformers import catalogue
 from minitransformers.attention.grouped_query_attention import GroupedQueryAttention
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention
 from minitransformers.attention.sliding_window_attention import sliding_window_attention
 from minitransformers.foundation import check_gradients, trees
 from minitransformers.hybrids import bmojo as module
-from minitransformers.hybrids.bmojo import Bmojo, bmojo, bmojo_step, init_bmojo
-from minitransformers.hybrids.eidetic_memory import innovation
+from minitransformers.hybrids.bmojo import bmojo, bmojo_step, init_bmojo
+from minitransformers.hybrids.eidetic_memory import choose, innovation
 from minitransformers.positional.rope import rope
 from minitransformers.state_space.mamba import mamba
 
@@ -228,19 +229,19 @@ def test_the_backward_is_the_gradient_of_the_map_with_the_choice_held_fixed(monk
 
 
 def test_the_example_stays_on_one_side_of_its_choice_under_a_finite_difference():
-    from minitransformers import catalogue
-
     call = catalogue.find("bmojo").example(np.random.default_rng(0))
-    params, x = call.args
-    scores, _ = innovation(x, mamba(params.ssm, x)[0])
-    gaps = np.diff(np.sort(scores, axis=-1), axis=-1)
-    for path, leaf in trees.leaves(call.args):
-        step = 2e-3 * np.maximum(1, np.abs(leaf))            # the largest that a check takes
+
+    def choice(params, x):
+        return choose(innovation(x, mamba(params.ssm, x)[0])[0], window=3, memory=2)
+
+    places, chosen = choice(*call.args)
+    for which, (_, leaf) in enumerate(trees.leaves(call.args)):
         for index in np.ndindex(leaf.shape):
-            moved = trees.unflatten(call.args, [own.copy() for _, own in trees.leaves(call.args)])
-            dict(trees.leaves(moved))[path][index] += step[index]
-            shift = np.abs(innovation(moved[1], mamba(moved[0].ssm, moved[1])[0])[0] - scores).max()
-            assert 2 * shift < gaps.min()
+            for step in (2e-3, -2e-3):                       # the largest that a check takes
+                leaves = [own.copy() for _, own in trees.leaves(call.args)]
+                leaves[which][index] += step * max(1, abs(leaf[index]))
+                own_places, own_chosen = choice(*trees.unflatten(call.args, leaves))
+                assert np.array_equal(own_places, places) and np.array_equal(own_chosen, chosen)
 
 
 def test_scale_reaches_the_scores():
