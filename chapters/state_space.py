@@ -5,14 +5,22 @@ numbers, what each form costs as the text grows, and models with each on real te
 """
 
 # %%
+import itertools
 import time
 import tracemalloc
 
 import numpy as np
+from numpy.polynomial import legendre
 
 from minitransformers.cli.chapter import Chapter
+from minitransformers.state_space.discretize import discretize
+from minitransformers.state_space.hippo import hippo_legs
 from minitransformers.state_space.linear_scan import linear_scan, scan
+from minitransformers.state_space.lti import lti
+from minitransformers.state_space.s4d import init_s4d, s4d
 from minitransformers.state_space.selective_scan import selective_scan
+from minitransformers.training.flat_tree import FlatTree
+from minitransformers.training.optimizer import AdamW
 
 chapter = Chapter("state_space", __doc__)
 
@@ -23,9 +31,229 @@ def exponent(sizes, costs):
 
 
 # %% Linear systems: two views of one map, and what HiPPO's matrix remembers
+def linear_systems_section():
+    two_views()
+    two_rules()
+    legendre_memory()
+
+
+def two_views():
+    """Outputs and gradients of the recurrence and of the convolution, for a HiPPO system that has read a thousand inputs."""
+    rng, length = chapter.rng(), 256 if chapter.quick else 1024
+    A, B = hippo_legs(64)
+    call = A, B, rng.normal(size=64) / 64, np.array(0.5), np.array(1 / length), rng.normal(size=(4, length))
+    dout = rng.normal(size=(4, length))
+    gaps = []
+    for discretization in ("zoh", "bilinear"):
+        one, two = (lti(*call, discretization=discretization, view=view) for view in ("recurrent", "convolution"))
+        pairs = [(one[0], two[0]), *zip(one[1](dout), two[1](dout), strict=True)]
+        gaps.append(max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs))
+    chapter.value("lti.views.gap", max(gaps))
+    chapter.value("lti.views.length", length)
+    chapter.claim(
+        "A linear recurrence is a convolution",
+        paper="Gu, Goel and Re 2021 (S4), arXiv:2111.00396, section 2.3: unrolled, the discrete system is one convolution with a kernel",
+        expect="outputs and all six gradients of the two views equal to rounding, for either discretisation",
+        measured=f"largest relative difference {max(gaps):.0e} over {length:,} positions, d_state 64",
+        holds=max(gaps) < 1e-11,
+    )
+
+
+def two_rules():
+    """The gap between the zero-order hold and the bilinear rule in Abar, for HiPPO-LegS, as the step is halved."""
+    A, B = hippo_legs(8)
+    steps = 0.02 * 0.5 ** np.arange(7)
+    gaps = []
+    for step in steps:
+        one, two = (discretize(A, B, np.array(step), method=method)[0][0] for method in ("zoh", "bilinear"))
+        gaps.append(float(np.abs(one - two).max()))
+    ratios = [wide / narrow for wide, narrow in itertools.pairwise(gaps)]
+    chapter.table("rules", ["step", "gap in Abar", "times smaller than before"], zip(steps, gaps, [None, *ratios], strict=True))
+    chapter.claim(
+        "Bilinear rule and zero-order hold differ by the cube of the step",
+        paper="Tustin 1947; in sequence models Gu, Goel and Re 2021, arXiv:2111.00396, eq. 3: the trapezium is right up to the second order",
+        expect="halving the step divides the gap in Abar by a factor that tends to 8 as the step shrinks",
+        measured=f"by {ratios[0]:.2f} at first, when step times the fastest rate is {8 * steps[0]:.2f}; by {ratios[-1]:.2f} in the end",
+        holds=ratios == sorted(ratios) and abs(ratios[-1] - 8) < 0.1,
+    )
+
+
+def harmonics(samples):
+    """Seven harmonics with random sizes and phases, at the middle of each of the samples of [0, 1]."""
+    rng, s = chapter.rng(), (np.arange(samples) + 0.5) / samples
+    sizes, phases = rng.normal(size=7), rng.uniform(0, 2 * np.pi, size=7)
+    return s, sum(sizes[k] * np.sin(2 * np.pi * (k + 1) * s + phases[k]) for k in range(7))
+
+
+def read_with_hippo(signal, d_state):
+    """The scaled system t dc/dt = A c + B f, a sample at a time by the bilinear rule, and the signal that its last state holds."""
+    A, B = hippo_legs(d_state)
+    identity, state = np.eye(d_state), np.zeros(d_state)
+    for k, sample in enumerate(signal):
+        half = A / (2 * (k + 1))
+        state = np.linalg.solve(identity - half, state + half @ state + B * sample / (k + 1))
+    return as_signal(state, len(signal))
+
+
+def as_signal(state, samples):
+    s = (np.arange(samples) + 0.5) / samples
+    return legendre.legval(2 * s - 1, state * np.sqrt(2 * np.arange(len(state)) + 1))
+
+
+def legendre_memory():
+    """How well the last state of HiPPO-LegS gives back the whole signal, beside the best polynomial of its degree."""
+    sizes = (8, 16, 24, 32, 64) if chapter.quick else (8, 12, 16, 20, 24, 28, 32, 48, 64)
+    coarse, fine = (250, 500) if chapter.quick else (1000, 4000)
+    rows = []
+    for d_state in sizes:
+        row = [d_state]
+        for samples in (coarse, fine):
+            s, signal = harmonics(samples)
+            row.append(float(np.linalg.norm(read_with_hippo(signal, d_state) - signal) / np.linalg.norm(signal)))
+        best = legendre.legval(2 * s - 1, legendre.legfit(2 * s - 1, signal, d_state - 1))
+        rows.append([*row, float(np.linalg.norm(best - signal) / np.linalg.norm(signal))])
+    columns = ["d_state", f"error, {coarse:,} samples", f"error, {fine:,} samples", "best polynomial"]
+    chapter.table("hippo", columns, [[*row[:3], row[3] if row[3] > 1e-12 else 0.0] for row in rows])
+    error = {row[0]: row[1] for row in rows}
+    chapter.value("hippo.coarse", coarse)
+    chapter.value("hippo.error_8", error[8])
+    chapter.value("hippo.error_32", error[32])
+    chapter.claim(
+        "HiPPO's state is the best polynomial of the past",
+        paper="Gu et al. 2020 (HiPPO), arXiv:2008.07669, theorem 2: the coefficients of the best approximation of all that was read",
+        expect="the error of the best polynomial down to a floor that the steps set; seven harmonics need more than 7 pi = 22 coefficients",
+        measured=f"relative error {error[8]:.2f}, {error[16]:.2f}, {error[24]:.3f}, {error[32]:.3f} and {error[64]:.3f} with "
+        f"8, 16, 24, 32 and 64 numbers; best polynomials {rows[0][3]:.2f}, {dict((r[0], r[3]) for r in rows)[16]:.2f} and "
+        f"{dict((r[0], r[3]) for r in rows)[24]:.3f} with the first three",
+        holds=all(abs(row[1] - row[3]) < 0.01 + 0.02 * row[3] for row in rows if row[0] <= 24) and error[32] < 0.02 < 0.5 < error[16],
+        full_only=True,
+    )
+    with chapter.figure("hippo", size=(7, 3), ncols=2) as (_, (left, right)):
+        for column, label in ((1, f"{coarse:,} samples"), (2, f"{fine:,} samples")):
+            left.semilogy([row[0] for row in rows], [row[column] for row in rows], "o-", label=label)
+        left.semilogy([row[0] for row in rows], [row[3] for row in rows], "--", color="#808080", label="best polynomial")
+        left.axvline(7 * np.pi, color="#808080", linewidth=0.8)
+        left.set(xlabel="numbers in the state", ylabel="relative error", ylim=(1e-4, 2))
+        left.legend(loc="upper right")
+        s, signal = harmonics(coarse)
+        right.plot(s, signal, color="#808080", linewidth=3, alpha=0.5, label="what was read")
+        for d_state in (16, 32):
+            right.plot(s, read_with_hippo(signal, d_state), linewidth=1.3, label=f"{d_state} numbers")
+        right.set(xlabel="time")
+        right.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.15), columnspacing=1, handlelength=1.2)
+
+
+linear_systems_section()
 
 
 # %% S4D: a delay, learned
+DELAY, DELAY_LENGTH = 48, 128
+
+
+def delay_section():
+    """Systems of 32 modes learn to give back their input 48 positions later; each channel is a run with a step of its own."""
+    step_sizes = np.geomspace(0.01, 0.1, 4 if chapter.quick else 12)
+    runs = {
+        name: learn_delay(step_sizes, kind=kind, d_state=d_state, updates=20 if chapter.quick else 500)
+        for name, kind, d_state in (
+            ("S4D-Lin", "lin", 64), ("S4D-LegS", "legs", 64), ("S4D-Inv", "inv", 64), ("S4D-Real", "real", 64), ("S4D-Real, twice the modes", "real", 128),
+        )
+    }  # fmt: skip
+    rows = [[name, *(float(value) for value in (losses.min(), np.median(losses), losses.max()))] for name, (losses, _) in runs.items()]
+    chapter.table("delay", ["start", "best loss", "median loss", "worst loss"], rows)
+    chapter.value("delay.delay", DELAY)
+    best = {row[0]: row[1] for row in rows}
+    chapter.value("delay.best", {"lin": best["S4D-Lin"], "real": min(best["S4D-Real"], best["S4D-Real, twice the modes"])})
+    chapter.claim(
+        "Waves can wait, plain decays cannot",
+        paper="Gu et al. 2022 (S4D), arXiv:2206.11893, section 4: the imaginary parts of A are the frequencies in which a state keeps the past",
+        expect=f"to give back white noise {DELAY} positions later: S4D-Lin loses far less than 1, S4D-Real hardly less than 1, with as many modes or twice",
+        measured=f"best of {len(step_sizes)} steps: S4D-Lin {best['S4D-Lin']:.2f}, S4D-Real {best['S4D-Real']:.2f}, with twice the modes "
+        f"{best['S4D-Real, twice the modes']:.2f} (1 is an output of zeros)",
+        holds=best["S4D-Lin"] < 0.3 and min(best["S4D-Real"], best["S4D-Real, twice the modes"]) > 0.8,
+        full_only=True,
+    )
+    others = min(best["S4D-LegS"], best["S4D-Inv"])
+    chapter.claim(
+        "Of the complex starts the evenly spaced one keeps a delay best",
+        paper="Gu et al. 2022, arXiv:2206.11893, section 4: S4D-Lin spaces its frequencies evenly, S4D-LegS and S4D-Inv as HiPPO does; which is "
+        "best for a delay is not said",
+        expect="a delay is one pulse in time, flat over all frequencies: evenly spaced waves should fit it best",
+        measured=f"best losses: S4D-Lin {best['S4D-Lin']:.2f}, S4D-LegS {best['S4D-LegS']:.2f}, S4D-Inv {best['S4D-Inv']:.2f}",
+        holds=best["S4D-Lin"] < others,
+        full_only=True,
+    )
+    with chapter.figure("delay", size=(7, 3), ncols=2) as (_, (left, right)):
+        for name in ("S4D-Lin", "S4D-LegS", "S4D-Inv", "S4D-Real"):
+            left.semilogx(step_sizes, runs[name][0], "o-", label=name)
+        left.set(xlabel="step at the start", ylabel="loss", ylim=(0, 1.1), xticks=[0.01, 0.02, 0.05, 0.1], xticklabels=["0.01", "0.02", "0.05", "0.1"])
+        left.minorticks_off()
+        left.legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
+        for name, colour in (("S4D-Lin", 0), ("S4D-Real", 3)):
+            losses, params = runs[name]
+            right.plot(impulse_response(params)[:, losses.argmin()], color=f"C{colour}", label=name)
+        right.axvline(DELAY, color="#808080", linewidth=0.8)
+        right.set(xlabel="positions after a pulse", ylabel="output of the best run")
+        right.legend()
+    kernel_cost()
+
+
+def learn_delay(step_sizes, *, kind, d_state, updates):
+    """The mean loss of each channel over the last tenth of training, and the parameters."""
+    rng, length, channels = chapter.rng(), DELAY_LENGTH, len(step_sizes)
+    start = init_s4d(rng, channels, d_state=d_state, kind=kind)
+    params = FlatTree.pack(start._replace(log_step=np.log(step_sizes).astype(np.float32), D=np.zeros(channels, np.float32)))
+    optimizer, losses = AdamW(params, weight_decay=0.0), []
+    for update in range(updates):
+        x = rng.standard_normal((4, length, channels), dtype=np.float32)
+        out, backward = s4d(params.tree, x)
+        miss = out[:, DELAY:] - x[:, :-DELAY]                # before that nothing can be given back
+        losses.append((miss * miss).mean((0, 1)))
+        dout = np.zeros_like(out)
+        dout[:, DELAY:] = miss * (2 / miss[..., 0].size)
+        dparams, _ = backward(dout)
+        rate = 1e-2 * min(1.0, 2 * (1 - update / updates))   # the second half runs out
+        optimizer.step(FlatTree.pack(dparams), learning_rate=rate)
+    return np.mean(losses[-max(1, updates // 10) :], axis=0), params.tree
+
+
+def impulse_response(params):
+    pulse = np.zeros((DELAY_LENGTH, len(params.D)), np.float32)
+    pulse[0] = 1
+    return s4d(params, pulse)[0]
+
+
+def kernel_cost():
+    """The kernel and its gradient by one table of all powers, as in the paper's code, against the two short tables of s4d."""
+    rng, length, channels = chapter.rng(), 512 if chapter.quick else 4096, 32
+    params = init_s4d(rng, channels)
+    x = rng.standard_normal((1, length, channels), dtype=np.float32)
+    A = -np.exp(params.log_A_real) + 1j * params.A_imag
+    lam = np.exp(params.log_step)[:, None] * A
+    c = (params.C[..., 0] + 1j * params.C[..., 1]) * np.expm1(lam) / A
+
+    def one_table():
+        table = np.exp(lam[..., None] * np.arange(length))
+        kernel = 2 * (c[:, None] @ table).real[:, 0]
+        return kernel, (table.conj() @ kernel[..., None], table.conj() @ (kernel * np.arange(length))[..., None])
+
+    def two_tables():
+        out, backward = s4d(params, x)
+        return out, backward(out)
+
+    seconds = {one_table: [], two_tables: []}
+    for _ in range(3 if chapter.quick else 5):
+        for way, taken in seconds.items():
+            began = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - began)
+    ratio = float(np.median(seconds[one_table]) / np.median(seconds[two_tables]))
+    chapter.value("s4d.table.length", length)
+    chapter.value("s4d.table.time_ratio", ratio)
+    chapter.value("s4d.table.memory_ratio", length / (2 * np.ceil(np.sqrt(length))))
+
+
+delay_section()
 
 
 # %% Scans: one recurrence, three orders of work

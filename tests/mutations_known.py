@@ -13,12 +13,23 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
     "selective_scan": {
-        "block = chunk if form == 'sequential' else n -> block = chunk if form != 'sequential' else n":
-            "blocks of every length give the same: they decide what is kept",
+        "blocks = _blocks(n, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(n, A.size, form=form, chunk=chunk)":
+            "blocks of every length give the same",
+        "blocks = _blocks(n, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(n, batch, form=form, chunk=chunk)":
+            "blocks of every length give the same",
         "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, chunk=chunk)":
             "every order of work gives the same; test_linear_scan counts the work of each",
         "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, form=form)": "chunks of every length give the same",
         "solve = partial(scan, form=form, chunk=chunk) -> solve = scan": "every order of work gives the same",
+    },
+    "ssd_recurrent": {
+        f"stride = int(np.ceil(n ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
+        for other in ("int(n ** 0.5)", "int(np.ceil(n ** 1.0))", "int(np.ceil(n))")
+    },
+    "matrix_exponential": {
+        "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 0, norm, 1)) -> "
+        "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 1, norm, 1))":
+            "a dout shorter than 1 is then not lengthened, which asks for no squarings either: the part is linear in dout",
     },
 }  # fmt: skip
 
@@ -38,6 +49,15 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "keep = rng.random(x.shape, dtype=np.float32) >= rate -> keep = rng.random(x.shape, dtype=np.float32) > rate":
             "one draw in 2^24 equals the rate, and rate 0 has returned above",
     },
+    "fft_convolution": {
+        "n = next_fast_len(positions + taps - 1, real=True) -> n = next_fast_len(positions + taps - 1)":
+            "a length that is good for complex numbers is long enough, and only slower",
+        "n = next_fast_len(positions + taps - 1, real=True) -> n = positions + taps - 1": "the shortest that is long enough, and slower",
+        "n = next_fast_len(positions + taps - 1, real=True) -> n = next_fast_len(positions + taps + 1, real=True)":
+            "more zeros than are needed",
+        "n = next_fast_len(positions + taps - 1, real=True) -> n = next_fast_len(positions + taps, real=True)":
+            "more zeros than are needed",
+    },
     "gelu": {
         "positive = (x > 0).astype(x.dtype) -> positive = (x >= 0).astype(x.dtype)":
             "at x = 0 both halves say 1/2",
@@ -47,6 +67,38 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout >= 0 and rng is not None else None":
             "dropout of rate 0 is the identity and draws nothing",
     },
+    "semiseparable": {
+        "sums = _ones_below(n, dtype, 0) @ rows if n <= _SHORT else np.cumsum(rows, axis=-2) -> "
+        f"sums = _ones_below(n, dtype, 0) @ rows if n {sign} _SHORT else np.cumsum(rows, axis=-2)":
+            "both give the same sums: which is quicker depends on the length"
+        for sign in ("<", ">=")
+    },
+    "lti": {
+        "x = np.concatenate([x, x[:length - len(x)] @ power.T]) -> x = np.concatenate([x, x[:length + len(x)] @ power.T])":
+            "states after the last position: the taps that they give meet no input",
+        "x = np.concatenate([x, x[:length - len(x)] @ power.T]) -> x = np.concatenate([x, x[:length] @ power.T])":
+            "states after the last position: the taps that they give meet no input",
+        "x = np.concatenate([x, x[:length - len(x)] @ power.T]) -> x = np.concatenate([x, x[:len(x)] @ power.T])":
+            "states after the last position: the taps that they give meet no input",
+        "if len(x) < length: -> if len(x) <= length:": "one more square, of which no use is made",
+    },
+    "matrix_exponential": {
+        "c = [comb(degree, k) / perm(2 * degree, k) for k in range(degree + 1)] -> c = [comb(degree, k) / perm(2 * degree, k) for k in range(degree + 2)]":
+            "one coefficient more, which no power is taken with",
+        "squarings = np.maximum(np.frexp(_norm(A) / theta)[1], 0) -> squarings = np.maximum(np.frexp(_norm(A))[1], 0)":
+            "theta is above 1: more squarings than are needed",
+        "power = power @ square -> power = square @ power": "powers of one matrix commute",
+        "odd = small @ odd -> odd = odd @ small": "a matrix commutes with polynomials of it",
+    },
+    "s4d": {
+        "width = math.isqrt(length - 1) + 1 -> width = 1": "tables of any shape that cover the positions give the same kernel",
+        "width = math.isqrt(length - 1) + 1 -> width = math.isqrt(length + 1) + 1": "as above",
+        "width = math.isqrt(length - 1) + 1 -> width = math.isqrt(length) + 1": "as above",
+        "width = math.isqrt(length - 1) + 1 -> width = math.isqrt(1) + 1": "as above",
+        "width = math.isqrt(length - 1) + 1 -> width = math.isqrt(length - 1) + 2": "as above",
+        "i, j = (width * np.arange(-(-length // width)), np.arange(width)) -> i, j = (width * np.arange(--length), np.arange(width))":
+            "a coarse table that is longer than needed: what lies behind the last position is cut off",
+    },
     "t5_bias": {
         "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":
             "the first far bucket is number near, too: the logarithm of 1 is 0",
@@ -54,5 +106,11 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
     "sparsemax": {
         "support = (1 + ranks * ordered > totals).sum(-1, keepdims=True) -> support = (1 + ranks * ordered >= totals).sum(-1, keepdims=True)":
             "a key that meets the threshold exactly has weight 0 on either side, and the threshold is the same with it",
+    },
+    "shared_attention": {
+        "check_heads('num_heads', num_heads, 2 * d_model) -> check_heads('num_heads', num_heads, 2)":
+            "multi_head_attention looks again; here only 0 heads would divide by zero first",
+        "check_heads('num_heads', num_heads, 2 * d_model) -> check_heads('num_heads', num_heads, 4 * d_model)":
+            "multi_head_attention looks again; here only 0 heads would divide by zero first",
     },
 }  # fmt: skip

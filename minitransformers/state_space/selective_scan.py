@@ -42,6 +42,14 @@ from minitransformers.basics.silu import silu
 from minitransformers.foundation import bad, concept, example, invalid
 from minitransformers.state_space.linear_scan import check_form, scan
 
+_IN_CACHE = 2**18  # numbers: a block of states, or the few arrays beside it, is at home in a core's cache
+
+
+def _blocks(n: int, lanes: int, *, form: str, chunk: int) -> list[slice]:
+    """Time in blocks of at most chunk positions, fewer where their states would leave the cache; whole for parallel forms."""
+    block = min(chunk, max(1, _IN_CACHE // lanes)) if form == "sequential" else n
+    return [slice(start, min(start + block, n)) for start in range(0, n, block)]
+
 
 def _example(rng):
     u, z, delta = rng.normal(size=(2, 5, 3)), rng.normal(size=(2, 5, 3)), rng.uniform(0.2, 1.5, size=(2, 5, 3))
@@ -87,7 +95,8 @@ def selective_scan(
     delta, in units of time, is at least 0 (0 is softplus underflown: the position is passed over); A, per unit of time,
     is below 0, so that nothing grows. z gates the output where given, D passes u by the state, state stands before the
     first position (None: zeros). form is as in linear_scan: "sequential" takes blocks of ``chunk`` positions, the other
-    two the whole length at once, "chunked" in chunks of ``chunk``. chunk is at least 1 and changes no result.
+    two the whole length at once, "chunked" in chunks of ``chunk``. chunk is at least 1 and changes no result; blocks of
+    very wide states are shorter than it.
     Returns (out, state), out shaped like u and the state after the last position, and backward: (dout, dstate) -> one
     gradient each, None for what was None.
     Raises ValueError for a negative delta, an A that is not negative, an unknown form, a chunk below 1 and axes that do
@@ -111,8 +120,7 @@ def selective_scan(
     n, batch, _ = u_.shape
     inputs = delta_ * u_                                     # (n, batch, d_inner)
     solve = partial(scan, form=form, chunk=chunk)
-    block = chunk if form == "sequential" else n
-    blocks = [slice(start, min(start + block, n)) for start in range(0, n, block)]
+    blocks = _blocks(n, batch * A.size, form=form, chunk=chunk)
 
     def states_of(part: slice, start: Array) -> tuple[Array, Array]:
         """decay and h of one block, given the state before it, both (block, batch, d_state, d_inner)."""
@@ -158,14 +166,14 @@ def selective_scan(
             dinput[part] = (B_[part, :, None, :] @ adjoint)[:, :, 0]  # (11)
             dexponent = adjoint
             dexponent *= decay
-            dstate = dexponent[0].copy()                     # the seed of the block before; at the end  (8)
+            dstate = dexponent[0].copy()                     # seeds the block before; of the first block it is  (8)
             dexponent[1:] *= h[:-1]
             dexponent[0] *= start                            # (12)
             drates += np.einsum("tbnd,tbd->nd", dexponent, delta_[part])  # (15)
             dexponent *= rates
-            ddelta[part] = dexponent.sum(axis=-2)
+            ddelta[part] = dexponent.sum(axis=-2)            # the second term of  (14)
         # delta stands in the decay and in the drive: two terms. u stands in the drive and beside the state.
-        ddelta += u_ * dinput                                # (14)
+        ddelta += u_ * dinput                                # the first  (14)
         du = delta_ * dinput
         if D is not None:
             du += D * dy                                     # (13)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minitransformers.foundation import check_gradients
+from minitransformers.state_space.selective_scan import _blocks as selective_scan_blocks
 from minitransformers.state_space.selective_scan import selective_scan
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "state")
@@ -181,6 +182,18 @@ def test_memory_is_that_of_a_few_inputs_not_of_all_states():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert kept < all_states / 4 and peak < all_states
+
+
+def test_blocks_hold_every_position_once_and_fit_the_cache():
+    def lengths(n, lanes, **settings):
+        blocks = selective_scan_blocks(n, lanes, **settings)
+        assert [i for part in blocks for i in range(n)[part]] == list(range(n))
+        return [part.stop - part.start for part in blocks]
+
+    assert lengths(7, 5, form="sequential", chunk=3) == [3, 3, 1]
+    assert lengths(7, 2**17, form="sequential", chunk=3) == [2, 2, 2, 1]
+    assert lengths(3, 2**30, form="sequential", chunk=3) == [1, 1, 1]
+    assert lengths(7, 2**30, form="associative", chunk=3) == lengths(7, 5, form="chunked", chunk=3) == [7]
 
 
 def test_every_length_that_differs_is_named():

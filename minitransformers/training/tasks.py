@@ -1,0 +1,149 @@
+"""Synthetic tasks: what a mixer must be able to do, each asked alone, without a language around it.
+
+Each function draws fresh batches: ids, and targets of the same shape. A target stands at the position whose output is the
+answer; everywhere else it is IGNORED, which cross_entropy leaves out of its mean.
+
+    copying              data at the start, then noise; give the data back in order: a fixed delay does it
+    selective_copying    data anywhere among noise: what to keep depends on what it is
+    induction_heads      what followed the special token the last time?
+    associative_recall   which value stood beside this key?
+
+Sources: copying, Arjovsky et al. 2015, arXiv:1511.06464, section 4.1; selective copying and induction heads, Gu and Dao
+2023, arXiv:2312.00752, section 3.1 and appendix E.1, the latter after Fu et al. 2022 (H3), arXiv:2212.14052, section 3.1,
+and Olsson et al. 2022, arXiv:2209.11895; multi-query associative recall (MQAR), Arora et al. 2023 (Zoology),
+arXiv:2312.04927, section 4.
+Differs from their generators in what is counted (each docstring says it) and in drawing all rows at once. An answer is
+asked for at the position where its last clue stands; only answers are asked for.
+"""
+
+import numpy as np
+from numpy import ndarray as Array
+
+from minitransformers.foundation import invalid
+
+IGNORED = -100  # cross_entropy's default
+NOISE = 0       # the token that means nothing, in copying and in recall without random filler
+
+
+def selective_copying(
+    rng: np.random.Generator, *, batch_size: int, length: int, num_tokens: int, vocabulary_size: int
+) -> tuple[Array, Array]:
+    """Data tokens at random places among noise, then as many markers, at which they are to be given back in order.
+
+    length counts noise and data; num_tokens markers follow it. (The generator of S4 counts the noise alone.) Noise is token
+    0, the marker is the last token, data are drawn evenly from the others, repeats allowed.
+    Returns ids and targets, (batch_size, length + num_tokens). Guessing is right in 1 of vocabulary_size - 2.
+    Raises ValueError for fewer than one data token or more than length, and for a vocabulary below 4: with one kind of
+    data there is nothing to remember.
+    """
+    _check_copying(batch_size, length, num_tokens, vocabulary_size)
+    # The places of the smallest of random numbers are a draw without replacement, one for each row.
+    places = np.sort(rng.random((batch_size, length)).argpartition(num_tokens - 1, axis=1)[:, :num_tokens], axis=1)
+    return _copying(rng, places, length, vocabulary_size)
+
+
+def copying(
+    rng: np.random.Generator, *, batch_size: int, length: int, num_tokens: int, vocabulary_size: int
+) -> tuple[Array, Array]:
+    """The same with all data at the start, so that every token has the same way to go: ``length`` positions.
+
+    Arguments, results and errors are those of selective_copying.
+    """
+    _check_copying(batch_size, length, num_tokens, vocabulary_size)
+    return _copying(rng, np.tile(np.arange(num_tokens), (batch_size, 1)), length, vocabulary_size)
+
+
+def induction_heads(rng: np.random.Generator, *, batch_size: int, length: int, vocabulary_size: int) -> tuple[Array, Array]:
+    """Random tokens; a special one stands among them once and again at the end: what followed it must follow again.
+
+    The special token is the last of the vocabulary and occurs nowhere else. The first one stands anywhere that leaves room
+    for its follower before the end. (H3's generator keeps one more place free, and trains on the random tokens, too.)
+    Returns ids and targets, (batch_size, length), with one target a row, at the end. Guessing is right in 1 of
+    vocabulary_size - 1.
+    Raises ValueError for a length below 3 and a vocabulary below 3.
+    """
+    _at_least("batch_size", batch_size, 1)
+    _at_least("length", length, 3)
+    _at_least("vocabulary_size", vocabulary_size, 3)
+    special, rows = vocabulary_size - 1, np.arange(batch_size)
+    ids = rng.integers(special, size=(batch_size, length))
+    first = rng.integers(length - 2, size=batch_size)
+    ids[rows, first] = ids[:, -1] = special
+    targets = np.full_like(ids, IGNORED)
+    targets[:, -1] = ids[rows, first + 1]
+    return ids, targets
+
+
+def associative_recall(
+    rng: np.random.Generator,
+    *,
+    batch_size: int,
+    length: int,
+    num_pairs: int,
+    vocabulary_size: int,
+    power: float = 0.01,
+    random_filler: bool = True,
+) -> tuple[Array, Array]:
+    """MQAR: num_pairs of key and value, then each key once more, at which its value is the answer.
+
+    Keys come from the first half of the vocabulary without 0, values from the second half, none twice in a row. The keys
+    are asked for at even distances after the pairs; slot g = 1, 2, ... is drawn with a weight of g^(power - 1), so that
+    most come soon, as repeats do in text; power = 1 makes all slots alike. Between them stand random tokens of the whole
+    vocabulary, among which a key may come again, unasked; or noise, without random_filler.
+    Returns ids and targets, (batch_size, length). Guessing among the values is right in 2 of vocabulary_size.
+    Raises ValueError for an odd length, for pairs that take more than half of it, for fewer keys in the vocabulary than
+    pairs, and for a power that is not above 0. (Zoology's code wants a vocabulary larger than length, too.)
+    """
+    _at_least("batch_size", batch_size, 1)
+    _at_least("num_pairs", num_pairs, 1)
+    half = vocabulary_size // 2
+    if length % 2:
+        raise invalid("length", got=length, wants="an even number: pairs take two places")
+    if 4 * num_pairs > length:
+        raise invalid("num_pairs", got=num_pairs, wants=f"at most {length // 4}: {length} positions hold each pair and ask for it")
+    if num_pairs > half - 1:
+        raise invalid("vocabulary_size", got=vocabulary_size, wants=f"at least {2 * num_pairs + 2}: {num_pairs} keys, as many values, and 0")
+    if not power > 0:
+        raise invalid("power", got=power, wants="a number above 0")
+
+    keys = 1 + _distinct(rng, np.ones(half - 1), batch_size, num_pairs)
+    values = half + _distinct(rng, np.ones(vocabulary_size - half), batch_size, num_pairs)
+    slots = _distinct(rng, np.arange(1, length // 2 - num_pairs + 1) ** (power - 1), batch_size, num_pairs)
+    rows, asked = np.arange(batch_size)[:, None], 2 * num_pairs + 2 * slots
+    ids = rng.integers(vocabulary_size, size=(batch_size, length)) if random_filler else np.full((batch_size, length), NOISE)
+    ids[:, 0 : 2 * num_pairs : 2], ids[:, 1 : 2 * num_pairs : 2], ids[rows, asked] = keys, values, keys
+    targets = np.full_like(ids, IGNORED)
+    targets[rows, asked] = values
+    return ids, targets
+
+
+def _copying(rng: np.random.Generator, places: Array, length: int, vocabulary_size: int) -> tuple[Array, Array]:
+    """Data at the given places of each row, (batch_size, num_tokens), in order; then the markers."""
+    data = rng.integers(1, vocabulary_size - 1, size=places.shape)
+    ids = np.full((len(places), length + places.shape[1]), NOISE)
+    np.put_along_axis(ids, places, data, axis=1)
+    ids[:, length:] = vocabulary_size - 1
+    targets = np.full_like(ids, IGNORED)
+    targets[:, length:] = data
+    return ids, targets
+
+
+def _distinct(rng: np.random.Generator, weights: Array, batch_size: int, count: int) -> Array:
+    """In each row ``count`` different indices, drawn one after the other with the weights that are left.
+
+    Independent clocks that ring at these rates ring in just such an order.
+    """
+    return rng.exponential(1 / weights, size=(batch_size, len(weights))).argsort(axis=1)[:, :count]
+
+
+def _check_copying(batch_size: int, length: int, num_tokens: int, vocabulary_size: int) -> None:
+    _at_least("batch_size", batch_size, 1)
+    _at_least("num_tokens", num_tokens, 1)
+    _at_least("vocabulary_size", vocabulary_size, 4)
+    if num_tokens > length:
+        raise invalid("num_tokens", got=num_tokens, wants=f"at most the length of {length}")
+
+
+def _at_least(name: str, number: int, least: int) -> None:
+    if number < least:
+        raise invalid(name, got=number, wants=f"at least {least}")
