@@ -134,8 +134,8 @@ def reader(params, *, ids, config):
 
 
 def recall_section():
-    length, vocabulary, window, d_state = 32, 40, 8, 8
-    pairs, steps = (1, 2, 4, 6, 8), 20 if chapter.quick else 600
+    length, vocabulary, window, d_state = 32, 40, 8, 4
+    pairs, steps = (1, 2, 4, 6, 8), 20 if chapter.quick else 700
     shared = {"vocabulary_size": vocabulary, "context": length, "d_model": 32, "num_layers": 2, "num_heads": 2, "norm": "rms_norm"}
 
     def blocks(position, hidden, **mixer):
@@ -151,7 +151,7 @@ def recall_section():
         f"window of {window}": blocks("rope", 137, mixer="sliding_window_attention", window=window),
         "Mamba": blocks("none", 94, mixer="mamba", d_state=d_state),
         f"Samba, window of {window}": stack("samba", window=window, d_hidden=116),
-        "Zamba": stack("zamba", every=2, d_hidden=28),
+        "Zamba": stack("zamba", every=1, d_hidden=24),
     }
     keys = dict(zip(models, ("attention", "window", "mamba", "samba", "zamba"), strict=True))
     rows, found = [], {}
@@ -161,11 +161,11 @@ def recall_section():
 
         def draw(rng=rng):
             count = int(rng.integers(1, max(pairs) + 1))
-            return associative_recall(rng, batch_size=32, length=length, num_pairs=count, vocabulary_size=vocabulary, random_filler=False)
+            return associative_recall(rng, batch_size=16, length=length, num_pairs=count, vocabulary_size=vocabulary, random_filler=False)
 
         params = init_reader(rng, config)
         progress = partial(chapter.progress, text=name)
-        params = fit(params, loss_on(model, draw), steps=steps, peak=1e-2, progress=progress)
+        params = fit(params, loss_on(model, draw), steps=steps, peak=5e-3, progress=progress)
         right = []
         for count in pairs:
             ids, targets = associative_recall(

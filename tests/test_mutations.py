@@ -78,6 +78,7 @@ BRANCHES = {
     "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
     "multi_head_attention": [bad(rotate=rope), normalized("multi_head_attention", 2)],
     "grouped_query_attention": [bad(rotate=rope), normalized("grouped_query_attention", 2), learned_in_groups()],
+    "bmojo": [bad(rotate=rope), bad(memory=0)],
     "lti": [bad(view="recurrent"), bad(discretization="bilinear")],
     "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],

@@ -9,7 +9,8 @@ from minitransformers import catalogue, trees
 from minitransformers.models.generate import DecodingState, generate, language_model_step, next_token_probabilities
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 
-OPTIONS = {"grouped_query_attention": {"num_kv_heads": 2}, "sliding_window_attention": {"window": 3, "num_kv_heads": 2}}
+OPTIONS = {"grouped_query_attention": {"num_kv_heads": 2}, "sliding_window_attention": {"window": 3, "num_kv_heads": 2},
+           "bmojo": {"window": 2, "memory": 2}}  # fmt: skip
 
 
 def model(seed=0, **changes):

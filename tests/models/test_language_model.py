@@ -91,7 +91,8 @@ def part_choices():
 @pytest.mark.parametrize(("role", "name"), part_choices())
 def test_every_part_of_the_catalogue_fits_and_its_gradient_is_right(role, name):
     options = {"grouped_query_attention": {"num_kv_heads": 1}, "sliding_window_attention": {"window": 2, "num_kv_heads": 1},
-               "samba": {"window": 2, "d_state": 2}, "zamba": {"every": 1, "d_state": 2}}  # fmt: skip
+               "samba": {"window": 2, "d_state": 2}, "zamba": {"every": 1, "d_state": 2},
+               "bmojo": {"window": 1, "memory": 1, "d_state": 1, "expand": 1, "d_conv": 2}}  # fmt: skip
     config = small(**{role: name}, num_layers=1, options={role: options[name]} if name in options else {})
     rng = np.random.default_rng(1)
     params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
