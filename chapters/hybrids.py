@@ -147,9 +147,9 @@ def recall_section():
         return LanguageModelConfig(**shared, stack=name, position="rope", options={"stack": {"d_state": d_state, **options}})
 
     models = {                                               # hidden widths with which all have as many parameters
-        "full attention": blocks("rope", 136),
-        f"window of {window}": blocks("rope", 137, mixer="sliding_window_attention", window=window),
-        "Mamba": blocks("none", 94, mixer="mamba", d_state=d_state),
+        "full attention": blocks("rope", 133),
+        f"window of {window}": blocks("rope", 134, mixer="sliding_window_attention", window=window),
+        "Mamba": blocks("none", 97, mixer="mamba", d_state=d_state),
         f"Samba, window of {window}": stack("samba", window=window, d_hidden=116),
         "Zamba": stack("zamba", every=1, d_hidden=24),
     }
