@@ -143,14 +143,8 @@ def _near(stream: Array, places: Array, window: int):
     stream (2, *batch, heads, positions, d) holds the tokens, then the fading tokens. Backward: dnear -> dstream.
     """
     *outer, n, d = stream.shape[1:]
-
-    def blocks(rows, before):                                # zeros fill up the last block, and stand before the first
-        ends = (np.zeros((*outer, size, d), rows.dtype) for size in (before * window, -n % window))
-        first, last = ends
-        return np.concatenate([first, rows, last], axis=-2).reshape(*outer, -1, window, d)
-
-    own, faded = blocks(stream[0], 1), blocks(stream[1], 2)
-    kept = np.zeros((*own[..., 1:, :1, 0].shape[:-1], 0, d), stream.dtype)
+    own, faded = _to_blocks(stream[0], window, before=1), _to_blocks(stream[1], window, before=2)
+    kept = own[..., 1:, :0, :]
     if memory := places.shape[-1]:                           # tokens are a table, and the memory looks up rows of it
         starts = n * np.arange(stream[0].size // (n * d)).reshape(*outer, 1, 1)
         kept, lookup_backward = embedding(Embedding(stream[0].reshape(-1, d)), ids=starts + np.maximum(places, 0)[..., None, :, :])
@@ -164,7 +158,7 @@ def _near(stream: Array, places: Array, window: int):
         down[..., 1:, :, :] += dhere
         dfaded[..., :-2, :, :] = dolder
         dfaded[..., 1:-1, :, :] += dold
-        dstream = np.stack([part.reshape(*outer, -1, d)[..., skip : skip + n, :] for part, skip in ((down, window), (dfaded, 2 * window))])
+        dstream = np.stack([_from_blocks(down[..., 1:, :, :], n), _from_blocks(dfaded[..., 2:, :, :], n)])
         if memory:
             dstream[0] += lookup_backward(dkept).weight.reshape(stream[0].shape)  # one look-up a block: they add  (12)
         return dstream
@@ -261,10 +255,11 @@ def bmojo(
     return out, backward
 
 
-def _to_blocks(rows: Array, window: int) -> Array:
-    """(..., positions, d) to (..., blocks, window, d), the last block filled up with zeros."""
+def _to_blocks(rows: Array, window: int, *, before: int = 0) -> Array:
+    """(..., positions, d) to (..., blocks, window, d): zeros fill up the last block, and as many as ``before`` stand first."""
     *outer, n, d = rows.shape
-    return np.concatenate([rows, np.zeros((*outer, -n % window, d), rows.dtype)], axis=-2).reshape(*outer, -1, window, d)
+    first, last = (np.zeros((*outer, size, d), rows.dtype) for size in (before * window, -n % window))
+    return np.concatenate([first, rows, last], axis=-2).reshape(*outer, -1, window, d)
 
 
 def _from_blocks(blocks: Array, positions: int) -> Array:

@@ -325,6 +325,13 @@ def test_a_step_refuses_what_the_whole_pass_refuses(changes, message):
         bmojo_step(params, x, None, **{**SIZES, **changes})
 
 
+def test_heads_divide_the_values_too():
+    params, x = case()
+    value, output = (trees.map(lambda leaf: leaf[..., :7], params.value), params.output._replace(weight=params.output.weight[:7]))
+    with pytest.raises(ValueError, match="num_heads: got 2"):
+        bmojo(params._replace(value=value, output=output), x, **SIZES)
+
+
 def test_initial_maps_have_the_deviation_asked_for_and_the_recurrence_its_own():
     params = init_bmojo(np.random.default_rng(0), 64, num_heads=4, std=0.02, residual_std=0.005)
     found = [np.std(part.weight) for part in (params.query, params.key, params.value, params.output, params.ssm.out_proj)]
