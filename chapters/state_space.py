@@ -519,7 +519,7 @@ def selective_copying_section():
         ax.text(lengths[-1], guessing + 0.02, "guessing", ha="right")
         ax.set(xlabel=f"length in testing (trained at {trained})", ylabel="tokens given back right", ylim=(0, 1.03))
         ax.set_xticks(lengths, lengths)
-        ax.legend(loc="lower left")
+        ax.legend(loc=(0.02, 0.22))
     selective, invariant = found.values()
     for name, values in (("selective", selective), ("invariant", invariant)):
         chapter.value(f"copying.{name}", {f"at_{length}": 100 * value for length, value in zip(lengths, values, strict=True)})
