@@ -14,18 +14,20 @@ import numpy as np
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
-from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
+from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.cli.chapter import Chapter
 from minitransformers.foundation import trees
+from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 from minitransformers.models.transformer_block import TransformerBlock, transformer_block
 from minitransformers.norms.capsule_norm import capsule_norm, init_capsule_norm
 from minitransformers.norms.deep_norm import deep_norm, deep_norm_constants
 from minitransformers.norms.dynamic_tanh import dynamic_tanh, init_dynamic_tanh
+from minitransformers.norms.fix_norm import fix_norm
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
 from minitransformers.norms.qk_norm import init_qk_norm, qk_norm
 from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
-from minitransformers.norms.scale_norm import init_scale_norm, scale_norm
+from minitransformers.norms.scale_norm import ScaleNorm, init_scale_norm, scale_norm
 from minitransformers.positional.learned import Learned, init_learned, learned
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.memory import keep_freed_memory
@@ -426,10 +428,16 @@ CORPUS = Corpus.load(context=CONTEXT)
 def train(seed, norm, *, depth=4, placement="pre", rate=3e-3, steps=150, warmup=0, batch_size=16):
     """Training losses of every step, and the validation loss after the last; the uniform guess's loss where it diverged."""
     rng = np.random.default_rng([chapter.seed, seed])
-    params = FlatTree.pack(init_model(rng, norm, vocabulary=CORPUS.vocabulary.size, depth=depth, placement=placement), in_front=decays)
+    params = init_model(rng, norm, vocabulary=CORPUS.vocabulary.size, depth=depth, placement=placement)
+    evaluate = partial(loss_and_gradient, norm=norm, placement=placement)
+    return learn(params, evaluate, rng, rate=rate, steps=steps, warmup=warmup, batch_size=batch_size)
+
+
+def learn(params, evaluate, rng, *, rate, steps, warmup, batch_size):
+    """What train returns, for any parameters and their loss and gradient."""
+    params = FlatTree.pack(params, in_front=decays)
     gradient, optimizer, losses = params.zeros_like(), AdamW(params), []
     nothing_learned = float(np.log(CORPUS.vocabulary.size))
-    evaluate = partial(loss_and_gradient, norm=norm, placement=placement)
     with np.errstate(over="ignore", invalid="ignore"):
         for step in range(steps):
             loss, backward = evaluate(params.tree, *CORPUS.batch(rng, batch_size=batch_size, context=CONTEXT))
@@ -480,6 +488,7 @@ def training_section():
         full_only=True,
     )
     others_section(seeds, steps, layer, none)
+    options_section(range(1 if chapter.quick else 2), 10 if chapter.quick else 80)
 
 
 def others_section(seeds, steps, layer, none):
@@ -512,6 +521,72 @@ def others_section(seeds, steps, layer, none):
         measured=f"{tanh:.3f} nats a character, layer norm {layer:.3f}, none {none:.3f}",
         holds=tanh < layer + 0.05,
         toy_scale="the paper's models are trained to the end, some with a tuned start; this one takes 120 steps",
+        full_only=True,
+    )
+
+
+def train_with_option(seed, config, *, steps):
+    """train, for the language model of the library: what it does with its norms, its queries and its words is a setting."""
+
+    def evaluate(params, ids, targets):
+        logits, logits_backward = language_model(params, ids=ids, config=config)
+        loss, loss_backward = cross_entropy(logits, targets=targets)
+        return float(loss), lambda: logits_backward(loss_backward(np.ones_like(loss)))
+
+    rng = np.random.default_rng([chapter.seed, seed])
+    return learn(init_language_model(rng, config), evaluate, rng, rate=3e-3, steps=steps, warmup=0, batch_size=8)
+
+
+def options_section(seeds, steps):
+    """QK-norm, FixNorm and DeepNorm beside what they are changes of: words and positions as each was meant, and FixNorm as not."""
+    sizes = {"vocabulary_size": CORPUS.vocabulary.size, "context": CONTEXT, "d_model": WIDTH, "num_layers": 4, "num_heads": HEADS}
+    options = {
+        "pre-norm, RoPE": {"position": "rope"},
+        "QK-norm, RoPE": {"position": "rope", "options": {"mixer": {"normalize": "qk_norm"}}},
+        "FixNorm, RoPE": {"position": "rope", "fix_norm": True},
+        "FixNorm, learned positions": {"fix_norm": True},
+        "post-norm, learned positions": {"placement": "post"},
+        "DeepNorm, learned positions": {"placement": "deep"},
+    }
+    configs = {name: LanguageModelConfig(**sizes, scale_embedding=True, **changes) for name, changes in options.items()}
+    runs = [(name, seed) for name in options for seed in seeds]
+    found = {(name, seed): train_with_option(seed, configs[name], steps=steps) for name, seed in chapter.progress(runs, "training with each option")}
+    final = {name: [found[name, seed][1] for seed in seeds] for name in options}
+    with chapter.figure("options") as (_, ax):
+        for name in options:
+            curve = np.mean([found[name, seed][0] for seed in seeds], axis=0)
+            ax.plot(np.convolve(curve, np.ones(9) / 9, mode="valid"), "-" if "RoPE" in name else "--", label=name)
+        ax.set(xlabel="step", ylabel="training loss in nats a character", ylim=(2.4, 5))
+        ax.legend()
+    chapter.table(
+        "options", ["model", "validation loss", "spread over seeds"], [[n, float(np.mean(f)), float(np.std(f))] for n, f in final.items()]
+    )
+    pre, qk, fix, fix_learned, post, deep = (float(np.mean(losses)) for losses in final.values())
+    chapter.value("options.steps", steps)
+    for name, loss in (("pre_norm", pre), ("qk_norm", qk), ("fix_norm", fix), ("fix_norm_learned", fix_learned)):
+        chapter.value(f"options.{name}", loss)
+    chapter.claim(
+        "QK-norm costs no quality",
+        paper="Dehghani et al. 2023, arXiv:2302.05442, section 2: without it, training at 8 billion parameters diverges after a few thousand steps",
+        expect="validation loss within 0.1 nats of the same model without it, two seeds",
+        measured=f"{qk:.2f} nats a character, without it {pre:.2f}",
+        holds=qk < pre + 0.1,
+        full_only=True,
+    )
+    chapter.claim(
+        "DeepNorm learns where post-norm stalls",
+        paper="Wang et al. 2022, arXiv:2203.00555, abstract: the good performance of post-norm and the stable training of pre-norm",
+        expect="four layers at the full rate from the first step: a lower loss than post-norm's after the same steps",
+        measured=f"{deep:.2f} nats a character, post-norm {post:.2f}, means of two seeds",
+        holds=deep < post - 0.1,
+        full_only=True,
+    )
+    chapter.claim(
+        "FixNorm learns as well as words of any length",
+        paper="Nguyen and Salazar 2019, arXiv:1910.05895, abstract: pre-norm, ScaleNorm and FixNorm together gain 1.1 BLEU on five translation pairs",
+        expect="with RoPE, validation loss within 0.05 nats of the same model with a plain table times the same factor, two seeds",
+        measured=f"{fix:.2f} nats a character, plain {pre:.2f}; {fix_learned:.2f} with learned positions, which start fifty times smaller than the words",
+        holds=fix < pre + 0.05,
         full_only=True,
     )
 
@@ -585,6 +660,137 @@ def score_section():
 
 
 score_section()
+
+
+# %% FixNorm: words of one length
+class Bigram(NamedTuple):
+    """One table for both ends, and what stands between."""
+
+    tokens: Embedding
+    channel: FeedForward
+    norm: ScaleNorm
+
+
+def zipf_bigrams(rng, *, words, classes=16):
+    """Probabilities (words, words) of the next word, and (words,) of each: what comes next depends on a word's class alone.
+
+    Words are dealt to the classes in turn, so that each has frequent and rare ones; within a class, frequencies fall as
+    1 / rank. Two classes may follow each class, with the same probability.
+    """
+    of_word = np.arange(words) % classes
+    within = np.where(of_word == np.arange(classes)[:, None], 1 / np.arange(1, words + 1), 0)
+    within /= within.sum(axis=1, keepdims=True)
+    follows = np.zeros((classes, classes))
+    for _ in range(2):                                       # permutations: no class is more frequent than another
+        follows[np.arange(classes), rng.permutation(classes)] += 0.5
+    return (follows @ within)[of_word], within.mean(axis=0)
+
+
+def bigram(params, ids, *, fixed):
+    """Logits of the next word; the table is divided by its rows' lengths once, and used at both ends, where ``fixed``."""
+    table, table_backward = fix_norm(params.tokens.weight) if fixed else (params.tokens.weight, lambda dtable: dtable)
+    size = table.shape[1] ** 0.5
+    x, x_backward = embedding(Embedding(table), ids=ids)
+    added, channel_backward = feed_forward(params.channel, size * x)
+    hidden, norm_backward = scale_norm(params.norm, size * x + added)
+    logits, logits_backward = linear(Linear(table.T, None), hidden)
+
+    def backward(dlogits):
+        dlinear, dhidden = logits_backward(dlogits)
+        dnorm, dsum = norm_backward(dhidden)
+        dchannel, dx = channel_backward(dsum)
+        dtable = dlinear.weight.T + x_backward(size * (dsum + dx)).weight                  # two uses, two gradients
+        return Bigram(Embedding(table_backward(dtable)), dchannel, dnorm)
+
+    return logits, backward
+
+
+def fix_norm_section():
+    words, width, rate = 256, 32, 1e-2
+    steps, seeds = (20, 1) if chapter.quick else (300, 3)
+    following, share = zipf_bigrams(chapter.rng(), words=words)
+    rare = np.arange(words) >= words // 2                    # the half of the vocabulary that is seen least
+    cumulated = following.cumsum(axis=1)
+    pairs = share[:, None] * following
+
+    def nats(log_probabilities, which):
+        """Cross-entropy in nats of the next words that are ``which``, over all pairs as often as they occur: no sampling."""
+        return float(-(pairs * log_probabilities)[:, which].sum() / pairs[:, which].sum())
+
+    def learn(fixed, seed):
+        rng = np.random.default_rng([chapter.seed, seed])
+        table, _ = fix_norm(rng.standard_normal((words, width), np.float32))             # both begin with rows of length one
+        channel = init_feed_forward(rng, width, d_hidden=2 * width)
+        params = FlatTree.pack(Bigram(Embedding(table), channel, init_scale_norm(rng, width)))
+        gradient, optimizer = params.zeros_like(), AdamW(params, weight_decay=0.0)
+        for step in chapter.progress(range(steps), "bigrams"):
+            ids = rng.choice(words, size=256, p=share)
+            targets = np.minimum((rng.random((256, 1)) > cumulated[ids]).sum(axis=1), words - 1)
+            logits, backward = bigram(params.tree, ids, fixed=fixed)
+            loss, loss_backward = cross_entropy(logits, targets=targets)
+            gradient.assign(backward(loss_backward(np.ones_like(loss))))
+            optimizer.step(gradient, learning_rate=warmup_cosine(step + 1, peak=rate, steps=steps, warmup=10, floor=0.1), clip=1.0)
+        return params.tree
+
+    names = {"plain": False, "FixNorm": True}
+    losses, stored, correlation = ({name: [] for name in names} for _ in range(3))
+    for name, fixed in names.items():
+        for seed in range(seeds):
+            params = learn(fixed, seed)
+            logits = bigram(params, np.arange(words), fixed=fixed)[0].astype(float)
+            logits -= logits.max(axis=1, keepdims=True)
+            logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            losses[name].append([nats(logs, which) for which in (~rare, rare, rare | ~rare)])
+            stored[name].append(np.linalg.norm(params.tokens.weight, axis=1))
+            correlation[name].append(float(np.corrcoef(np.log(share), stored[name][-1])[0, 1]))
+    floor = [nats(np.log(np.where(following > 0, following, 1)), which) for which in (~rare, rare, rare | ~rare)]
+    with chapter.figure("fix_norm", size=(6.8, 2.9), ncols=2, sharey=True) as (_, axes):
+        for ax, name in zip(axes, names, strict=True):
+            ax.semilogx(share, stored[name][0], ".", markersize=3, label="row as stored")
+            ax.set(xlabel="frequency of the word", title=name)
+        axes[1].axhline(1, color="C1", label="row as used")
+        axes[0].set(ylabel="length", ylim=(0, None))
+        axes[1].legend(loc="lower right")
+    mean = {name: np.mean(values, axis=0) for name, values in losses.items()}
+    spread = {name: np.std(values, axis=0) for name, values in losses.items()}
+    chapter.table(
+        "fix_norm",
+        ["table", "length and log frequency, correlation", "nats, frequent half", "nats, rare half", "seeds, rare half", "nats, all"],
+        [[name, float(np.mean(correlation[name])), *mean[name][:2], spread[name][1], mean[name][2]] for name in names]
+        + [["best possible", None, *floor[:2], None, floor[2]]],
+    )
+    for name, key in (("plain", "plain"), ("FixNorm", "fixed")):
+        chapter.value(f"fix_norm.{key}.correlation", float(np.mean(correlation[name])))
+        for value, what in zip(mean[name], ("frequent", "rare", "all"), strict=True):
+            chapter.value(f"fix_norm.{key}.{what}", float(value))
+        chapter.value(f"fix_norm.{key}.shortest", float(np.mean([lengths.min() for lengths in stored[name]])))
+        chapter.value(f"fix_norm.{key}.longest", float(np.mean([lengths.max() for lengths in stored[name]])))
+    for name, number in (("words", words), ("steps", steps), ("seeds", seeds), ("rare_share", 100 * float(share[rare].sum()))):
+        chapter.value(f"fix_norm.{name}", number)
+    used = np.linalg.norm(fix_norm(params.tokens.weight)[0], axis=1)
+    chapter.claim(
+        "In a plain tied table frequent words grow longer; with FixNorm no word is longer than another",
+        paper="Nguyen and Chiang 2018, arXiv:1710.01329, abstract: the inner product with the words' vectors rewards frequent words disproportionately",
+        expect="lengths and log frequencies correlated by more than 0.5 in every seed; FixNorm's rows of length one, as they are used, to rounding",
+        measured=f"{', '.join(f'{r:.2f}' for r in correlation['plain'])} in a plain table; FixNorm's rows are off by {np.abs(used - 1).max():.0e} "
+        f"as used, and as stored {', '.join(f'{r:.2f}' for r in correlation['FixNorm'])}",
+        holds=min(correlation["plain"]) > 0.5 and float(np.abs(used - 1).max()) < 1e-6,
+        full_only=True,
+    )
+    plain, fixed = (np.array(losses[name])[:, 1] for name in names)
+    chapter.claim(
+        "With FixNorm rare words are predicted better",
+        paper="Nguyen and Chiang 2018, arXiv:1710.01329, abstract: rare words are translated better when the lengths are fixed",
+        expect="a lower cross-entropy of the words of the rare half, in every seed",
+        measured=f"{fixed.mean():.3f} against {plain.mean():.3f} nats, lower in {int((fixed < plain).sum())} of {seeds} seeds; of all words "
+        f"{mean['FixNorm'][2]:.3f} against {mean['plain'][2]:.3f}",
+        holds=bool(np.all(fixed < plain)),
+        toy_scale="in this language a class says all about the next word but how frequent it is, so the length of a row is knowledge and no mistake",
+        full_only=True,
+    )
+
+
+fix_norm_section()
 
 
 # %%

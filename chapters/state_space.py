@@ -12,11 +12,18 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from matplotlib.patches import Rectangle
 from numpy.polynomial import legendre
+from threadpoolctl import threadpool_limits
 
+from minitransformers.attention.banded_attention import banded_attention
+from minitransformers.attention.masks import causal_mask
+from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention_step
+from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.linear import linear
 from minitransformers.basics.silu import silu
+from minitransformers.basics.softmax import softmax
 from minitransformers.basics.softplus import softplus
 from minitransformers.cli.chapter import Chapter
 from minitransformers.foundation import trees
@@ -28,8 +35,11 @@ from minitransformers.state_space.discretize import discretize
 from minitransformers.state_space.hippo import hippo_legs
 from minitransformers.state_space.linear_scan import linear_scan, scan
 from minitransformers.state_space.lti import lti
+from minitransformers.state_space.mamba2 import init_mamba2, mamba2_step
 from minitransformers.state_space.s4d import init_s4d, s4d
 from minitransformers.state_space.selective_scan import selective_scan
+from minitransformers.state_space.semiseparable import off_diagonal_ranks, semiseparable
+from minitransformers.state_space.ssd import ssd
 from minitransformers.training.fit import accuracy, fit, loss_on
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.memory import keep_freed_memory
@@ -431,12 +441,299 @@ scan_time_section(*scan_work_section())
 
 
 # %% Duality: one map in three forms, and the ranks of its matrix
+def ssd_call(rng, n, *, batch=(), heads=4, groups=1, d_head=64, d_state=64, dtype=np.float32):
+    """x, delta, A, B, C with steps and rates as Mamba-2 starts them."""
+    rows, states = (*batch, n, heads, d_head), (*batch, n, groups, d_state)
+    x, B, C = (rng.normal(size=shape).astype(dtype) for shape in (rows, states, states))
+    delta = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), rows[:-1])).astype(dtype)
+    return x, delta, -rng.uniform(1, 16, heads).astype(dtype), B, C
+
+
+def three_forms():
+    rng, n = chapter.rng(), 100
+    call = (*ssd_call(rng, n, heads=4, groups=2, d_head=6, d_state=5, dtype=np.float64), rng.normal(size=4), rng.normal(size=(4, 6, 5)))
+    dout = rng.normal(size=(n, 4, 6)), rng.normal(size=(4, 6, 5))
+
+    def results(**form):
+        out, backward = ssd(*call, **form)
+        return [*out, *backward(dout)]
+
+    exact, rows = results(form="recurrent"), []
+    for name, form in [("quadratic", {"form": "quadratic"}), *((f"chunks of {q}", {"chunk": q}) for q in (1, 7, 32, n))]:
+        gaps = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results(**form), exact, strict=True)]
+        rows.append((name, max(gaps[:2]), max(gaps[2:])))
+    chapter.table("ssd-forms", ["against the recurrent form", "outputs", "gradients"], rows)
+    worst = max(max(row[1:]) for row in rows)
+    chapter.value("duality.worst_gap", worst)
+    chapter.claim(
+        "The recurrence, the masked attention and the chunked form are one map",
+        paper="Dao and Gu 2024, sections 5.3 and 6: SSD has a linear and a quadratic form, and its matrix can be cut into blocks",
+        expect="equal to 1e-12 in float64, with all seven gradients, at any chunk",
+        measured=f"largest relative difference {worst:.1e} over {n} positions",
+        holds=worst < 1e-12,
+    )
+
+
+def one_line_in_float32():
+    """What float32 leaves of the gradient of A, a long sum with both signs, where the balance runs over a chunk of so many positions."""
+    rng, n = chapter.rng(), 256 if chapter.quick else 2048
+    call, dout = ssd_call(rng, n, heads=2, dtype=np.float64), (rng.normal(size=(n, 2, 64)), np.zeros((2, 64, 64)))
+
+    def gradients(dtype, **form):
+        return ssd(*(a.astype(dtype) for a in call), **form)[1](tuple(d.astype(dtype) for d in dout))[:5]
+
+    exact, rows = gradients(np.float64), []
+    forms = [("recurrent", {"form": "recurrent"}), *((f"chunks of {q}", {"chunk": q}) for q in ((32, n) if chapter.quick else (32, 64, 256, n)))]
+    for name, form in forms:
+        gaps = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(gradients(np.float32, **form), exact, strict=True)]
+        rows.append((name, max(gaps[0], *gaps[3:]), gaps[1], gaps[2]))
+    chapter.table("ssd-float32", ["float32 against float64", "dx, dB, dC", "ddelta", "dA"], rows)
+    chapter.value("duality.float32", {"recurrent": rows[0][3], "short": rows[1][3], "long": rows[-1][3], "length": n})
+    chapter.claim(
+        "The gradient of the decays in one line keeps its digits in short chunks",
+        paper="no statement; the identity subtracts two sums of one size",
+        expect=f"dA in float32 is right to 1e-4 in chunks of 32, and the worse the longer the chunk, at {n} positions",
+        measured=f"relative error {rows[1][3]:.1e} in chunks of 32, {rows[-1][3]:.1e} in one of {n}, {rows[0][3]:.1e} by the recurrence",
+        holds=rows[1][3] < 1e-4 and rows[1][3] < rows[-1][3],
+        full_only=True,
+    )
+
+
+def ranks_section():
+    rng, n, d_state = chapter.rng(), 64, 4
+    B, C = rng.normal(size=(2, n, d_state))
+    log_decay = -rng.uniform(0.0, 0.2, n)
+    M, _ = semiseparable(log_decay, B, C)
+    weights, _ = softmax(np.where(causal_mask(n), C @ B.T, -np.inf))  # the same scores under a softmax
+    cuts = [int(ranks.max()) for ranks in (off_diagonal_ranks(M), off_diagonal_ranks(weights))]
+    blocks = [np.linalg.svd(matrix[n // 2 :, : n // 2], compute_uv=False) for matrix in (M, weights)]
+    names = (f"SSD, a state of {d_state}", "softmax attention")
+    with chapter.figure("duality", size=(8.4, 2.9), ncols=3, width_ratios=(1, 1, 1.25)) as (_, axes):
+        for ax, matrix, name in zip(axes, (M, weights), names, strict=False):
+            ax.imshow(np.where(causal_mask(n), np.abs(matrix) ** 0.5, np.nan))  # roots: small entries are to be seen
+            ax.add_patch(Rectangle((-0.5, n / 2 - 0.5), n / 2, n / 2, fill=False, edgecolor="#d0691f", linewidth=1.6))
+            ax.set(title=name, xlabel="input", xticks=[0, n // 2, n - 1], yticks=[0, n // 2, n - 1])
+            ax.grid(False)
+        axes[0].set_ylabel("output")
+        for values, name, marker, front in zip(blocks, names, "os", (3, 2), strict=True):
+            shown = np.maximum(values / values[0], 1e-18)
+            axes[2].semilogy(np.arange(1, n // 2 + 1), shown, marker=marker, linestyle="none", zorder=front, label=name)
+        axes[2].set(title="singular values of the framed block", xlabel="number")
+        axes[2].legend()
+    gap = float(blocks[0][d_state] / blocks[0][0])
+    chapter.value("duality.ranks", {"ssd": cuts[0], "softmax": cuts[1], "positions": n, "d_state": d_state, "half": n // 2, "next": gap})
+    chapter.claim(
+        "A state of N numbers is a matrix whose blocks below the diagonal have rank N",
+        paper="Dao and Gu 2024, theorem 3.5: a state-space model of state size N is a semiseparable matrix of order N",
+        expect=f"rank {d_state} at most at each of {n - 1} cuts; with the same scores under a softmax, up to {n // 2}",
+        measured=f"at most {cuts[0]} and {cuts[1]}; singular value {d_state + 1} of the middle block is {gap:.0e} of the first",
+        holds=cuts == [d_state, n // 2],
+    )
+
+
+three_forms()
+one_line_in_float32()
+ranks_section()
 
 
 # %% Time against length: scan, SSD and attention
+def mixing_cores(rng, n):
+    """What mixes n positions of width 256, without maps around it: a forward and a backward each, float32, no batch."""
+    u, z, dy = rng.standard_normal((3, n, 256), np.float32)
+    scan_call = (u, np.full_like(u, 0.01), -np.tile(np.arange(1, 17, dtype=np.float32), (256, 1)), *rng.standard_normal((2, n, 16), np.float32), None, z)
+    call, dlast = ssd_call(rng, n), np.zeros((4, 64, 64), np.float32)
+    q, k, v, dheads = rng.standard_normal((4, 4, n, 64), np.float32)
+
+    def by_scan():
+        (_, last), backward = selective_scan(*scan_call)
+        backward((dy, np.zeros_like(last)))
+
+    def by_ssd(form):
+        return lambda: ssd(*call, form=form)[1]((dy.reshape(n, 4, 64), dlast))
+
+    return {
+        "SSD, chunked": by_ssd("chunked"),
+        "SSD, recurrent": by_ssd("recurrent"),
+        "SSD, quadratic": by_ssd("quadratic"),
+        "selective scan": by_scan,
+        "attention": lambda: scaled_dot_product_attention(q, k, v, mask=causal_mask(n))[1](dheads),
+        "attention, window 256": lambda: banded_attention(q, k, v, window=256)[1](dheads),
+    }
+
+
+def crossing(sizes, a, b):
+    """The length from which b costs more than a, between two measured ones on a straight line in the logarithms; None without one."""
+    gaps = np.log(b) - np.log(a)
+    if (gaps < 0).all():
+        return None
+    last = int(np.flatnonzero(gaps < 0).max(initial=-1))
+    if last < 0:
+        return float(sizes[0])
+    share = gaps[last] / (gaps[last] - gaps[last + 1])
+    return float(np.exp(np.log(sizes[last]) + share * np.log(sizes[last + 1] / sizes[last])))
+
+
+def time_against_length():
+    rng = chapter.rng()
+    sizes = [64, 128, 256] if chapter.quick else [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
+    limits = {"SSD, quadratic": 2048, "attention": 4096, "SSD, recurrent": 8192, "attention, window 256": 8192}
+    times = {}
+    with threadpool_limits(limits=1, user_api="blas"):
+        for n in chapter.progress(sizes, "time against length"):
+            cores = {name: core for name, core in mixing_cores(rng, n).items() if n <= limits.get(name, n)}
+            taken = {name: [] for name in cores}
+            for _ in range(1 if n > 1024 or chapter.quick else 3):
+                for name in rng.permutation(list(cores)):
+                    start = time.process_time()              # not the clock on the wall: others may use this machine
+                    cores[str(name)]()
+                    taken[str(name)].append(time.process_time() - start)
+            for name, laps in taken.items():
+                times.setdefault(name, []).append(1e3 * max(float(np.median(laps)), 1e-6))
+    slopes = {name: exponent(sizes[max(0, len(ms) - 4) : len(ms)], ms[-4:]) for name, ms in times.items()}  # the longest four
+    at = min(len(ms) for ms in times.values()) - 1           # the longest length that all have
+    met = crossing(sizes, np.array(times["SSD, chunked"][: len(times["attention"])]), np.array(times["attention"]))
+    with chapter.figure("length", size=(6.4, 3.4)) as (_, ax):
+        for (name, ms), marker in zip(times.items(), "osD^vP", strict=True):
+            ax.loglog(sizes[: len(ms)], ms, base=2, marker=marker, label=f"{name} ({slopes[name]:.1f})")
+        ax.set_yscale("log", base=10)
+        ax.set(xlabel="positions", ylabel="ms, forward and backward")
+        ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
+        ax.minorticks_off()
+        ax.legend()
+    columns = ["core", *(f"ms at {sizes[i]:,}" for i in (0, at)), "ms at the longest", "longest", "exponent"]
+    chapter.table("length", columns, [(name, ms[0], ms[at], ms[-1], sizes[len(ms) - 1], slopes[name]) for name, ms in times.items()])
+    chunked, recurrent, scanned = (times[name][at] for name in ("SSD, chunked", "SSD, recurrent", "selective scan"))
+    chapter.value("length.exponent", {name.replace("SSD, ", "").replace("attention, window 256", "window").replace("selective ", ""): slope
+                                      for name, slope in slopes.items()})  # fmt: skip
+    chapter.value("length.speed", {"shortest": sizes[0], "common": sizes[at], "longest": sizes[-1], "over_recurrent": recurrent / chunked,
+                             "over_scan": scanned / chunked, "crossing": round(met or 0)})  # fmt: skip
+    chapter.claim(
+        "Chunks cost linear time, attention and the quadratic form quadratic time",
+        paper="Dao and Gu 2024, theorem 6.1 and section 6.3: T N^2 for SSD in chunks, T^2 N for attention",
+        expect=f"fitted exponents, over the four longest lengths, of at most 1.1 in chunks (to {sizes[-1]:,}) and above 1.6 for both others",
+        measured=", ".join(f"{name} {slopes[name]:.2f}" for name in ("SSD, chunked", "SSD, quadratic", "attention")),
+        holds=slopes["SSD, chunked"] <= 1.1 and min(slopes["SSD, quadratic"], slopes["attention"]) > 1.6,
+        full_only=True,
+    )
+    chapter.claim(
+        "Matrix products make a state four times as large cheaper than a scan",
+        paper="Dao and Gu 2024, section 9.3: SSD is 2 to 8 times as fast as Mamba's scan, with larger states",
+        expect=f"at equal width and {sizes[at]:,} positions SSD with a state of 64 takes less time than the selective scan with 16, and at most a "
+        "third of its own recurrent form's",
+        measured=f"the scan takes {scanned / chunked:.1f} times as long, the recurrent form {recurrent / chunked:.1f} times",
+        holds=scanned > chunked and recurrent > 3 * chunked,
+        full_only=True,
+    )
+    chapter.claim(
+        "From some length on SSD is faster than attention",
+        paper="Dao and Gu 2024, section 9.3, figure 10: faster than FlashAttention-2 from 2,000 positions on",
+        expect="a crossing earlier than there: attention here is dense and unfused",
+        measured="no crossing" if met is None else f"from {met:,.0f} positions on" if met > sizes[0] else f"at all lengths from {sizes[0]} on",
+        holds=met is not None and met <= 2048,
+        full_only=True,
+    )
+
+
+def memory_against_length():
+    rng, sizes = chapter.rng(), [128, 256] if chapter.quick else [1024, 2048, 4096, 8192]
+    peaks = {"chunked": [], "quadratic": []}
+    for n in sizes:
+        call, dout = ssd_call(rng, n, heads=2, d_head=16, d_state=16), (np.ones((n, 2, 16), np.float32), np.zeros((2, 16, 16), np.float32))
+        for form, found in peaks.items():
+            if form == "chunked" or n <= 1024:
+                tracemalloc.start()
+                ssd(*call, form=form)[1](dout)
+                found.append(tracemalloc.get_traced_memory()[1] / 2**20)
+                tracemalloc.stop()
+    slope = exponent(sizes, peaks["chunked"])
+    chapter.value("length.memory", {"exponent": slope, "peak": peaks["chunked"][-1], "longest": sizes[-1],
+                                    "short": peaks["chunked"][0], "quadratic": peaks["quadratic"][-1], "at": sizes[len(peaks["quadratic"]) - 1]})  # fmt: skip
+    chapter.claim(
+        "In chunks the memory of forward and backward is linear",
+        paper="Dao and Gu 2024, section 6.3: memory T N, against T^2 for attention written out",
+        expect="peak memory grows with the length to a power of at most 1.05",
+        measured=f"to the power {slope:.2f}, {peaks['chunked'][-1]:.1f} MiB at {sizes[-1]:,} positions (2 heads of 16)",
+        holds=slope <= 1.05,
+    )
+
+
+time_against_length()
+memory_against_length()
 
 
 # %% Decoding: a state of fixed size against a cache that grows
+def decoding_section():
+    rng, width = chapter.rng(), 128
+    marks = [16, 32, 64] if chapter.quick else [64, 128, 256, 512, 1024, 2048, 4096, 8192]
+    recurrent = init_mamba2(rng, width)
+    attention = init_multi_head_attention(rng, width, num_heads=4)
+    steps = {
+        "Mamba-2": lambda x, state: mamba2_step(recurrent, x, state),
+        "attention": lambda x, state: multi_head_attention_step(attention, x, state, num_heads=4),
+    }
+
+    def size(state):
+        return sum(a.nbytes for a in state) if isinstance(state, tuple) else state.bytes
+
+    def formula(name, n):
+        d_mixed, taps = recurrent.conv.weight.shape
+        return 4 * ((taps - 1) * d_mixed + len(recurrent.norm.gain) * 64) if name == "Mamba-2" else 4 * 2 * n * width
+
+    bytes_, millis, exact = {name: [] for name in steps}, {name: [] for name in steps}, True
+    for name, step in steps.items():
+        state, seen = None, 0
+        for mark in chapter.progress(marks, f"decoding, {name}"):
+            while seen < mark:                               # read up to here, a piece at a time
+                piece = min(256, mark - seen)
+                _, state = step(rng.standard_normal((1, piece, width), np.float32), state)
+                seen += piece
+            bytes_[name].append(size(state))
+            exact = exact and size(state) == formula(name, seen)
+            laps, token = [], rng.standard_normal((1, 1, width), np.float32)
+            for _ in range(5 if chapter.quick else 15):
+                start = time.process_time()
+                _, state = step(token, state)
+                laps.append(time.process_time() - start)
+                seen += 1
+            millis[name].append(1e3 * float(np.median(laps)))
+    equal = next((n for n in range(1, marks[-1] + 1) if formula("attention", n) >= formula("Mamba-2", n)), marks[-1])
+    with chapter.figure("decoding", size=(7.6, 2.9), ncols=2) as (_, axes):
+        for name, marker in zip(steps, "os", strict=True):
+            axes[0].loglog(marks, np.array(bytes_[name]) / 1024, base=2, marker=marker, label=name)
+            axes[1].semilogx(marks, millis[name], base=2, marker=marker, label=name)
+        axes[0].set(title="what is kept of the past: KiB", xlabel="position")
+        axes[1].set(title="ms for the next token", xlabel="position", ylim=(0, None))
+        for ax in axes:
+            ax.set_xticks(marks[::2], [f"{n:,}" for n in marks[::2]])
+            ax.minorticks_off()
+        axes[0].set_yscale("log", base=10)
+        axes[0].legend()
+    columns = ["after", "Mamba-2, KiB", "attention, KiB", "Mamba-2, ms", "attention, ms"]
+    chapter.table("decoding", columns, [(n, *(bytes_[name][i] / 1024 for name in steps), *(millis[name][i] for name in steps)) for i, n in enumerate(marks)])
+    level = next((n for n, a, b in zip(marks, *millis.values(), strict=True) if a <= b), 0)
+    growth = {name: found[-1] / found[0] for name, found in millis.items()}
+    chapter.value("decoding.sizes", {
+        "width": width, "state": bytes_["Mamba-2"][0] / 1024, "cache": bytes_["attention"][-1] / 1024, "equal": equal, "first": marks[0],
+        "last": marks[-1], "level": level, "growth": {"mamba2": growth["Mamba-2"], "attention": growth["attention"]},
+    })  # fmt: skip
+    chapter.claim(
+        "What Mamba-2 keeps of the past does not grow",
+        paper="Dao and Gu 2024, section 1: a constant state; attention's cache is linear in the length",
+        expect="the same bytes after every position, and those of the formula, for states and caches as they are",
+        measured=f"{bytes_['Mamba-2'][0] / 1024:.0f} KiB after {marks[0]} and after {marks[-1]:,} positions; attention's cache is as large after {equal}",
+        holds=exact and len(set(bytes_["Mamba-2"])) == 1,
+    )
+    chapter.claim(
+        "The next token costs the same at every position",
+        paper="Dao and Gu 2024, section 1: constant time a token",
+        expect=f"from position {marks[0]} to {marks[-1]:,} less than 1.5 times the time for Mamba-2, more than that for attention",
+        measured=f"{growth['Mamba-2']:.1f} times and {growth['attention']:.1f} times",
+        holds=growth["Mamba-2"] < 1.5 < growth["attention"],
+        full_only=True,
+    )
+
+
+decoding_section()
 
 
 # %% Selective copying: what a system that cannot choose cannot do

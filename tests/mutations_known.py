@@ -12,11 +12,6 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
-    "matrix_exponential": {
-        "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 0, norm, 1)) -> "
-        "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 1, norm, 1))":
-            "a dout shorter than 1 is then not lengthened, which asks for no squarings either: the part is linear in dout",
-    },
     "selective_scan": {
         "blocks = _blocks(n, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(n, A.size, form=form, chunk=chunk)":
             "blocks of every length give the same",
@@ -30,6 +25,11 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
     "ssd_recurrent": {
         f"stride = int(np.ceil(n ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
         for other in ("int(n ** 0.5)", "int(np.ceil(n ** 1.0))", "int(np.ceil(n))")
+    },
+    "matrix_exponential": {
+        "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 0, norm, 1)) -> "
+        "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 1, norm, 1))":
+            "a dout shorter than 1 is then not lengthened, which asks for no squarings either: the part is linear in dout",
     },
 }  # fmt: skip
 
@@ -67,6 +67,12 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout >= 0 and rng is not None else None":
             "dropout of rate 0 is the identity and draws nothing",
     },
+    "semiseparable": {
+        "sums = _ones_below(n, dtype, 0) @ rows if n <= _SHORT else np.cumsum(rows, axis=-2) -> "
+        f"sums = _ones_below(n, dtype, 0) @ rows if n {sign} _SHORT else np.cumsum(rows, axis=-2)":
+            "both give the same sums: which is quicker depends on the length"
+        for sign in ("<", ">=")
+    },
     "lti": {
         "x = np.concatenate([x, x[:length - len(x)] @ power.T]) -> x = np.concatenate([x, x[:length + len(x)] @ power.T])":
             "states after the last position: the taps that they give meet no input",
@@ -93,12 +99,6 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "i, j = (width * np.arange(-(-length // width)), np.arange(width)) -> i, j = (width * np.arange(--length), np.arange(width))":
             "a coarse table that is longer than needed: what lies behind the last position is cut off",
     },
-    "semiseparable": {
-        "sums = _ones_below(n, dtype, 0) @ rows if n <= _SHORT else np.cumsum(rows, axis=-2) -> "
-        f"sums = _ones_below(n, dtype, 0) @ rows if n {sign} _SHORT else np.cumsum(rows, axis=-2)":
-            "both give the same sums: which is quicker depends on the length"
-        for sign in ("<", ">=")
-    },
     "t5_bias": {
         "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":
             "the first far bucket is number near, too: the logarithm of 1 is 0",
@@ -106,5 +106,11 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
     "sparsemax": {
         "support = (1 + ranks * ordered > totals).sum(-1, keepdims=True) -> support = (1 + ranks * ordered >= totals).sum(-1, keepdims=True)":
             "a key that meets the threshold exactly has weight 0 on either side, and the threshold is the same with it",
+    },
+    "shared_attention": {
+        "check_heads('num_heads', num_heads, 2 * d_model) -> check_heads('num_heads', num_heads, 2)":
+            "multi_head_attention looks again; here only 0 heads would divide by zero first",
+        "check_heads('num_heads', num_heads, 2 * d_model) -> check_heads('num_heads', num_heads, 4 * d_model)":
+            "multi_head_attention looks again; here only 0 heads would divide by zero first",
     },
 }  # fmt: skip

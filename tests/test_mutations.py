@@ -13,6 +13,7 @@ from minitransformers.attention.softmax_off_by_one import softmax_off_by_one
 from minitransformers.basics.dropout import dropout
 from minitransformers.foundation import bad, check_gradients, example, gradients, trusted
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.positional.rope import rope
 from minitransformers.state_space.causal_convolution import CausalConvolution
 
@@ -38,11 +39,20 @@ def language_models():
     biased = BiasedConfig(**sizes, position="none")
     params = init_language_model(rng, biased, std=0.5, dtype=np.float64)._replace(position=rng.normal(size=(2, 3, 3)))
     yield bad("", params=params, config=biased, ids=np.array([[1, 4, 1]]))
+    fixed = LanguageModelConfig(**sizes, fix_norm=True)
+    yield bad("", params=init_language_model(rng, fixed, std=0.5, dtype=np.float64), config=fixed, ids=np.array([[1, 4, 1]]))
 
 
 def learned_weighting():
     rng = np.random.default_rng(1)
     return example(*(rng.normal(size=shape) for shape in ((3, 2, 4), (3, 5, 4), (3, 5, 2), (3, 2, 5), (3, 1))), weighting=softmax_off_by_one)
+
+
+def normalized(name, d_head):
+    """The label's own call with QK-norm before a rotation."""
+    rng, entry = np.random.default_rng(2), catalogue.find(name)
+    params = entry.example(np.random.default_rng(0)).args[0]._replace(normalizer=QkNorm(*rng.normal(size=(2, d_head))))
+    return bad("", params=params, normalize=qk_norm, rotate=rope)
 
 
 # A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls.
@@ -60,14 +70,14 @@ BRANCHES = {
     "gaussian_kernel_attention": [bad(normalize=True), bad(bandwidth=None), bad(bandwidth=np.array([0.7])), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5)))],
     "sigmoid_attention": [bad(offset=None), bad(offset=np.array([0.3])), bad(mask=None)],
     "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
+    "multi_head_attention": [bad(rotate=rope), normalized("multi_head_attention", 2)],
+    "grouped_query_attention": [bad(rotate=rope), normalized("grouped_query_attention", 2)],
     "lti": [bad(view="recurrent"), bad(discretization="bilinear")],
-    "multi_head_attention": [bad(rotate=rope)],
-    "grouped_query_attention": [bad(rotate=rope)],
     "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],
     "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "selective_scan": [bad(D=None), bad(z=None), bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
-    "transformer_block": [bad("", placement="post", drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
+    "transformer_block": [bad("", placement="post", alpha=1.7, drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
 }
 
 

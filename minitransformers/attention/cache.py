@@ -2,7 +2,7 @@
 
 A cache is the one thing here that is owned and written to: it belongs to the generation that started it. A step
 appends to it in place, which is what makes decoding fast; copy it (``copy.deepcopy``) to continue in two ways.
-Keys are kept after their rotation, so their absolute positions are already in them. Source: Shazeer 2019,
+Keys are kept after their norm and their rotation, so their absolute positions are already in them. Source: Shazeer 2019,
 arXiv:1911.02150, section 2.4; the rolling buffer is from Jiang et al. 2023, arXiv:2310.06825, section 2.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import as_weighting
+from minitransformers.attention.heads import as_normalizer, as_weighting
 from minitransformers.attention.masks import causal_mask, sliding_window_mask
 from minitransformers.attention.scaled_dot_product_attention import weigh
 from minitransformers.basics.linear import Linear
@@ -92,7 +92,7 @@ class KeyValueCache:
 def cached_attention(
     params: Any, x: Array, cache: KeyValueCache | None, *, num_heads: int, num_kv_heads: int, bias: Array | None = None,
     causal: bool = True, scale: float | None = None, rotate: Callable | None = None, window: int | None = None,
-    weighting: str | Callable | None = None,
+    weighting: str | Callable | None = None, normalize: str | Callable | None = None,
 ) -> tuple[Array, KeyValueCache]:  # fmt: skip
     """One decoding step of multi-head (num_kv_heads = num_heads) or grouped-query attention: out and the cache.
 
@@ -110,6 +110,9 @@ def cached_attention(
     query = _project(params.query, rows).reshape(*batch, new, num_heads, -1).swapaxes(-2, -3)
     key = _project(params.key, rows).reshape(*batch, new, num_kv_heads, -1).swapaxes(-2, -3)
     value = _project(params.value, rows).reshape(*batch, new, num_kv_heads, -1).swapaxes(-2, -3)
+    normalizer = as_normalizer(normalize, params.normalizer, query.shape[-1])
+    if normalizer is not None:
+        query, key = normalizer(query, key)[0]
     if rotate is not None:
         positions = np.arange(cache.length, cache.length + new)
         query, key = rotate(query, positions=positions)[0], rotate(key, positions=positions)[0]
@@ -132,7 +135,7 @@ def cached_attention(
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
     heads = (weights @ values).reshape(*batch, num_heads, new, -1).swapaxes(-2, -3)  # (..., new, heads, d_value)
-    return _project(params.output, heads.reshape(len(rows), -1)).reshape(x.shape), cache
+    return _project(params.output, heads.reshape(len(rows), -1)).reshape(*batch, new, -1), cache
 
 
 def _project(params: Linear, rows: Array) -> Array:

@@ -7,25 +7,33 @@ With r = num_heads / num_kv_heads, query head h = g r + i reads key head g: neig
 group axis, (..., g, i, length, d); keys and values have size 1 there, are broadcast and never copied.
 
     query, key, value = split(x W_q + b_q), split(x W_k + b_k), split(x W_v + b_v)   (1)
-    query, key = rotate(query), rotate(key), where there is a rotation               (2)
+    query, key = rotate(normalize(query, key)), each where there is one              (2)
     heads_gi = attention(query_gi, key_g, value_g)                                   (3)
     out = merge(heads) W_o + b_o                                                     (4)
     dheads = split(dout W_o^T), dW_o = merge(heads)^T dout, db_o = sum of dout        (5)
     dquery_gi, dkey_g = sum_i dkey_gi, dvalue_g = sum_i dvalue_gi at dheads           (6)
-    dquery, dkey = rotated back                                                      (7)
+    dquery, dkey = rotated back, then back through the normaliser                     (7)
     dW_j = x^T merge(dj), db_j = sum of merge(dj), for j = query, key, value          (8)
     dx = merge(dquery) W_q^T + merge(dkey) W_k^T + merge(dvalue) W_v^T               (9)
 """
 
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.cache import KeyValueCache, cached_attention
-from minitransformers.attention.heads import as_weighting, check_heads, check_scores, merge_heads, split_heads
+from minitransformers.attention.heads import (
+    as_normalizer,
+    as_weighting,
+    check_heads,
+    check_scores,
+    init_normalizer,
+    merge_heads,
+    split_heads,
+)
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import MultiHeadAttention
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
@@ -34,24 +42,30 @@ from minitransformers.foundation import bad, concept, example, invalid, trusted
 
 
 class GroupedQueryAttention(NamedTuple):
-    """Projections to all query heads, to the fewer key and value heads, and back to the model."""
+    """Projections to all query heads, to the fewer key and value heads, and back to the model; what the normaliser learns."""
 
     query: Annotated[Linear, "d_model d_heads"]
     key: Annotated[Linear, "d_model d_keys"]
     value: Annotated[Linear, "d_model d_values"]
     output: Annotated[Linear, "d_out d_model"]
+    normalizer: Any = None
 
 
 def init_grouped_query_attention(
     rng: np.random.Generator, d_model: int, *, num_heads: int, num_kv_heads: int, std: float | None = None,
-    residual_std: float | None = None, bias: bool = False, dtype: type = np.float32,
+    residual_std: float | None = None, bias: bool = False, normalize: str | None = None, dtype: type = np.float32,
 ) -> GroupedQueryAttention:  # fmt: skip
-    """Normal weights of deviation ``std`` (default 1/sqrt(d_model)), the output's of ``residual_std`` (default std)."""
+    """Normal weights of deviation ``std`` (default 1/sqrt(d_model)), the output's of ``residual_std`` (default std).
+
+    normalize is the name of a normaliser.
+    """
     check_heads("num_heads", num_heads, d_model)
     check_heads("num_kv_heads", num_kv_heads, num_heads)
     d_kv = d_model // num_heads * num_kv_heads
     widths = ((d_model, std), (d_kv, std), (d_kv, std), (d_model, std if residual_std is None else residual_std))
-    return GroupedQueryAttention(*(init_linear(rng, d_model, d, std=s, bias=bias, dtype=dtype) for d, s in widths))
+    query, key, value, output = (init_linear(rng, d_model, d, std=s, bias=bias, dtype=dtype) for d, s in widths)
+    normalizer = init_normalizer(rng, normalize, d_model // num_heads, dtype=dtype)
+    return GroupedQueryAttention(query, key, value, output, normalizer=normalizer)
 
 
 def pool_heads(params: MultiHeadAttention, *, num_heads: int, num_kv_heads: int) -> GroupedQueryAttention:
@@ -69,14 +83,14 @@ def pool_heads(params: MultiHeadAttention, *, num_heads: int, num_kv_heads: int)
 
         return Linear(mean(part.weight), None if part.bias is None else mean(part.bias))
 
-    return GroupedQueryAttention(params.query, pooled(params.key), pooled(params.value), params.output)
+    return GroupedQueryAttention(params.query, pooled(params.key), pooled(params.value), params.output, normalizer=params.normalizer)
 
 
 @trusted
 def grouped_query_attention_step(
     params: GroupedQueryAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int, num_kv_heads: int,
     bias: Float[Array, "... new seen"] | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
-    window: int | None = None, weighting: str | Callable | None = None,
+    window: int | None = None, weighting: str | Callable | None = None, normalize: str | Callable | None = None,
 ):  # fmt: skip
     """The causal outputs of a few new positions, given those before; ``state`` is None at the start.
 
@@ -86,7 +100,7 @@ def grouped_query_attention_step(
     """
     return cached_attention(
         params, x, state, num_heads=num_heads, num_kv_heads=num_kv_heads, bias=bias, causal=causal, scale=scale, rotate=rotate,
-        window=window, weighting=weighting,
+        window=window, weighting=weighting, normalize=normalize,
     )  # fmt: skip
 
 
@@ -135,17 +149,18 @@ def grouped_query_attention(
     scale: float | None = None,
     rotate: Callable | None = None,
     weighting: str | Callable | None = None,
+    normalize: str | Callable | None = None,
     attend: Callable | None = None,
 ):
     """Every position gathers from the positions that it may see, in num_heads ways from num_kv_heads sources.
 
-    bias, mask, causal, scale, rotate, weighting and attend are those of multi_head_attention; bias and mask broadcast to
-    (..., heads, queries, keys). attend gets queries (..., num_kv_heads, group, length, d_head), keys and values with 1
+    bias, mask, causal, scale, rotate, weighting, normalize and attend are those of multi_head_attention; bias and mask
+    broadcast to (..., heads, queries, keys). attend gets queries (..., num_kv_heads, group, length, d_head), keys and values with 1
     in the place of the group, and must broadcast.
     Returns out, shaped like x, and backward: dout -> GroupedQueryAttention, dx, dbias (None without a bias).
     Raises ValueError when num_kv_heads does not divide num_heads, when either does not divide its projections, when mask
-    or bias do not fit the scores, or when attend comes with mask, bias, scale or
-    weighting.
+    or bias do not fit the scores, when attend comes with mask, bias, scale or weighting, or normalize without
+    what it learns.
     """
     *batch, length, _ = x.shape
     check_heads("num_heads", num_heads, params.query.weight.shape[1])
@@ -158,12 +173,15 @@ def grouped_query_attention(
         check_scores(argument, array, (*batch, num_heads, length, length))
     if attend is not None and not (mask is None and bias is None and scale is None and weighting is None):
         raise invalid("attend", got="a core together with mask, bias, scale or weighting", wants="a core that holds them itself")
+    normalizer = as_normalizer(normalize, params.normalizer, d_head)
 
     query, query_backward = linear(params.query, x)
     key, key_backward = linear(params.key, x)
     value, value_backward = linear(params.value, x)
     query = split_heads(query, num_heads).reshape(*batch, num_kv_heads, -1, length, d_head)  # neighbours share
     key, value = (split_heads(part, num_kv_heads)[..., None, :, :] for part in (key, value))  # (1)
+    if normalizer is not None:
+        (query, key), normalizer_backward = normalizer(query, key)  # before the rotation  (2)
     if rotate is not None:
         (query, query_unrotate), (key, key_unrotate) = rotate(query), rotate(key)  # (2)
     if attend is None:
@@ -184,10 +202,13 @@ def grouped_query_attention(
         dquery, dkey, dvalue, *rest = attend_backward(dheads)  # the broadcast axis is summed: (..., 1, length, d)  (6)
         if rotate is not None:
             dquery, dkey = query_unrotate(dquery), key_unrotate(dkey)  # (7)
+        dnormalizer = None
+        if normalizer is not None:
+            dnormalizer, dquery, dkey = normalizer_backward((dquery, dkey))  # (7)
         dparams_query, dx_query = query_backward(merge_heads(dquery.reshape(*batch, num_heads, length, d_head)))
         dparams_key, dx_key = key_backward(merge_heads(dkey[..., 0, :, :]))
         dparams_value, dx_value = value_backward(merge_heads(dvalue[..., 0, :, :]))
-        dparams = GroupedQueryAttention(dparams_query, dparams_key, dparams_value, doutput)  # (8)
+        dparams = GroupedQueryAttention(dparams_query, dparams_key, dparams_value, doutput, normalizer=dnormalizer)  # (8)
         dx = dx_query + dx_key + dx_value                    # (9)
         return dparams, dx, rest[0].reshape(bias.shape) if bias is not None else None
 

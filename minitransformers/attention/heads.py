@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import catalogue, invalid
+from minitransformers.foundation import catalogue, invalid, trees
 
 
 def split_heads(x: Float[Array, "... length d_heads"], num_heads: int) -> Float[Array, "... heads length d_head"]:
@@ -45,6 +46,37 @@ def named_weighting(name: str) -> catalogue.Entry:
 def as_weighting(weighting: str | Callable | None) -> Callable | None:
     """A weighting by itself or by its name; None is the softmax."""
     return named_weighting(weighting).function if isinstance(weighting, str) else weighting
+
+
+@functools.cache
+def named_normalizer(name: str) -> catalogue.Entry:
+    """The catalogue's normaliser of queries and keys of that name. Raises ValueError that suggests the nearest one."""
+    return catalogue.find(name, role="normalizer")
+
+
+def init_normalizer(rng: np.random.Generator, normalize: str | None, d_head: int, *, dtype: type) -> Any:
+    """What the normaliser of that name starts with; None for none."""
+    init = named_normalizer(normalize).init if isinstance(normalize, str) else None
+    return None if init is None else init(rng, d_head, dtype=dtype)
+
+
+def as_normalizer(normalize: str | Callable | None, learned: Any, d_head: int) -> Callable | None:
+    """(query, key) -> (query, key), backward, with what it learns filled in; None for none.
+
+    Raises ValueError where either comes without the other, or it learns anything but one number for each feature of a head.
+    """
+    function = named_normalizer(normalize).function if isinstance(normalize, str) else normalize
+    if function is not None and not callable(function):
+        raise invalid("normalize", got=repr(normalize), wants='a function or its name, "qk_norm"')
+    if (function is None) != (learned is None):
+        got = "a normaliser without params.normalizer" if learned is None else "params.normalizer without a normaliser"
+        raise invalid("normalize", got=got, wants="both or neither")
+    if function is None:
+        return None
+    for path, leaf in trees.leaves(learned, "params.normalizer"):
+        if leaf.shape != (d_head,):
+            raise invalid(path, got=f"shape {leaf.shape}", wants=f"({d_head},), one number for each feature of a head")
+    return functools.partial(function, learned)
 
 
 def sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:

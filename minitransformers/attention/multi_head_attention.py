@@ -2,29 +2,38 @@
 
 One softmax can look in one way at a time; num_heads of them, each d_model / num_heads wide, look in several for the
 price of one. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2. Differs from the paper: projections may have
-biases, and a rotation of queries and keys (rope) or another core (a window) can be put in. split cuts the last axis into
-heads, (..., length, heads * d) to (..., heads, length, d); merge undoes it.
+biases, and a norm or a rotation of queries and keys (qk_norm, rope) or another core (a window) can be put in. split cuts the
+last axis into heads, (..., length, heads * d) to (..., heads, length, d); merge undoes it.
 
     query, key, value = split(x W_q + b_q), split(x W_k + b_k), split(x W_v + b_v)   (1)
-    query, key = rotate(query), rotate(key), where there is a rotation               (2)
+    query, key = rotate(normalize(query, key)), each where there is one              (2)
     heads = attention(query, key, value)                                             (3)
     out = merge(heads) W_o + b_o                                                     (4)
     dheads = split(dout W_o^T), dW_o = merge(heads)^T dout, db_o = sum of dout        (5)
     dquery, dkey, dvalue = gradients of attention at dheads                          (6)
-    dquery, dkey = rotated back                                                      (7)
+    dquery, dkey = rotated back, then back through the normaliser                     (7)
     dW_i = x^T merge(di), db_i = sum of merge(di), for i = query, key, value          (8)
     dx = merge(dquery) W_q^T + merge(dkey) W_k^T + merge(dvalue) W_v^T               (9)
 """
 
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.cache import KeyValueCache, cached_attention
-from minitransformers.attention.heads import as_weighting, check_heads, check_scores, merge_heads, named_weighting, split_heads
+from minitransformers.attention.heads import (
+    as_normalizer,
+    as_weighting,
+    check_heads,
+    check_scores,
+    init_normalizer,
+    merge_heads,
+    named_weighting,
+    split_heads,
+)
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.linear import Linear, init_linear, linear
@@ -34,7 +43,8 @@ from minitransformers.foundation import bad, concept, example, invalid, trusted
 class MultiHeadAttention(NamedTuple):
     """Projections to queries, keys and values of all heads side by side, and back from the heads' values.
 
-    learned holds what the weighting learns, in its order (SSMax: a scale a head), or None.
+    learned holds what the weighting learns, in its order (SSMax: a scale a head), or None; normalizer what the normaliser
+    of queries and keys learns (QK-norm: gains), or None.
     """
 
     query: Annotated[Linear, "d_model d_heads"]
@@ -42,30 +52,32 @@ class MultiHeadAttention(NamedTuple):
     value: Annotated[Linear, "d_model d_values"]
     output: Annotated[Linear, "d_values d_model"]
     learned: tuple | None = None
+    normalizer: Any = None
 
 
 def init_multi_head_attention(
     rng: np.random.Generator, d_model: int, *, num_heads: int, std: float | None = None,
     residual_std: float | None = None, bias: bool = True, weighting: str | None = None, max_positions: int = 1024,
-    dtype: type = np.float32,
+    normalize: str | None = None, dtype: type = np.float32,
 ) -> MultiHeadAttention:  # fmt: skip
     """Normal weights of deviation ``std`` (default 1/sqrt(d_model)), the output's of ``residual_std`` (default std).
 
-    weighting is the name of one that learns; it starts for contexts of up to max_positions.
+    weighting is the name of one that learns; it starts for contexts of up to max_positions. normalize names a normaliser.
     """
     check_heads("num_heads", num_heads, d_model)
     stds = (std, std, std, std if residual_std is None else residual_std)
     query, key, value, output = (init_linear(rng, d_model, d_model, std=s, bias=bias, dtype=dtype) for s in stds)
     init = named_weighting(weighting).init if isinstance(weighting, str) else None
     learned = None if init is None else init(rng, num_heads=num_heads, context=max_positions, dtype=dtype)
-    return MultiHeadAttention(query, key, value, output, learned)
+    normalizer = init_normalizer(rng, normalize, d_model // num_heads, dtype=dtype)
+    return MultiHeadAttention(query, key, value, output, learned, normalizer)
 
 
 @trusted
 def multi_head_attention_step(
     params: MultiHeadAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int,
     bias: Float[Array, "... new seen"] | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
-    weighting: str | Callable | None = None,
+    weighting: str | Callable | None = None, normalize: str | Callable | None = None,
 ):  # fmt: skip
     """The causal outputs of a few new positions, given those before; ``state`` is None at the start.
 
@@ -74,7 +86,7 @@ def multi_head_attention_step(
     """
     return cached_attention(
         params, x, state, num_heads=num_heads, num_kv_heads=num_heads, bias=bias, causal=causal, scale=scale, rotate=rotate,
-        weighting=weighting,
+        weighting=weighting, normalize=normalize,
     )  # fmt: skip
 
 
@@ -113,18 +125,20 @@ def multi_head_attention(
     scale: float | None = None,
     rotate: Callable | None = None,
     weighting: str | Callable | None = None,
+    normalize: str | Callable | None = None,
     attend: Callable | None = None,
 ):
     """Every position gathers from the positions that it may see, in num_heads ways.
 
     bias is added to the scores, mask says True where a query may see a key: both broadcast to (..., heads, queries, keys).
     causal hides later keys besides. scale multiplies the scores (default 1/sqrt(d_head)). rotate(x) -> out, backward
-    turns queries and keys (functools.partial(rope, base=1e5)). weighting, a function or its name,
+    turns queries and keys (functools.partial(rope, base=1e5)). normalize(params.normalizer, query, key) -> (query, key),
+    backward, a function or its name ("qk_norm"), acts on each head before that. weighting, a function or its name,
     takes the place of the softmax, as in scaled_dot_product_attention, and gets params.learned. attend(query, key, value) -> out, backward takes the
     place of scaled_dot_product_attention and decides itself, causal or not, what a query sees.
     Returns out, shaped like x, and backward: dout -> MultiHeadAttention, dx, dbias (None without a bias).
-    Raises ValueError when num_heads does not divide the projections, when mask or bias do not fit the scores, or when
-    attend comes with mask, bias, scale or weighting.
+    Raises ValueError when num_heads does not divide the projections, when mask or bias do not fit the scores, when
+    attend comes with mask, bias, scale or weighting, or normalize without what it learns.
     """
     length = x.shape[-2]
     check_heads("num_heads", num_heads, params.query.weight.shape[1])
@@ -133,11 +147,14 @@ def multi_head_attention(
         check_scores(argument, array, (*x.shape[:-2], num_heads, length, length))
     if attend is not None and not (mask is None and bias is None and scale is None and weighting is None):
         raise invalid("attend", got="a core together with mask, bias, scale or weighting", wants="a core that holds them itself")
+    normalizer = as_normalizer(normalize, params.normalizer, params.query.weight.shape[1] // num_heads)
 
     query, query_backward = linear(params.query, x)
     key, key_backward = linear(params.key, x)
     value, value_backward = linear(params.value, x)
     query, key, value = (split_heads(part, num_heads) for part in (query, key, value))  # (..., heads, length, d)  (1)
+    if normalizer is not None:
+        (query, key), normalizer_backward = normalizer(query, key)  # before the rotation  (2)
     if rotate is not None:
         (query, query_unrotate), (key, key_unrotate) = rotate(query), rotate(key)  # (2)
     if attend is None:
@@ -156,11 +173,14 @@ def multi_head_attention(
         dquery, dkey, dvalue, *rest = attend_backward(dheads)  # (6)
         if rotate is not None:
             dquery, dkey = query_unrotate(dquery), key_unrotate(dkey)  # (7)
+        dnormalizer = None
+        if normalizer is not None:
+            dnormalizer, dquery, dkey = normalizer_backward((dquery, dkey))  # (7)
         dparams_query, dx_query = query_backward(merge_heads(dquery))
         dparams_key, dx_key = key_backward(merge_heads(dkey))
         dparams_value, dx_value = value_backward(merge_heads(dvalue))
         dlearned = None if params.learned is None else tuple(rest[1:])
-        dparams = MultiHeadAttention(dparams_query, dparams_key, dparams_value, doutput, dlearned)  # (8)
+        dparams = MultiHeadAttention(dparams_query, dparams_key, dparams_value, doutput, dlearned, dnormalizer)  # (8)
         dx = dx_query + dx_key + dx_value                    # x is read three times: three terms  (9)
         return dparams, dx, rest[0] if rest else None
 

@@ -29,12 +29,12 @@ from minitransformers.foundation import bad, concept, example, trusted
 
 def init_sliding_window_attention(
     rng: np.random.Generator, d_model: int, *, num_heads: int, num_kv_heads: int | None = None, std: float | None = None,
-    residual_std: float | None = None, bias: bool = False, dtype: type = np.float32,
+    residual_std: float | None = None, bias: bool = False, normalize: str | None = None, dtype: type = np.float32,
 ) -> GroupedQueryAttention:  # fmt: skip
     """Those of grouped-query attention: a window has no parameters. num_kv_heads defaults to num_heads."""
     return init_grouped_query_attention(
         rng, d_model, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads,
-        std=std, residual_std=residual_std, bias=bias, dtype=dtype,
+        std=std, residual_std=residual_std, bias=bias, normalize=normalize, dtype=dtype,
     )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def init_sliding_window_attention(
 def sliding_window_attention_step(
     params: GroupedQueryAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int, window: int,
     num_kv_heads: int | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
+    normalize: str | Callable | None = None,
 ):  # fmt: skip
     """The outputs of a few new positions, given those before, from a rolling cache of ``window`` positions.
 
@@ -49,7 +50,7 @@ def sliding_window_attention_step(
     """
     return grouped_query_attention_step(
         params, x, state, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads,
-        causal=causal, scale=scale, rotate=rotate, window=window,
+        causal=causal, scale=scale, rotate=rotate, window=window, normalize=normalize,
     )  # fmt: skip
 
 
@@ -74,17 +75,20 @@ def sliding_window_attention(
     causal: bool = True,
     scale: float | None = None,
     rotate: Callable | None = None,
+    normalize: str | Callable | None = None,
 ):
     """Grouped-query attention (multi-head where num_kv_heads is None) in which a position sees ``window`` positions.
 
-    Where causal is false it sees as far ahead as back, 2 window - 1 positions. scale and rotate as in
-    grouped_query_attention.
+    Where causal is false it sees as far ahead as back, 2 window - 1 positions. scale, rotate
+    and normalize as in grouped_query_attention.
     Returns out, shaped like x, and backward: dout -> GroupedQueryAttention, dx.
     Raises ValueError when window is not a whole number of at least 1, or heads and features do not divide.
     """
     attend = partial(banded_attention, window=window, causal=causal, scale=scale)
     kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    out, attention_backward = grouped_query_attention(params, x, num_heads=num_heads, num_kv_heads=kv_heads, rotate=rotate, attend=attend)  # (1)
+    out, attention_backward = grouped_query_attention(
+        params, x, num_heads=num_heads, num_kv_heads=kv_heads, rotate=rotate, normalize=normalize, attend=attend
+    )  # (1)
 
     def backward(dout):
         dparams, dx, _ = attention_backward(dout)            # (2)

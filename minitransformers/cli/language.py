@@ -25,7 +25,7 @@ from minitransformers.training.trained import load_trained
 from minitransformers.training.vocabulary import Vocabulary
 from minitransformers.training.yardsticks import yardsticks
 
-ROLES = ("mixer", "channel", "norm", "position")
+ROLES = ("mixer", "stack", "channel", "norm", "position")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -50,9 +50,9 @@ def train(arguments: argparse.Namespace) -> int:
     corpus = Corpus.load(arguments.text, context=context, vocabulary=f"{arguments.vocabulary}s")
     model_config = LanguageModelConfig(
         vocabulary_size=corpus.vocabulary.size, context=context, d_model=chosen("width", 128, 32),
-        num_layers=chosen("layers", 4, 2), num_heads=chosen("heads", 4, 2), mixer=arguments.mixer, channel=arguments.channel,
+        num_layers=chosen("layers", 4, 2), num_heads=chosen("heads", 4, 2), mixer=arguments.mixer, stack=arguments.stack, channel=arguments.channel,
         norm=arguments.norm, position=arguments.position, placement=arguments.placement, tied=not arguments.untied,
-        scale_embedding=arguments.scale_embedding, dropout=arguments.dropout,
+        scale_embedding=arguments.scale_embedding, fix_norm=arguments.fix_norm, dropout=arguments.dropout,
         options=_options(arguments.option),
     )  # fmt: skip
     _try(model_config)

@@ -66,7 +66,7 @@ def _parser() -> Parser:
 def _concept_commands(command) -> None:
     add = command("list", "concepts:list_concepts", "list the concepts", "list --role mixer").add_argument
     add("--chapter", metavar="C", help="only this chapter's")
-    add("--role", metavar="R", help="only those that fill this role of a model: mixer, channel, norm or position")
+    add("--role", metavar="R", help="only those that fill this role of a model: mixer, stack, channel, norm or position")
     _json(add)
 
     add = command("check", "concepts:check", "check gradients and everything else the contract promises", "check rms_norm linear").add_argument
@@ -101,14 +101,16 @@ def _chapter_commands(command) -> None:
 def _language_commands(command) -> None:
     train = command("train", "language:train", "train a language model of chosen parts on text", "train --quick --norm rms_norm --position rope --out runs/first")
     add = train.add_argument_group("parts", "every concept that `minitransformers list --role` names fits").add_argument
-    add("--mixer", default="multi_head_attention", metavar="NAME", help="moves information between positions (default: %(default)s)")
+    add("--mixer", default="multi_head_attention", metavar="NAME", help="moves information between positions; several, joined by commas, take turns (default: %(default)s)")
+    add("--stack", metavar="NAME", help="in the place of all blocks, with mixers and channels of its own")
     add("--channel", default="feed_forward", metavar="NAME", help="works within a position (default: %(default)s)")
     add("--norm", default="layer_norm", metavar="NAME", help="(default: %(default)s)")
     add("--position", default="learned", metavar="NAME", help="or none (default: %(default)s)")
-    add("--placement", default="pre", choices=("pre", "post"), help="norm before or after each part (default: %(default)s)")
-    add("--option", action="append", default=[], metavar="PART.KEY=VALUE", help="setting of one part, such as mixer.num_kv_heads=2; may be repeated")
+    add("--placement", default="pre", choices=("pre", "post", "deep"), help="norm before or after each part, or after it as DeepNorm has it (default: %(default)s)")
+    add("--option", action="append", default=[], metavar="PART.KEY=VALUE", help="setting of one part, such as mixer.num_kv_heads=2 or mixer.normalize=qk_norm; may be repeated")
     add("--untied", action="store_true", help="a head of its own instead of the embeddings")
     add("--scale-embedding", action="store_true", help="embeddings times the root of the width, as sinusoidal positions need it")
+    add("--fix-norm", action="store_true", help="FixNorm: every word at length one at both ends, times the root of the width at the input")
     add = train.add_argument_group("sizes").add_argument
     add("--layers", type=positive, metavar="N", help="(default: 4; quick: 2)")
     add("--heads", type=positive, metavar="N", help="(default: 4; quick: 2)")

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-# What a concept can be to a model (see the table of roles in the documentation). A position acts in one of three places.
-ROLES = ("mixer", "channel", "norm", "position/input", "position/rotation", "position/bias", "weighting")
+# What a concept can be to a model (see the table of roles in the documentation). A position acts in one of three places. A
+# stack stands for all blocks at once: its layers share parameters, or read what no single block is given.
+ROLES = ("mixer", "stack", "channel", "norm", "position/input", "position/rotation", "position/bias", "weighting", "normalizer")
 
 # The order in which a reader meets the chapters.
 READING_ORDER = (

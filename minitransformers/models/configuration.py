@@ -9,15 +9,21 @@ from typing import Any, NamedTuple
 
 from minitransformers.foundation import invalid
 from minitransformers.models.parts import Part
+from minitransformers.norms.deep_norm import DeepNormConstants, deep_norm_constants
 
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """Sizes (in tokens, features, layers, heads) and the names of the parts.
 
-    options gives a role's part what only it takes: ``{"mixer": {"window": 32}}``. position may be "none".
-    Raises ValueError that names the field for sizes below one, unknown parts, options and weightings, and a position that the
-    mixer has no place for.
+    mixer may be several names joined by commas, which the layers take in turn: "mamba,sliding_window_attention". stack, a
+    concept of that role, takes the place of all blocks, and of the mixer and channel named here.
+    options gives a role's part what only it takes: ``{"mixer": {"window": 32}}``; each of several mixers takes what it knows.
+    position may be "none". placement is "pre", "post" or "deep": DeepNorm, post-norm of a stream weighed up for the depth, and
+    smaller weights at the start (derived for norms that forget scale; others are let in). fix_norm is FixNorm: every word is a
+    direction, at both ends.
+    Raises ValueError that names the field for sizes below one, unknown parts, options and weightings, more mixers than layers,
+    a position that no mixer has a place for, and FixNorm without tied embeddings.
     """
 
     vocabulary_size: int
@@ -34,34 +40,50 @@ class LanguageModelConfig:
     dropout: float = 0.0
     scale_embedding: bool = False
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stack: str | None = None
+    fix_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocabulary_size", "context", "d_model", "num_layers", "num_heads"):
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
                 raise invalid(name, got=repr(size), wants="a whole number of at least 1")
-        if self.placement not in ("pre", "post"):
-            raise invalid("placement", got=repr(self.placement), wants='"pre" or "post"')
+        if self.placement not in ("pre", "post", "deep"):
+            raise invalid("placement", got=repr(self.placement), wants='"pre", "post" or "deep"')
+        if self.fix_norm and not self.tied:
+            raise invalid("fix_norm", got="a head of its own", wants="tied embeddings: the words that are read are those that are scored")
         if not 0 <= self.dropout < 1:
             raise invalid("dropout", got=self.dropout, wants="a rate of at least 0 and below 1")
         for role in self.options:
-            if role not in ("mixer", "channel", "norm", "position"):
-                raise invalid(f"options.{role}", got="an unknown role", wants="mixer, channel, norm or position")
-        position = self.parts.get("position")  # an unknown part should fail here, not at the first call
+            if role not in ("mixer", "stack", "channel", "norm", "position"):
+                raise invalid(f"options.{role}", got="an unknown role", wants="mixer, stack, channel, norm or position")
+        if self.stack is not None:
+            for name in ("mixer", "channel", "placement", "dropout"):  # a stack has its own, and would ignore them
+                if (got := getattr(self, name)) != (default := type(self).__dataclass_fields__[name].default):
+                    raise invalid(name, got=repr(got), wants=f"{default!r}: the stack {self.stack} decides itself")
+        elif len(self.mixer.split(",")) > self.num_layers:
+            raise invalid("mixer", got=self.mixer, wants=f"at most {self.num_layers} names, one a layer")
+        movers = self.movers  # an unknown part should fail here, not at the first call
+        position = self.parts.get("position")
         for place, argument, kind in (("bias", "bias", "a bias on the scores"), ("rotation", "rotate", "a rotation of queries and keys")):
-            if position and position.place == f"position/{place}" and not self.parts["mixer"].takes(argument):
-                got = f"{self.position}, {kind}, with the mixer {self.mixer}, which takes none"
+            if position and position.place == f"position/{place}" and not any(part.takes(argument) for part in movers):
+                got = f"{self.position}, {kind}, with {self.stack or f'the mixer {self.mixer}'}, which takes none"
                 raise invalid("position", got=got, wants="another position, or another mixer")
 
     @functools.cached_property
+    def movers(self) -> list[Part]:
+        """What moves information between positions: the mixer of each layer, or the one stack."""
+        if self.stack is not None:
+            return [Part.of("stack", self.stack, self.options.get("stack", {}))]
+        in_turn = Part.in_turn("mixer", self.mixer.split(","), self.options.get("mixer", {}))
+        return [in_turn[layer % len(in_turn)] for layer in range(self.num_layers)]
+
+    @functools.cached_property
     def parts(self) -> dict[str, Part]:
-        """The chosen part of each role; no position for "none"."""
-        names = {"mixer": self.mixer, "channel": self.channel, "norm": self.norm, "position": self.position}
-        return {
-            role: Part.of(role, name, self.options.get(role, {}))
-            for role, name in names.items()
-            if (role, name) != ("position", "none")
-        }
+        """The chosen part of each role that all layers share; no position for "none", no channel beside a stack."""
+        names = {"channel": self.channel, "norm": self.norm, "position": self.position}
+        without = (("position", "none"), ("channel", self.channel if self.stack else None))
+        return {role: Part.of(role, name, self.options.get(role, {})) for role, name in names.items() if (role, name) not in without}
 
     @functools.cached_property
     def bound(self) -> Bound:
@@ -74,9 +96,8 @@ class LanguageModelConfig:
             assert position is not None
             settings["rotate"] = functools.partial(position.entry.function, **position.options)
         return Bound(
-            mixer=parts["mixer"].bind(**settings),
-            mixer_step=parts["mixer"].bind_step(**settings),
-            channel=parts["channel"].bind(),
+            movers=[Mover(part.bind(**settings), part.bind_step(**settings), part.takes("bias")) for part in self.movers],
+            channel=parts["channel"].bind() if "channel" in parts else None,
             norm=parts["norm"].bind(),
             input_position=position.bind() if position and place == "position/input" else None,
             bias_position=position.bind(**settings) if position and place == "position/bias" else None,
@@ -84,8 +105,18 @@ class LanguageModelConfig:
 
     @property
     def embedding_scale(self) -> float:
-        """s in equation (1)."""
-        return self.d_model**0.5 if self.scale_embedding else 1.0
+        """s in the language model's equation (1)."""
+        return self.d_model**0.5 if self.scale_embedding or self.fix_norm else 1.0
+
+    @property
+    def deep(self) -> DeepNormConstants:
+        """What DeepNorm multiplies the stream and the first weights by; ones where the placement is another."""
+        return deep_norm_constants(self.num_layers) if self.placement == "deep" else DeepNormConstants(1.0, 1.0)
+
+    @property
+    def residual(self) -> dict[str, Any]:
+        """How a block adds to the stream: before its norms or after them, and what the stream is multiplied by."""
+        return {"placement": "pre" if self.placement == "pre" else "post", "alpha": self.deep.alpha}
 
     def to_json(self) -> dict[str, Any]:
         """A dict that json can write and from_json reads."""
@@ -102,12 +133,19 @@ class LanguageModelConfig:
         return cls(**values)
 
 
-class Bound(NamedTuple):
-    """The parts of one configuration as functions."""
+class Mover(NamedTuple):
+    """A mixer or a stack: the whole pass, the decoding step where there is one, and whether it has a place for a bias."""
 
-    mixer: Callable
-    mixer_step: Callable | None
-    channel: Callable
+    call: Callable
+    step: Any
+    takes_bias: bool
+
+
+class Bound(NamedTuple):
+    """The parts of one configuration as functions; movers has one for each layer, or the stack alone."""
+
+    movers: list[Mover]
+    channel: Any
     norm: Callable
     input_position: Callable | None
     bias_position: Callable | None

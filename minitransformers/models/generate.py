@@ -12,23 +12,26 @@ so they give the same logits.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.basics.embedding import embedding
+from minitransformers.basics.embedding import Embedding, embedding
 from minitransformers.basics.softmax import softmax
 from minitransformers.foundation import invalid, trusted
 from minitransformers.models.language_model import LanguageModel, LanguageModelConfig, language_model
 from minitransformers.models.transformer_block import transformer_block_step
+from minitransformers.norms.fix_norm import fix_norm
 
 
 class DecodingState(NamedTuple):
-    """What the past left behind: one state a block, and how many positions were read."""
+    """What the past left behind: one state a block, or the stack's; how many positions were read; the words as they are used."""
 
-    mixers: list[Any]
+    blocks: Any
     length: int
+    table: Array
 
 
 @trusted
@@ -42,33 +45,32 @@ def language_model_step(
     """
     parts, length = config.bound, state.length if state else 0
     end = length + ids.shape[-1]
-    one_step = parts.mixer_step
-    if one_step is None:
-        raise invalid("config.mixer", got=config.mixer, wants="a mixer that can decode step by step")
+    if any(mover.step is None for mover in parts.movers):
+        raise invalid("config.mixer", got=config.stack or config.mixer, wants="one that can decode step by step")
     if end > config.context:
         raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {config.context}")
-    hidden = embedding(params.embedding, ids=ids)[0]
+    table = state.table if state else fix_norm(params.embedding.weight)[0] if config.fix_norm else params.embedding.weight
+    hidden = embedding(Embedding(table), ids=ids)[0]
     hidden *= config.embedding_scale
     bias = {}
     if parts.input_position is not None:
         hidden = parts.input_position(params.position, hidden, positions=np.arange(length, end))[0]
     if parts.bias_position is not None:
         bias["bias"] = parts.bias_position(params.position, num_queries=end - length, num_keys=end)[0]
-    mixers = []
-    for i, block in enumerate(params.blocks):
-
-        def step(mixer_params, x, mixer_state):
-            return one_step(mixer_params, x, mixer_state, **bias)
-
-        hidden, mixer_state = transformer_block_step(
-            block, hidden, state.mixers[i] if state else None,
-            mixer_step=step, channel=parts.channel, norm=parts.norm, placement=config.placement,
-        )  # fmt: skip
-        mixers.append(mixer_state)
+    if config.stack is not None:
+        hidden, blocks = parts.movers[0].step(params.blocks, hidden, state.blocks if state else None)
+    else:
+        blocks = []
+        for i, (block, mixer) in enumerate(zip(params.blocks, parts.movers, strict=True)):
+            hidden, block_state = transformer_block_step(
+                block, hidden, state.blocks[i] if state else None, mixer_step=partial(mixer.step, **bias if mixer.takes_bias else {}),
+                channel=parts.channel, norm=parts.norm, **config.residual,
+            )  # fmt: skip
+            blocks.append(block_state)
     if params.final_norm is not None:
         hidden = parts.norm(params.final_norm, hidden)[0]
-    head = params.embedding.weight.T if params.head is None else params.head.weight
-    return hidden @ head, DecodingState(mixers, end)
+    head = table.T if params.head is None else params.head.weight
+    return hidden @ head, DecodingState(blocks, end, table)
 
 
 def next_token_probabilities(
@@ -156,7 +158,7 @@ def _next_logits(params: LanguageModel, text: list[int], *, config: LanguageMode
     """Logits after the text so far; the caller appends a token to it between two of them."""
     start = max(0, len(text) - config.context)
     state, read = None, start
-    use_cache = use_cache and config.bound.mixer_step is not None
+    use_cache = use_cache and all(mover.step is not None for mover in config.bound.movers)
     while True:
         if len(text) - start > config.context:
             start = len(text) - max(1, config.context // 2)

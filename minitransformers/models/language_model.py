@@ -4,15 +4,16 @@ Source: Radford et al. 2019 (GPT-2), after Vaswani et al. 2017, arXiv:1706.03762
 arXiv:1608.05859. GPT-2 is one choice of parts: multi_head_attention, feed_forward, layer_norm, learned. Differs from
 GPT-2's training code: no dropout on the attention weights, only on embeddings and sub-layer outputs.
 
-    hidden = s E[ids], with the positions put in; s = 1      (1)
-    hidden = block_l(hidden), l = 1 .. num_layers            (2)
+    hidden = s U[ids], with the positions put in; U = E, s = 1   (1)
+    hidden = block_l(hidden), l = 1 .. num_layers, or stack(hidden)   (2)
     final = N(hidden) for pre-norm, hidden for post-norm     (3)
-    logits = final E^T when tied, final W otherwise          (4)
-    dfinal = dlogits E, dE = dlogits^T final                 (5)
+    logits = final U^T when tied, final W otherwise          (4)
+    dfinal = dlogits U, dU = dlogits^T final                 (5)
     dhidden = N*(dfinal)                                     (6)
-    dhidden = block_l*(dhidden), l = num_layers .. 1         (7)
-    dE = dE + scatter of s dhidden to the rows ids           (8)
+    dhidden = block_l*(dhidden), l = num_layers .. 1, or stack*(dhidden)   (7)
+    dE = dU + scatter of s dhidden to the rows ids           (8)
 
+With fix_norm U is FixNorm(E), the rows of E at length one, s is sqrt(d_model), and (8) goes on through its backward.
 The paper of 2017 and Gemma scale the embeddings by s = sqrt(d_model) (scale_embedding): without it, sinusoidal positions,
 whose entries are as large as 1, drown embeddings that start at 0.02.
 """
@@ -30,26 +31,35 @@ from numpy import ndarray as Array
 from minitransformers.basics.dropout import dropout
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, trees
 from minitransformers.models.configuration import LanguageModelConfig
 from minitransformers.models.transformer_block import TransformerBlock, transformer_block
+from minitransformers.norms.fix_norm import fix_norm
 
 
 class LanguageModel(NamedTuple):
-    """All parameters. head is None when tied; final_norm is None for post-norm; position is None without parameters."""
+    """All parameters. head is None when tied; final_norm is None for post-norm; position is None without parameters.
+
+    blocks holds a TransformerBlock for each layer, or what the stack has in their place.
+    """
 
     embedding: Embedding
     position: Any
-    blocks: list[TransformerBlock]
+    blocks: Any
     final_norm: Any
     head: Linear | None
 
 
 def init_language_model(rng: np.random.Generator, config: LanguageModelConfig, *, std: float = 0.02, dtype: type = np.float32):
-    """GPT-2's initialisation: N(0, std^2), residual projections divided by sqrt(2 num_layers), biases 0, gains 1."""
+    """GPT-2's initialisation: N(0, std^2), residual projections divided by sqrt(2 num_layers), biases 0, gains 1.
+
+    With the placement "deep" the weights of the blocks are DeepNorm's, and std is for the embeddings alone.
+    Raises ValueError where DeepNorm meets a mixer without queries, keys, values and outputs.
+    """
     settings = {
         "d_model": config.d_model,
         "num_heads": config.num_heads,
+        "num_layers": config.num_layers,
         "max_positions": config.context,
         "std": std,
         "residual_std": std / (2 * config.num_layers) ** 0.5,
@@ -61,16 +71,35 @@ def init_language_model(rng: np.random.Generator, config: LanguageModelConfig, *
         # Norms take no std: they start as the identity. A part takes of the settings what its init names.
         return parts[role].init(rng, **settings)
 
+    def block(mixer):
+        made = TransformerBlock(mixer_norm=fresh("norm"), mixer=mixer.init(rng, **settings), channel_norm=fresh("norm"), channel=fresh("channel"))
+        return _deep_start(rng, made, mixer.entry.name, beta=config.deep.beta) if config.placement == "deep" else made
+
     return LanguageModel(
         embedding=init_embedding(rng, config.vocabulary_size, config.d_model, std=std, dtype=dtype),
         position=fresh("position") if "position" in parts else None,
-        blocks=[
-            TransformerBlock(mixer_norm=fresh("norm"), mixer=fresh("mixer"), channel_norm=fresh("norm"), channel=fresh("channel"))
-            for _ in range(config.num_layers)
-        ],
+        blocks=config.movers[0].init(rng, **settings)
+        if config.stack is not None
+        else [block(mixer) for mixer in config.movers],
         final_norm=fresh("norm") if config.placement == "pre" else None,
         head=None if config.tied else init_linear(rng, config.d_model, config.vocabulary_size, std=std, bias=False, dtype=dtype),
     )
+
+
+def _deep_start(rng: np.random.Generator, block: TransformerBlock, name: str, *, beta: float) -> TransformerBlock:
+    """Xavier's deviation for every weight, beta of it for values, outputs and the channel part."""
+    gains = {"query": 1.0, "key": 1.0, "value": beta, "output": beta}
+    if not gains.keys() <= set(getattr(block.mixer, "_fields", ())):
+        raise invalid("placement", got=f"'deep' with the mixer {name}", wants="a mixer with queries, keys, values and outputs")
+
+    def drawn(part, gain):
+        def draw(leaf):                                      # biases stay
+            return leaf if leaf.ndim < 2 else (gain * (2 / sum(leaf.shape)) ** 0.5 * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+        return trees.map(draw, part)
+
+    mixer = block.mixer._replace(**{field: drawn(getattr(block.mixer, field), gain) for field, gain in gains.items()})
+    return block._replace(mixer=mixer, channel=drawn(block.channel, beta))
 
 
 def _example(rng):
@@ -105,7 +134,8 @@ def language_model(
         raise invalid("ids", got=f"{length} positions", wants=f"at most the context of {config.context}")
     drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout > 0 and rng is not None else None
 
-    hidden, embedding_backward = embedding(params.embedding, ids=ids)
+    table, fix_backward = fix_norm(params.embedding.weight) if config.fix_norm else (params.embedding.weight, None)  # (1)
+    hidden, embedding_backward = embedding(Embedding(table), ids=ids)
     hidden *= config.embedding_scale                         # (1)
     position_backward = bias_backward = drop_backward = bias = None
     if parts.input_position is not None:
@@ -115,14 +145,17 @@ def language_model(
     if drop is not None:
         hidden, drop_backward = drop(hidden)
 
-    around: dict[str, Any] = {"mixer": parts.mixer, "channel": parts.channel, "norm": parts.norm, "placement": config.placement, "drop": drop}
-    block_backwards = []
-    for block in params.blocks:
-        hidden, block_backward = transformer_block(block, hidden, bias, **around)  # (2)
-        block_backwards.append(block_backward)
+    block_backwards, stack_backward = [], None
+    if config.stack is not None:
+        hidden, stack_backward = parts.movers[0].call(params.blocks, hidden)  # (2)
+    else:
+        around: dict[str, Any] = {"channel": parts.channel, "norm": parts.norm, "drop": drop, **config.residual}
+        for block, mixer in zip(params.blocks, parts.movers, strict=True):
+            hidden, block_backward = transformer_block(block, hidden, bias if mixer.takes_bias else None, mixer=mixer.call, **around)  # (2)
+            block_backwards.append(block_backward)
 
     final, final_norm_backward = (hidden, None) if params.final_norm is None else parts.norm(params.final_norm, hidden)  # (3)
-    head = Linear(params.embedding.weight.T, None) if params.head is None else params.head
+    head = Linear(table.T, None) if params.head is None else params.head
     logits, head_backward = linear(head, final)              # (4)
 
     def backward(dlogits):
@@ -130,10 +163,13 @@ def language_model(
         dfinal_norm = None
         if final_norm_backward is not None:
             dfinal_norm, dhidden = final_norm_backward(dhidden)  # (6)
-        dblocks, dbias = [], None
+        dblocks: Any = []
+        dbias = None
+        if stack_backward is not None:
+            dblocks, dhidden = stack_backward(dhidden)       # (7)
         for block_backward in reversed(block_backwards):
             dblock, dhidden, dbias_here = block_backward(dhidden)  # (7)
-            dblocks.append(dblock)
+            dblocks.insert(0, dblock)
             if dbias_here is not None:                       # one bias serves every block: its gradients add
                 dbias = dbias_here if dbias is None else dbias + dbias_here
         if drop_backward is not None:
@@ -141,9 +177,11 @@ def language_model(
         dposition = bias_backward(dbias) if bias_backward is not None else None
         if position_backward is not None:
             dposition, dhidden = position_backward(dhidden)
-        dembedding = embedding_backward(dhidden * config.embedding_scale)
-        if params.head is None:                              # tied: E is read at the input and at the output
-            dembedding = Embedding(dembedding.weight + dhead.weight.T)  # (8)
-        return LanguageModel(dembedding, dposition, dblocks[::-1], dfinal_norm, None if params.head is None else dhead)
+        dtable = embedding_backward(dhidden * config.embedding_scale).weight
+        if params.head is None:                              # tied: U is read at the input and at the output
+            dtable = dtable + dhead.weight.T                 # (8)
+        if fix_backward is not None:
+            dtable = fix_backward(dtable)                    # (8)
+        return LanguageModel(Embedding(dtable), dposition, dblocks, dfinal_norm, None if params.head is None else dhead)
 
     return logits, backward

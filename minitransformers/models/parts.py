@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,15 +37,29 @@ class Part:
     @classmethod
     def of(cls, role: str, name: str, options: Mapping[str, Any]) -> Part:
         """The part of that name. Raises ValueError, naming the role, for an unknown name or option."""
-        entry = catalogue.find(name, role=role)
-        takes = _keywords(entry.function) | (_keywords(entry.init) if entry.init else frozenset())
+        return cls.in_turn(role, [name], options)[0]
+
+    @classmethod
+    def in_turn(cls, role: str, names: Sequence[str], options: Mapping[str, Any]) -> list[Part]:
+        """The parts of those names, each with the options that it takes.
+
+        Raises ValueError, naming the role, for an unknown name and for an option that none of them takes.
+        """
+        entries = [catalogue.find(name, role=role) for name in names]
+        takes = [_keywords(entry.function) | (_keywords(entry.init) if entry.init else frozenset()) for entry in entries]
+        known = frozenset[str]().union(*takes)
         for option in options:
-            if option not in takes:
-                known = ", ".join(sorted(takes - _THE_MODELS_OWN)) or "none"
-                raise ValueError(f"options.{role}.{option}: {name} has no such option (it has: {known})")
-        if isinstance(weighting := options.get("weighting"), str):
-            catalogue.find(weighting, role="weighting")      # an unknown one should fail here, not at the first call
-        return cls(role, entry, options)
+            if option not in known:
+                offered = ", ".join(sorted(known - _THE_MODELS_OWN)) or "none"
+                has = f"{names[0]} has" if len(names) == 1 else f"{', '.join(names)} have"
+                raise ValueError(f"options.{role}.{option}: {has} no such option (known: {offered})")
+        for option, kind in (("weighting", "weighting"), ("normalize", "normalizer")):
+            if isinstance(named := options.get(option), str):
+                catalogue.find(named, role=kind)             # an unknown one should fail here, not at the first call
+        return [
+            cls(role, entry, {option: value for option, value in options.items() if option in own})
+            for entry, own in zip(entries, takes, strict=True)
+        ]
 
     @property
     def place(self) -> str:

@@ -1,19 +1,21 @@
 """The Transformer block: move information between positions, then work on each position, both on a residual stream.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.1 (norm after the sum); Xiong et al. 2020, arXiv:2002.04745
-(norm before the sub-layer, which GPT-2 and nearly all later models use). N is the norm, M the mixer, C the channel
-part; a star is the backward of what it stands on: N*(dout) is the gradient of N's input.
+(norm before the sub-layer, which GPT-2 and nearly all later models use); Wang et al. 2022, arXiv:2203.00555 (DeepNorm:
+alpha above 1). N is the norm, M the mixer, C the channel part; a star is the backward of what it stands on: N*(dout) is the
+gradient of N's input.
 
     pre-norm    middle = x + M(N1(x))                        (1)
                 out = middle + C(N2(middle))                 (2)
                 dmiddle = dout + N2*(C*(dout))               (3)
                 dx = dmiddle + N1*(M*(dmiddle))              (4)
-    post-norm   middle = N1(x + M(x))                        (5)
-                out = N2(middle + C(middle))                 (6)
-                dsum = N2*(dout), dmiddle = dsum + C*(dsum)  (7)
-                dsum = N1*(dmiddle), dx = dsum + M*(dsum)    (8)
+    post-norm   middle = N1(alpha x + M(x)), alpha = 1       (5)
+                out = N2(alpha middle + C(middle))           (6)
+                dsum = N2*(dout), dmiddle = alpha dsum + C*(dsum)   (7)
+                dsum = N1*(dmiddle), dx = alpha dsum + M*(dsum)     (8)
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,7 +54,12 @@ def _example(rng, **config):
     title="Transformer block",
     source="Vaswani et al. 2017, arXiv:1706.03762, section 3.1; Xiong et al. 2020, arXiv:2002.04745",
     example=_example,
-    rejects=[bad(placement="middle")],
+    rejects=[
+        bad(placement="middle"),
+        bad("alpha", placement="post", alpha=0.0),
+        bad("alpha", placement="post", alpha=float("inf")),
+        bad("alpha", placement="pre", alpha=2.0),
+    ],
 )
 def transformer_block(
     params: TransformerBlock,
@@ -63,17 +70,22 @@ def transformer_block(
     channel: Callable,
     norm: Callable,
     placement: str = "pre",
+    alpha: float = 1.0,
     drop: Callable | None = None,
 ):
     """One block of parts: ``mixer(params, x[, bias])``, ``channel(params, x)`` and ``norm(params, x)``.
 
-    bias, if any, goes on to the mixer as its additive score bias. placement is "pre" or "post". drop, if any, is a
+    bias, if any, goes on to the mixer as its additive score bias. placement is "pre" or "post". alpha, for
+    post-norm, weighs the stream against what is added to it (deep_norm_constants has it for a depth). drop, if any, is a
     parameter-free concept (dropout) that acts on what each sub-layer adds to the residual stream.
     Returns out, shaped like x, and backward: dout -> TransformerBlock of gradients, dx, dbias.
-    Raises ValueError for an unknown placement.
+    Raises ValueError for an unknown placement, and for an alpha that is not a finite number above 0, or not 1 with pre-norm.
     """
     if placement not in ("pre", "post"):
         raise invalid("placement", got=repr(placement), wants='"pre" or "post"')
+    if not 0 < alpha < math.inf or (placement == "pre" and alpha != 1):
+        raise invalid("alpha", got=alpha, wants="a finite number above 0, and 1 with pre-norm")
+    alpha = float(alpha)
 
     def mix(h):
         added, backward = mixer(params.mixer, h) if bias is None else mixer(params.mixer, h, bias)
@@ -92,9 +104,9 @@ def transformer_block(
         out = middle + worked                                # (2)
     else:
         mixed, mixer_backward = mix(x)
-        middle, mixer_norm_backward = norm(params.mixer_norm, x + mixed)  # (5)
+        middle, mixer_norm_backward = norm(params.mixer_norm, alpha * x + mixed)  # (5)
         worked, channel_backward = work(middle)
-        out, channel_norm_backward = norm(params.channel_norm, middle + worked)  # (6)
+        out, channel_norm_backward = norm(params.channel_norm, alpha * middle + worked)  # (6)
 
     def backward(dout):
         # Every array that is both added on and fed to a sub-layer has two uses: its gradient is a sum.
@@ -108,10 +120,10 @@ def transformer_block(
         else:
             dchannel_norm, dsum = channel_norm_backward(dout)
             dchannel, dmiddle = channel_backward(dsum)
-            dmiddle = dsum + dmiddle                         # (7)
+            dmiddle = alpha * dsum + dmiddle                 # (7)
             dmixer_norm, dsum = mixer_norm_backward(dmiddle)
             dmixer, dx, *dbias = mixer_backward(dsum)
-            dx = dsum + dx                                   # (8)
+            dx = alpha * dsum + dx                           # (8)
         grads = TransformerBlock(dmixer_norm, dmixer, dchannel_norm, dchannel)
         return grads, dx, (dbias[0] if bias is not None else None)
 
@@ -127,7 +139,7 @@ def _dropped(added, backward, drop):
 
 
 def transformer_block_step(
-    params: TransformerBlock, x: Array, state: Any, *, mixer_step: Callable, channel: Callable, norm: Callable, placement: str
+    params: TransformerBlock, x: Array, state: Any, *, mixer_step: Callable, channel: Callable, norm: Callable, placement: str, alpha: float = 1.0
 ):
     """The same block over a few new positions, the mixer's state carried: returns out and the new state."""
     if placement == "pre":
@@ -135,5 +147,5 @@ def transformer_block_step(
         middle = x + mixed
         return middle + channel(params.channel, norm(params.channel_norm, middle)[0])[0], state
     mixed, state = mixer_step(params.mixer, x, state)
-    middle = norm(params.mixer_norm, x + mixed)[0]
-    return norm(params.channel_norm, middle + channel(params.channel, middle)[0])[0], state
+    middle = norm(params.mixer_norm, alpha * x + mixed)[0]
+    return norm(params.channel_norm, alpha * middle + channel(params.channel, middle)[0])[0], state

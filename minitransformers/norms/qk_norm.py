@@ -14,7 +14,8 @@ Differs from 2302.05442: RMSNorm for layer norm.
     dq = (dunit_q - unit_q mean_i dunit_q unit_q) / sqrt(mean_i q_i^2 + eps)   (3)
     the same for k                                                       (4)
 
-It stands between the projections and RoPE, once before the keys go into a cache. Values are not normalised.
+It stands between the projections and RoPE, once before the keys go into a cache. Values are not normalised. The mixers of
+the attention chapter take it, on each head, as normalize="qk_norm".
 """
 
 from typing import NamedTuple
@@ -45,6 +46,7 @@ def init_qk_norm(rng: np.random.Generator, d_query: int, d_key: int | None = Non
     example=lambda rng: example(
         QkNorm(rng.normal(size=5), rng.normal(size=5)), rng.normal(size=(2, 4, 3, 5)), rng.normal(size=(2, 2, 6, 5))
     ),
+    roles=("normalizer",),
     rejects=[
         bad(eps=-1e-6),
         bad(eps=float("nan")),

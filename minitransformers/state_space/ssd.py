@@ -92,10 +92,10 @@ def ssd(
     def backward(dout):
         dy, dfinal = dout
         dinput, dlog_decay, dB, dC, dstate = core_backward((dy, dfinal))  # (5)
-        dx = step * dinput
+        ddelta = np.vecdot(dinput, x) + A * dlog_decay       # the step is in the input and in the decay: two terms  (7)
+        dx = np.multiply(step, dinput, out=dinput)           # in place: dinput is ours, and as large as x
         if D is not None:
             dx += D[:, None] * dy                            # (6)
-        ddelta = np.vecdot(dinput, x) + A * dlog_decay       # (7)
         positions = tuple(range(delta.ndim - 1))
         dA = (delta * dlog_decay).sum(positions)             # (8)
         dD = None if D is None else np.vecdot(dy, x).sum(positions)  # (9)

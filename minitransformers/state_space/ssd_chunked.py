@@ -59,60 +59,52 @@ def ssd_chunked(
         raise invalid("chunk", got=chunk, wants="a whole number of at least 1 position")
     *batch, n, heads, d_head = x.shape
     groups, d_state = B.shape[-2:]
-    r = heads // groups
-    # Two views of the same memory. One matrix a head, for products with M; and the heads of a group side by side, so that
-    # one product serves them all, and a sum over heads is part of a product: (..., groups, Q, r * d_head).
 
-    def per_head(a):                                         # (..., Q, heads, d) to (..., heads, Q, d)
-        return a.swapaxes(-2, -3)
+    def by_head(a):                                          # (..., Q, heads, d) to (..., groups, heads of the group, Q, d), a view
+        return a.swapaxes(-2, -3).reshape(*batch, groups, -1, a.shape[-3], a.shape[-1])
 
-    def side_by_side(a):                                     # (..., Q, heads, d) to (..., groups, Q, r * d)
-        return a.reshape(*batch, -1, groups, r * d_head).swapaxes(-2, -3)
+    def by_position(a):                                      # and back
+        return a.reshape(*batch, -1, *a.shape[-2:]).swapaxes(-2, -3)
 
-    def apart(a):                                            # and back
-        return a.swapaxes(-2, -3).reshape(*batch, -1, heads, d_head)
-
-    def decayed(L, scores):                                  # the scores of a group serve its heads
-        return (L.reshape(*batch, groups, r, *L.shape[-2:]) * scores[..., None, :, :]).reshape(L.shape)
-
-    h = np.zeros((*batch, groups, r * d_head, d_state), x.dtype) if state is None else state.reshape(*batch, groups, -1, d_state)
+    h = np.zeros((*batch, heads, d_head, d_state), x.dtype) if state is None else state
+    h = h.reshape(*batch, groups, -1, d_head, d_state)
     y, chunks = np.empty_like(x), []
     for start in range(0, n, chunk):
         at = np.s_[..., start : start + chunk, :, :]
-        here, key, query = x[at], per_head(B[at]), per_head(C[at])
-        alpha = log_decay[..., start : start + chunk, :]     # (..., Q, heads)
-        L = np.exp(segsum(alpha.swapaxes(-1, -2)))           # (..., heads, Q, Q)  (1)
-        carry = np.exp(np.cumsum(alpha, axis=-2))[..., None]  # (..., Q, heads, 1)  (2)
-        scores = query @ key.swapaxes(-1, -2)                # (..., groups, Q, Q)
-        M = decayed(L, scores)                               # (3)
-        out = carry * apart(query @ h.swapaxes(-1, -2))      # from before the chunk
-        out += per_head(M @ per_head(here))                  # from within it  (4)
-        y[at] = out
-        last = L[..., -1, :].swapaxes(-1, -2)[..., None]     # (..., Q, heads, 1): what the end of the chunk still has of each
-        fade = np.repeat(carry[..., -1, :, :], d_head, axis=-2).reshape(*batch, groups, -1, 1)
-        chunks.append((at, L, carry, scores, last, fade, h))
+        here, key, query = by_head(x[at]), by_head(B[at]), by_head(C[at])  # B and C have one head a group: it is broadcast
+        alpha = by_head(log_decay[at[:-1]][..., None])[..., 0]  # (..., groups, r, Q)
+        L = np.exp(segsum(alpha))                            # (..., groups, r, Q, Q)  (1)
+        carry = np.exp(np.cumsum(alpha, axis=-1))[..., None]  # (..., groups, r, Q, 1)  (2)
+        scores = query @ key.swapaxes(-1, -2)                # (..., groups, 1, Q, Q)
+        M = L * scores                                       # (3)
+        out = carry * (query @ h.swapaxes(-1, -2))           # from before the chunk
+        out += M @ here                                      # from within it  (4)
+        y[at] = by_position(out)
+        last, fade = L[..., -1, :, None], carry[..., -1:, :]  # what the chunk's end still has of each input, and of h
+        chunks.append((at, L, scores, carry, h))
         h = fade * h
-        h += side_by_side(last * here).swapaxes(-1, -2) @ key  # (5)
+        h += (last * here).swapaxes(-1, -2) @ key            # (5)
     final = h
 
     def backward(dout):
         dy, dh = dout[0], dout[1].reshape(final.shape)
         dx, dlog_decay, dB, dC = (np.empty_like(a) for a in (x, log_decay, B, C))
         after = final
-        for at, L, carry, scores, last, fade, h in reversed(chunks):
-            here, key, query, dhere = x[at], per_head(B[at]), per_head(C[at]), dy[at]
-            dinput = last * apart(key @ dh.swapaxes(-1, -2))
-            dinput += per_head(decayed(L, scores).swapaxes(-1, -2) @ per_head(dhere))  # (6)
-            dM = per_head(dhere) @ per_head(here).swapaxes(-1, -2)
+        for at, L, scores, carry, h in reversed(chunks):
+            here, key, query, dhere = by_head(x[at]), by_head(B[at]), by_head(C[at]), by_head(dy[at])
+            last, fade = L[..., -1, :, None], carry[..., -1:, :]
+            dinput = last * (key @ dh.swapaxes(-1, -2))
+            dinput += (L * scores).swapaxes(-1, -2) @ dhere  # (6)
+            dM = dhere @ here.swapaxes(-1, -2)
             dM *= L
-            dscores = dM.reshape(*batch, groups, r, *L.shape[-2:]).sum(-3)  # (7)
-            dread, stored = side_by_side(carry * dhere), side_by_side(last * here)
-            dC[at] = per_head(dscores @ key + dread @ h)     # the sum over the heads is in the product  (8)
-            dB[at] = per_head(dscores.swapaxes(-1, -2) @ query + stored @ dh)  # (9)
-            dsums = np.vecdot(dhere, y[at]) - np.vecdot(dinput, here)
-            dsums[..., -1, :] += (dh * after).reshape(*batch, heads, -1).sum(-1)  # (10)
-            dlog_decay[at[:-1]] = np.cumsum(dsums[..., ::-1, :], axis=-2)[..., ::-1, :]  # (11)
-            dx[at], after = dinput, h
+            dscores = dM.sum(-3, keepdims=True)              # (7)
+            dread = carry * dhere
+            dC[at] = by_position(dscores @ key + (dread @ h).sum(-3, keepdims=True))  # (8)
+            dB[at] = by_position(dscores.swapaxes(-1, -2) @ query + (last * here @ dh).sum(-3, keepdims=True))  # (9)
+            dsums = np.vecdot(dhere, by_head(y[at])) - np.vecdot(dinput, here)
+            dsums[..., -1] += (dh * after).sum((-1, -2))     # (10)
+            dalpha = np.cumsum(dsums[..., ::-1], axis=-1)[..., ::-1]  # (11)
+            dx[at], dlog_decay[at[:-1]], after = by_position(dinput), by_position(dalpha[..., None])[..., 0], h
             dh = fade * dh
             dh += dread.swapaxes(-1, -2) @ query             # (12)
         return dx, dlog_decay, dB, dC, None if state is None else dh.reshape(state.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.history import Record
 from minitransformers.training.optimizer import AdamW, TrainingDiverged, decays
 from minitransformers.training.text import Corpus
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(config) if field.default is not MISSING}
 
 
 class Run:
@@ -31,6 +36,8 @@ class Run:
         if model_config.context >= len(corpus.train):
             wants = f"fewer than the {len(corpus.train)} tokens to train on"
             raise invalid("model_config.context", got=model_config.context, wants=wants)
+        # A setting that a checkpoint is too old to know has its default there.
+        self.defaults = {"model": _defaults(model_config), "training": _defaults(training_config)}
         self.config = {"model": model_config.to_json(), "training": training_config.to_json(), "corpus": corpus.to_json()}
         for_init, for_data, for_dropout = np.random.SeedSequence(training_config.seed).spawn(3)
         self.random = {"data": np.random.default_rng(for_data), "dropout": np.random.default_rng(for_dropout)}
@@ -64,6 +71,8 @@ class Run:
         does not hold this model's arrays; nothing is taken over then.
         """
         checkpoint = load_checkpoint(path)
+        for name, settings in self.defaults.items():
+            checkpoint.state["config"][name] = {**settings, **checkpoint.state["config"][name]}
         checkpoint.require(config=self.config)
         groups = self._groups()
         trees = {name: checkpoint.tree(name, flat.tree) for name, flat in groups.items()}

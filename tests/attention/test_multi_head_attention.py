@@ -315,3 +315,21 @@ def test_another_weighting_reaches_the_heads():
 
     params = init_multi_head_attention(np.random.default_rng(0), 4, num_heads=2, bias=False, dtype=np.float64)
     assert not multi_head_attention(params, np.ones((3, 4)), num_heads=2, weighting=nothing)[0].any()
+
+
+def stretched(gains, query, key):
+    """A normaliser that is linear: a gain for each feature of a head's query, and of its key."""
+    return (gains[0] * query, gains[1] * key), None
+
+
+def test_a_normaliser_acts_on_each_head_before_the_rotation():
+    rng = np.random.default_rng(0)
+    params, x = random_params(rng), rng.normal(size=(2, 3, 6))
+    gains = tuple(np.random.default_rng(1).normal(size=(2, 2)))
+    query, key = (
+        Linear(part.weight * np.tile(gain, heads), part.bias * np.tile(gain, heads))
+        for part, gain, heads in zip((params.query, params.key), gains, (2, 2), strict=True)
+    )
+    expected, _ = multi_head_attention(params._replace(query=query, key=key), x, num_heads=2, rotate=rope)
+    out, _ = multi_head_attention(params._replace(normalizer=gains), x, num_heads=2, rotate=rope, normalize=stretched)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13)

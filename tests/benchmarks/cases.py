@@ -365,3 +365,71 @@ CASES |= {
         "theirs": lambda: their_selective_scan(use_mambapy=True),
     },
 }
+
+
+def _ssd_inputs() -> dict[str, np.ndarray]:
+    """Batch 2, 2048 positions, 8 heads of 64, one group with a state of 64, float32."""
+    rng = np.random.default_rng(0)
+    rows, states = (2, 2048, 8, 64), (2, 2048, 1, 64)
+    x, B, C, dout = (rng.standard_normal(shape, np.float32) for shape in (rows, states, states, rows))
+    delta = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), rows[:3])).astype(np.float32)
+    return {"x": x, "delta": delta, "A": -np.arange(1, 9, dtype=np.float32), "B": B, "C": C, "dout": dout}
+
+
+def our_ssd(form: str = "chunked") -> Callable[[], Any]:
+    """Forward and backward in one of the three forms."""
+    from minitransformers.state_space.ssd import ssd
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    *call, dout = _ssd_inputs().values()
+
+    def run() -> Any:
+        (_, last), backward = ssd(*call, form=form)
+        return backward((dout, np.zeros_like(last)))
+
+    return run
+
+
+def torch_minimal_ssd(chunk: int = 64) -> Callable[[], Any]:
+    """The four steps of the paper's listing 1 in eager PyTorch, with its einsums and its chunk; PyTorch's backward."""
+    import torch
+
+    torch.set_num_threads(2)
+    *call, dout = (torch.tensor(a) for a in _ssd_inputs().values())
+    leaves = [leaf.requires_grad_() for leaf in call]
+
+    def segment_sums(a: Any) -> Any:
+        size = a.shape[-1]
+        low = torch.ones(size, size, dtype=torch.bool)
+        repeated = a[..., :, None].expand(*a.shape, size).masked_fill(~low.tril(-1), 0)
+        return repeated.cumsum(-2).masked_fill(~low.tril(0), -torch.inf)
+
+    def forward(x: Any, delta: Any, A: Any, B: Any, C: Any) -> Any:
+        batch, n, heads, _ = x.shape
+        x, B, C = (a.reshape(batch, n // chunk, chunk, *a.shape[2:]) for a in (x * delta[..., None], B, C))
+        decay = (delta * A).reshape(batch, n // chunk, chunk, heads).permute(0, 3, 1, 2)
+        running = decay.cumsum(-1)
+        within = torch.einsum("bclgn,bcsgn,bhcls,bcshp->bclhp", C, B, segment_sums(decay).exp(), x)
+        states = torch.einsum("bclgn,bhcl,bclhp->bcghpn", B, (running[..., -1:] - running).exp(), x)
+        states = torch.cat([torch.zeros_like(states[:, :1]), states], dim=1)
+        between = segment_sums(torch.nn.functional.pad(running[..., -1], (1, 0))).exp()
+        before = torch.einsum("bhzc,bcghpn->bzghpn", between, states)[:, :-1]
+        read = torch.einsum("bclgn,bcghpn,bhcl->bclhp", C, before, running.exp())
+        return (within + read).reshape(batch, n, heads, -1)
+
+    return lambda: torch.autograd.grad(forward(*leaves), leaves, dout)
+
+
+CASES |= {
+    "ssd_recurrent": {
+        "what": "SSD in chunks (2 x 2048 positions, 8 heads of 64, state 64), against its recurrent form",
+        "ours": our_ssd,
+        "theirs": lambda: our_ssd("recurrent"),
+    },
+    "ssd_minimal": {
+        "what": "SSD in chunks (2 x 2048 positions, 8 heads of 64, state 64), against the published minimal code in eager PyTorch",
+        "ours": our_ssd,
+        "theirs": torch_minimal_ssd,
+    },
+}

@@ -77,10 +77,11 @@ def test_train_as_json(train):
     [
         ("--mixer", "grouped_query_attention", "--option", "mixer.num_kv_heads=1", "--norm", "rms_norm", "--position", "rope"),
         ("--channel", "gated_feed_forward", "--position", "sinusoidal", "--placement", "post"),
+        ("--placement", "deep", "--fix-norm", "--option", "mixer.normalize=qk_norm"),
         ("--position", "none", "--vocabulary", "byte", "--dropout", "0.1"),
         ("--warmup", "0", "--clip", "0.5", "--weight-decay", "0", "--learning-rate", "1e-2", "--seed", "3"),
     ],
-    ids=["llama", "post-norm", "bytes", "training"],
+    ids=["llama", "post-norm", "deep-norm", "bytes", "training"],
 )
 def test_parts_and_settings_are_chosen_by_name(train, run, tmp_path, options):
     assert train(*options).status == 0
@@ -110,6 +111,22 @@ def test_parts_can_be_chosen_down_to_the_head(train):
     assert train("--untied", "--scale-embedding", "--position", "sinusoidal", "--placement", "post", "--threads", 2).status == 0
 
 
+def test_a_checkpoint_that_is_older_than_a_setting_is_resumed_and_read(train, run, model):
+    path = model / CHECKPOINT
+    loaded = load_checkpoint(path)
+    del loaded.state["config"]["model"]["fix_norm"]
+    loaded.state["step"] = 3                                 # one step is left
+    state = json.dumps(loaded.state)
+    metadata = {"format": checkpoint._FORMAT, "state": state, "sha256": checkpoint._fingerprint(loaded.arrays, state)}
+    write_safetensors(path, loaded.arrays, metadata=metadata)
+    assert run("generate", model, "--prompt", "the", "--tokens", 2).status == 0
+    other = train("--resume", "--fix-norm")
+    assert other.status == 2 and "fix_norm is False there and True here" in other.err
+    found = train("--resume")
+    assert found.status == 0, found.err
+    assert load_checkpoint(path).state["config"]["model"]["fix_norm"] is False
+
+
 def test_resume_refuses_another_configuration(train, tmp_path):
     assert train().status == 0
     before = (tmp_path / "run" / CHECKPOINT).read_bytes()
@@ -126,6 +143,9 @@ def test_resume_refuses_another_configuration(train, tmp_path):
         (("--norm", "linear"), "unknown norm 'linear'"),
         (("--position", "ropes"), "did you mean 'rope'"),
         (("--placement", "middle"), "--placement"),
+        (("--fix-norm", "--untied"), "fix_norm: got a head of its own"),
+        (("--option", "mixer.normalize=qknorm"), "unknown normalizer 'qknorm'; did you mean 'qk_norm'"),
+        (("--option", "mixer.normalize=true"), "normalize: got True"),
         (("--heads", "3"), "num_heads: got 3"),
         (("--width", "-8"), "--width: got -8"),
         (("--layers", "0"), "--layers: got 0"),

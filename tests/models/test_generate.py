@@ -28,17 +28,18 @@ def choices():
     """Every such mixer with every position that it has a place for."""
     for mixer in mixers_with_a_step():
         takes = inspect.signature(catalogue.find(mixer).function).parameters
-        takes_bias, takes_rotation = "bias" in takes, "rotate" in takes
-        for position in ("learned", "sinusoidal", *(["rope"] if takes_rotation else []), "none"):
+        for position in ("learned", "sinusoidal", "none", *(["rope"] if "rotate" in takes else [])):
             yield mixer, position
-        for position in catalogue.concepts(role="position/bias") if takes_bias else ():
+        for position in catalogue.concepts(role="position/bias") if "bias" in takes else ():
             yield mixer, position
+    for position in ("learned", "rope", "alibi"):
+        yield "sliding_window_attention,grouped_query_attention", position
 
 
 @pytest.mark.parametrize(("mixer", "position"), choices())
 @pytest.mark.parametrize("pieces", [(1,) * 8, (5, 1, 1, 1), (3, 4, 1)])
 def test_cached_logits_equal_the_whole_pass(mixer, position, pieces):
-    params, config = model(mixer=mixer, position=position, scale_embedding=position == "sinusoidal", options={"mixer": OPTIONS.get(mixer, {})})
+    params, config = model(mixer=mixer, position=position, scale_embedding=position == "sinusoidal", options={"mixer": OPTIONS.get(mixer.split(",")[0], {})})
     ids = np.random.default_rng(1).integers(11, size=(3, 8))
     whole, _ = language_model(params, ids=ids, config=config)
     state, logits, start = None, [], 0
@@ -62,15 +63,25 @@ def test_cached_logits_equal_the_whole_pass_under_every_weighting(weighting):
     np.testing.assert_allclose(np.concatenate([first, *rest], axis=1), whole, atol=1e-10)
 
 
-@pytest.mark.parametrize("placement", ["pre", "post"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_cached_text_equals_uncached_text_even_past_the_context(placement, tied):
-    params, config = model(placement=placement, tied=tied)
+@pytest.mark.parametrize("placement", ["pre", "post", "deep"])
+@pytest.mark.parametrize(("tied", "fix_norm"), [(True, False), (False, False), (True, True)])
+def test_cached_text_equals_uncached_text_even_past_the_context(placement, tied, fix_norm):
+    params, config = model(placement=placement, tied=tied, fix_norm=fix_norm)
     settings = {"config": config, "prompt_ids": np.array([1, 2, 3]), "num_tokens": 30}
     cached = list(generate(params, rng=np.random.default_rng(2), **settings))
     plain = list(generate(params, rng=np.random.default_rng(2), use_cache=False, **settings))
     assert cached == plain
     assert len(cached) == 30
+
+
+@pytest.mark.parametrize("changes", [{"placement": "deep"}, {"fix_norm": True}, {"placement": "deep", "fix_norm": True, "norm": "scale_norm"}])
+def test_cached_logits_equal_the_whole_pass_under_deep_norm_and_fix_norm(changes):
+    params, config = model(**changes)
+    ids = np.random.default_rng(6).integers(11, size=(2, 8))
+    whole, _ = language_model(params, ids=ids, config=config)
+    first, state = language_model_step(params, ids[:, :5], None, config=config)
+    second, _ = language_model_step(params, ids[:, 5:], state, config=config)
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=1e-10)
 
 
 def test_a_prompt_longer_than_the_context_is_read_from_its_end():

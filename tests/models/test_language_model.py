@@ -7,7 +7,11 @@ import pytest
 
 from minitransformers import catalogue, check_gradients, trees
 from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+from minitransformers.basics.embedding import Embedding
+from minitransformers.basics.linear import Linear
+from minitransformers.models.language_model import LanguageModelConfig, _deep_start, init_language_model, language_model
+from minitransformers.models.transformer_block import TransformerBlock, transformer_block
+from minitransformers.norms.fix_norm import fix_norm
 
 
 def small(**changes):
@@ -19,8 +23,11 @@ def with_noise(params, rng, size=0.3):
     return trees.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape), params)
 
 
-def naive_gpt2(params, ids, num_heads, placement="pre"):
-    """GPT-2 as a formula, one sequence at a time, heads in a loop, softmax by its definition; or with its norms after the sums."""
+def naive_gpt2(params, ids, num_heads, placement="pre", unit_words=False):
+    """GPT-2 as a formula, one sequence at a time, heads in a loop, softmax by its definition; or with its norms after the sums.
+
+    deep: the stream is multiplied by (2 N)^(1/4) in each sum; unit_words: the rows of the table divided by their lengths.
+    """
 
     def norm(p, x):
         mean = anp.mean(x, axis=-1, keepdims=True)
@@ -42,38 +49,40 @@ def naive_gpt2(params, ids, num_heads, placement="pre"):
         h = x @ p.up.weight + p.up.bias
         return (h / 2 * (1 + anp.tanh(anp.sqrt(2 / anp.pi) * (h + 0.044715 * h**3)))) @ p.down.weight + p.down.bias
 
-    out = []
+    out, table, scale, alpha = [], params.embedding.weight, 1.0, (2 * len(params.blocks)) ** 0.25 if placement == "deep" else 1.0
+    if unit_words:
+        table, scale = table / anp.sqrt(anp.sum(table**2, axis=1, keepdims=True)), table.shape[1] ** 0.5
     for sequence in ids:
-        x = params.embedding.weight[sequence] + params.position.table[: len(sequence)]
+        x = scale * table[sequence] + params.position.table[: len(sequence)]
         for b in params.blocks:
             if placement == "pre":
                 x = x + attention(b.mixer, norm(b.mixer_norm, x))
                 x = x + mlp(b.channel, norm(b.channel_norm, x))
             else:
-                x = norm(b.mixer_norm, x + attention(b.mixer, x))
-                x = norm(b.channel_norm, x + mlp(b.channel, x))
+                x = norm(b.mixer_norm, alpha * x + attention(b.mixer, x))
+                x = norm(b.channel_norm, alpha * x + mlp(b.channel, x))
         x = norm(params.final_norm, x) if placement == "pre" else x
-        out.append(x @ (params.embedding.weight.T if params.head is None else params.head.weight))
+        out.append(x @ (table.T if params.head is None else params.head.weight))
     return anp.stack(out)
 
 
-@pytest.mark.parametrize("placement", ["pre", "post"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_equals_the_formula_in_outputs_and_gradients(placement, tied):
+@pytest.mark.parametrize("placement", ["pre", "post", "deep"])
+@pytest.mark.parametrize(("tied", "fix_norm"), [(True, False), (False, False), (True, True)])
+def test_equals_the_formula_in_outputs_and_gradients(placement, tied, fix_norm):
     rng = np.random.default_rng(0)
-    config = small(placement=placement, tied=tied)
+    config = small(placement=placement, tied=tied, fix_norm=fix_norm)
     params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
     ids, dlogits = rng.integers(7, size=(2, 5)), rng.normal(size=(2, 5, 7))
     logits, backward = language_model(params, ids=ids, config=config)
-    np.testing.assert_allclose(logits, naive_gpt2(params, ids, 2, placement), atol=1e-10)
+    np.testing.assert_allclose(logits, naive_gpt2(params, ids, 2, placement, fix_norm), atol=1e-10)
     leaves = [leaf for _, leaf in trees.leaves(params)]
-    expected = autograd.grad(lambda values: anp.sum(dlogits * naive_gpt2(trees.unflatten(params, values), ids, 2, placement)))(leaves)
+    expected = autograd.grad(lambda values: anp.sum(dlogits * naive_gpt2(trees.unflatten(params, values), ids, 2, placement, fix_norm)))(leaves)
     for (path, own), theirs in zip(trees.leaves(backward(dlogits)), expected, strict=True):
         np.testing.assert_allclose(own, theirs, atol=1e-10, err_msg=path)
 
 
 def part_choices():
-    for role in ("mixer", "channel", "norm", "position"):
+    for role in ("mixer", "stack", "channel", "norm", "position"):
         for name, entry in catalogue.concepts(role=role).items():
             if entry.chapter != "models":
                 yield role, name
@@ -81,7 +90,8 @@ def part_choices():
 
 @pytest.mark.parametrize(("role", "name"), part_choices())
 def test_every_part_of_the_catalogue_fits_and_its_gradient_is_right(role, name):
-    options = {"grouped_query_attention": {"num_kv_heads": 1}, "sliding_window_attention": {"window": 2, "num_kv_heads": 1}}
+    options = {"grouped_query_attention": {"num_kv_heads": 1}, "sliding_window_attention": {"window": 2, "num_kv_heads": 1},
+               "samba": {"window": 2, "d_state": 2}, "zamba": {"every": 1, "d_state": 2}}  # fmt: skip
     config = small(**{role: name}, num_layers=1, options={role: options[name]} if name in options else {})
     rng = np.random.default_rng(1)
     params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
@@ -98,7 +108,7 @@ def test_every_weighting_of_the_catalogue_trains_in_the_model(weighting):
     assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("changes", [{"placement": "post"}, {"scale_embedding": True}, {"tied": False}, {"placement": "post", "tied": False, "norm": "rms_norm"}])
+@pytest.mark.parametrize("changes", [{"placement": "post"}, {"placement": "deep"}, {"scale_embedding": True}, {"fix_norm": True}, {"tied": False}, {"placement": "post", "tied": False, "norm": "rms_norm"}])
 def test_placement_and_tying_have_right_gradients(changes):
     config = small(**changes, num_layers=2, d_model=2, num_heads=1)
     rng = np.random.default_rng(2)
@@ -114,14 +124,89 @@ def test_a_tied_embedding_that_forgets_one_of_its_two_gradients_is_refused():
     def forgetful(params, *, ids):
         logits, backward = language_model(params, ids=ids, config=config)
         untied = LanguageModelConfig(**{**config.to_json(), "tied": False})
-        from minitransformers.basics.linear import Linear
-
         _, split = language_model(params._replace(head=Linear(params.embedding.weight.T.copy(), None)), ids=ids, config=untied)
         return logits, lambda dlogits: backward(dlogits)._replace(embedding=split(dlogits).embedding)
 
     report = check_gradients(forgetful, params, ids=rng.integers(7, size=(1, 3)))
     assert not report.passed
     assert report.worst.path == "params.embedding.weight"
+
+
+def test_fix_norm_that_forgets_one_of_the_two_ends_is_refused():
+    config = small(num_layers=1, fix_norm=True)
+    rng = np.random.default_rng(14)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+
+    def forgetful(params, *, ids):
+        logits, backward = language_model(params, ids=ids, config=config)
+        unit, fix_backward = fix_norm(params.embedding.weight)
+        untied = small(num_layers=1, tied=False, scale_embedding=True)
+        split = params._replace(embedding=Embedding(unit), head=Linear(unit.T.copy(), None))
+        np.testing.assert_array_equal(language_model(split, ids=ids, config=untied)[0], logits)  # a plain model of the unit table
+        _, at_the_input = language_model(split, ids=ids, config=untied)
+        return logits, lambda dlogits: backward(dlogits)._replace(embedding=Embedding(fix_backward(at_the_input(dlogits).embedding.weight)))
+
+    report = check_gradients(forgetful, params, ids=rng.integers(7, size=(1, 3)))
+    assert not report.passed
+    assert report.worst.path == "params.embedding.weight"
+
+
+def test_under_fix_norm_the_length_of_a_word_changes_no_logit():
+    config = small(fix_norm=True)
+    rng = np.random.default_rng(15)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    longer = params._replace(embedding=Embedding(params.embedding.weight * rng.uniform(0.1, 9.0, size=(7, 1))))
+    ids = rng.integers(7, size=(2, 5))
+    logits, backward = language_model(params, ids=ids, config=config)
+    np.testing.assert_allclose(language_model(longer, ids=ids, config=config)[0], logits, rtol=0, atol=1e-12)
+    dtable = backward(rng.normal(size=logits.shape)).embedding.weight
+    np.testing.assert_allclose(np.vecdot(dtable, params.embedding.weight), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", catalogue.concepts(role="norm"))
+def test_deep_norm_lets_every_norm_in(norm):
+    config = small(placement="deep", norm=norm, num_layers=1, d_model=2, num_heads=1)
+    rng = np.random.default_rng(16)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    assert check_gradients(language_model, params, ids=rng.integers(7, size=(1, 3)), config=config).passed
+
+
+@pytest.mark.parametrize(("norm", "alike"), [("layer_norm", True), ("rms_norm", True), ("scale_norm", True), ("dynamic_tanh", False)])
+def test_weighing_the_stream_up_is_weighing_the_layers_down_for_norms_that_forget_scale(norm, alike):
+    config = small(placement="deep", norm=norm, options={"norm": {"eps": 1e-12}} if norm != "dynamic_tanh" else {})
+    post = LanguageModelConfig(**{**config.to_json(), "placement": "post"})
+    rng, alpha = np.random.default_rng(17), 4**0.25
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+
+    def down(block):
+        smaller = lambda part: trees.map(lambda leaf: leaf / alpha, part)  # noqa: E731
+        mixer = block.mixer._replace(output=smaller(block.mixer.output))
+        return block._replace(mixer=mixer, channel=block.channel._replace(down=smaller(block.channel.down)))
+
+    lighter = params._replace(blocks=[down(block) for block in params.blocks])
+    ids = rng.integers(7, size=(2, 5))
+    difference = np.abs(language_model(params, ids=ids, config=config)[0] - language_model(lighter, ids=ids, config=post)[0]).max()
+    assert (difference < 1e-8) == alike
+
+
+def test_deep_norm_starts_values_outputs_and_the_channel_part_smaller():
+    config = LanguageModelConfig(vocabulary_size=11, d_model=64, num_layers=8, placement="deep", channel="gated_feed_forward")
+    params = init_language_model(np.random.default_rng(18), config)
+    assert params.final_norm is None
+    beta = 64**-0.25
+    for block in params.blocks:
+        for name, gain in (("query", 1), ("key", 1), ("value", beta), ("output", beta)):
+            assert abs(getattr(block.mixer, name).weight.std() / (gain / 8) - 1) < 0.1, name   # Xavier: sqrt(2 / (64 + 64)) = 1/8
+        for _, leaf in trees.leaves(block.channel):
+            assert leaf.dtype == np.float32
+            assert leaf.ndim == 1 or abs(leaf.std() / (beta * (2 / sum(leaf.shape)) ** 0.5) - 1) < 0.1
+    assert abs(params.embedding.weight.std() / 0.02 - 1) < 0.1
+
+
+def test_deep_norm_needs_queries_keys_values_and_outputs():
+    map_ = Linear(np.ones((4, 4)), None)
+    with pytest.raises(ValueError, match="placement: got 'deep' with the mixer lti, wants a mixer with queries, keys, values and outputs"):
+        _deep_start(np.random.default_rng(19), TransformerBlock(None, map_, None, map_), "lti", beta=0.5)
 
 
 @pytest.mark.parametrize("position", catalogue.concepts(role="position"))
@@ -258,8 +343,11 @@ def test_it_can_learn_one_batch_by_heart():
 
 
 def test_configuration_survives_json():
-    config = small(mixer="grouped_query_attention", options={"mixer": {"num_kv_heads": 1}}, placement="post")
-    assert LanguageModelConfig.from_json(config.to_json()) == config
+    for changes in ({"placement": "post"}, {"placement": "deep", "fix_norm": True}):
+        config = small(mixer="grouped_query_attention", options={"mixer": {"num_kv_heads": 1}}, **changes)
+        assert LanguageModelConfig.from_json(config.to_json()) == config
+    older = {name: value for name, value in small().to_json().items() if name != "fix_norm"}
+    assert LanguageModelConfig.from_json(older) == small()
 
 
 @pytest.mark.parametrize(
@@ -272,6 +360,7 @@ def test_configuration_survives_json():
         ({"options": {"mixer": {"weighting": "sparse_max"}}}, "did you mean 'sparsemax'"),
         ({"options": {"mixers": {}}}, "options.mixers"),
         ({"placement": "both"}, "placement"),
+        ({"fix_norm": True, "tied": False}, "fix_norm: got a head of its own"),
         ({"d_model": 0}, "d_model"),
         ({"context": 2.5}, "context"),
         ({"dropout": 1.0}, "dropout"),
@@ -287,3 +376,49 @@ def test_configuration_from_json_refuses_what_it_does_not_know():
         LanguageModelConfig.from_json({"vocabulary_size": 3, "depth": 2})
     with pytest.raises(ValueError, match="vocabulary_size"):
         LanguageModelConfig.from_json({"context": 3})
+
+
+def pattern(**changes):
+    return small(mixer="sliding_window_attention,multi_head_attention", num_layers=3, options={"mixer": {"window": 2}}, **changes)
+
+
+def test_mixers_take_turns_and_each_takes_its_own_options():
+    names = [part.entry.name for part in pattern().movers]
+    assert names == ["sliding_window_attention", "multi_head_attention", "sliding_window_attention"]
+    assert [dict(part.options) for part in pattern().movers] == [{"window": 2}, {}, {"window": 2}]
+
+
+def test_a_pattern_of_mixers_equals_the_blocks_one_by_one():
+    rng = np.random.default_rng(5)
+    config = pattern()
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    ids = rng.integers(7, size=(2, 5))
+    logits, _ = language_model(params, ids=ids, config=config)
+    alone = [small(num_layers=1, mixer=part.entry.name, options={"mixer": part.options}) for part in config.movers]
+    hidden = params.embedding.weight[ids] + params.position.table[:5]
+    for block, one in zip(params.blocks, alone, strict=True):
+        bound = one.bound
+        hidden, _ = transformer_block(block, hidden, mixer=bound.movers[0].call, channel=bound.channel, norm=bound.norm)
+    final, _ = config.bound.norm(params.final_norm, hidden)
+    np.testing.assert_allclose(logits, final @ params.embedding.weight.T, atol=1e-13)
+
+
+@pytest.mark.parametrize("position", ["learned", "rope", "alibi"])
+def test_a_pattern_of_mixers_passes_the_gradient_check(position):
+    config = pattern(position=position)
+    params = with_noise(init_language_model(np.random.default_rng(6), config, dtype=np.float64), np.random.default_rng(7))
+    assert check_gradients(language_model, params, ids=np.array([[1, 2, 3, 4]]), config=config).passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"mixer": "multi_head_attention,multi_head_attention,multi_head_attention"}, "mixer"),
+        ({"mixer": "multi_head_attention,mamab"}, "mamab"),
+        ({"mixer": "multi_head_attention,sliding_window_attention", "options": {"mixer": {"windows": 2}}}, "options.mixer.windows"),
+        ({"stack": "multi_head_attention"}, "multi_head_attention"),
+    ],
+)
+def test_impossible_patterns_are_refused_by_name(changes, names):
+    with pytest.raises(ValueError, match=names):
+        small(**changes)

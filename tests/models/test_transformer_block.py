@@ -13,6 +13,7 @@ from minitransformers.basics.dropout import dropout
 from minitransformers.basics.feed_forward import FeedForward, feed_forward
 from minitransformers.basics.linear import Linear
 from minitransformers.models.transformer_block import TransformerBlock, transformer_block
+from minitransformers.norms.deep_norm import deep_norm
 from minitransformers.norms.layer_norm import LayerNorm, layer_norm
 
 
@@ -43,14 +44,14 @@ def part(formula):
 PARTS = {"mixer": part(mix), "channel": part(work), "norm": part(scale)}
 
 
-def textbook(params, x, bias, placement):
+def textbook(params, x, bias, placement, alpha=1.0):
     """The four lines of the papers."""
     first, mixer, second, channel = params
     if placement == "pre":
         middle = x + mix(mixer, scale(first, x), bias)
         return middle + work(channel, scale(second, middle))
-    middle = scale(first, x + mix(mixer, x, bias))
-    return scale(second, middle + work(channel, middle))
+    middle = scale(first, alpha * x + mix(mixer, x, bias))
+    return scale(second, alpha * middle + work(channel, middle))
 
 
 def case(seed=0):
@@ -59,14 +60,14 @@ def case(seed=0):
     return params, rng.normal(size=(2, 3, 5)), rng.normal(size=(1, 3, 3)), rng.normal(size=(2, 3, 5))
 
 
-@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize(("placement", "alpha"), [("pre", 1.0), ("post", 1.0), ("post", 1.7), ("post", 0.3)])
 @pytest.mark.parametrize("biased", [True, False])
-def test_equals_the_four_lines_and_their_gradients(placement, biased):
+def test_equals_the_four_lines_and_their_gradients(placement, alpha, biased):
     params, x, bias, dout = case()
     args = (params, x, bias) if biased else (params, x)
-    out, backward = transformer_block(*args, **PARTS, placement=placement)
-    loss = lambda params, x, bias: anp.sum(dout * textbook(params, x, bias, placement))  # noqa: E731
-    np.testing.assert_allclose(out, textbook(params, x, bias if biased else 0.0, placement), rtol=0, atol=1e-13)
+    out, backward = transformer_block(*args, **PARTS, placement=placement, alpha=alpha)
+    loss = lambda params, x, bias: anp.sum(dout * textbook(params, x, bias, placement, alpha))  # noqa: E731
+    np.testing.assert_allclose(out, textbook(params, x, bias if biased else 0.0, placement, alpha), rtol=0, atol=1e-13)
     dparams, dx, dbias = autograd.grad(loss, (0, 1, 2))(tuple(params), x, bias if biased else np.zeros((1, 3, 3)))
     own_params, own_dx, own_dbias = backward(dout)
     for name, own, theirs in zip(params._fields, own_params, dparams, strict=True):
@@ -130,6 +131,30 @@ def test_the_checker_refuses_a_backward_that_forgets_the_residual_path():
 def test_each_placement_of_the_label_s_own_parts_is_right(placement):
     example = catalogue.find("transformer_block").example(np.random.default_rng(5))
     assert check_gradients(transformer_block, *example.args, **example.config, placement=placement).passed
+
+
+def test_a_stream_weighed_up_under_layer_norm_is_deep_norm():
+    example = catalogue.find("transformer_block").example(np.random.default_rng(7))
+    params, x, bias = example.args
+    mixed, _ = multi_head_attention(params.mixer, x, bias, num_heads=2)
+    middle, _ = deep_norm(params.mixer_norm, x, mixed, alpha=1.7)
+    expected, _ = deep_norm(params.channel_norm, middle, feed_forward(params.channel, middle)[0], alpha=1.7)
+    out, _ = transformer_block(*example.args, **example.config, placement="post", alpha=1.7)
+    np.testing.assert_array_equal(out, expected)
+    report = check_gradients(transformer_block, *example.args, **example.config, placement="post", alpha=1.7)
+    assert report.passed, str(report)
+
+
+def test_the_checker_refuses_a_stream_whose_weight_is_forgotten_on_the_way_back():
+    params, x, _, _ = case(8)
+
+    def forgot(params, x):
+        out, _ = transformer_block(params, x, **PARTS, placement="post", alpha=2.0)
+        _, backward = transformer_block(params, x, **PARTS, placement="post")
+        return out, lambda dout: backward(dout)[:2]
+
+    report = check_gradients(forgot, params, x)
+    assert not report.passed and report.error > 1e-2
 
 
 @pytest.mark.parity

@@ -1,0 +1,183 @@
+"""Samba: the stack by its definition, the same model as a pattern of mixers, how far it hears, and decoding with a fixed size."""
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+import pytest
+
+from minitransformers.basics.linear import Linear
+from minitransformers.foundation import assert_gradients, check_gradients, trees
+from minitransformers.hybrids.samba import init_samba, samba, samba_step
+from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+from minitransformers.positional.rope import rope
+
+
+def random_call(seed=0, *, num_layers=2, d_model=4, length=7, batch=(2,), d_state=3, size=0.3):
+    rng = np.random.default_rng(seed)
+    params = init_samba(rng, d_model, num_layers=num_layers, num_heads=2, d_state=d_state, d_hidden=5, dtype=np.float64)
+    return trees.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape), params), rng.normal(size=(*batch, length, d_model))
+
+
+def textbook(params, x, num_heads, window):
+    """One sequence, one position, one channel at a time."""
+
+    def norm(gain, rows):
+        return gain * rows / anp.sqrt(anp.mean(rows**2, axis=-1, keepdims=True) + 1e-6)
+
+    def silu(v):
+        return v / (1 + anp.exp(-v))
+
+    def recurrence(p, rows):
+        inner, z = anp.split(rows @ p.in_proj.weight, 2, axis=-1)
+        width, (d_inner, d_state), low = p.conv.weight.shape[1], p.A_log.shape, p.dt_proj.weight.shape[0]
+        h, out = anp.zeros((d_inner, d_state)), []
+        for t in range(len(rows)):
+            u = p.conv.bias
+            for k in range(width):
+                if t - k >= 0:
+                    u = u + p.conv.weight[:, width - 1 - k] * inner[t - k]
+            u = silu(u)
+            parts = u @ p.x_proj.weight
+            delta = anp.log(1 + anp.exp(parts[:low] @ p.dt_proj.weight + p.dt_proj.bias))
+            B, C = parts[low : low + d_state], parts[low + d_state :]
+            h = anp.exp(-delta[:, None] * anp.exp(p.A_log)) * h + (delta * u)[:, None] * B
+            out.append((h @ C + p.D * u) * silu(z[t]))
+        return anp.stack(out) @ p.out_proj.weight
+
+    def attention(p, rows):
+        query, key, value = (rows @ part.weight for part in (p.query, p.key, p.value))
+        width, heads = query.shape[1] // num_heads, []
+        for h in range(num_heads):
+            cut, read = slice(h * width, (h + 1) * width), []
+            for i in range(len(rows)):
+                seen = slice(max(0, i - window + 1), i + 1)
+                e = anp.exp(key[seen, cut] @ query[i, cut] / anp.sqrt(width))
+                read.append(e @ value[seen, cut] / anp.sum(e))
+            heads.append(anp.stack(read))
+        return anp.concatenate(heads, axis=-1) @ p.output.weight
+
+    sequences = []
+    for rows in x:
+        for i, layer in enumerate(params):
+            mixer = recurrence if i % 2 == 0 else attention
+            rows = rows + mixer(layer.mixer, norm(layer.mixer_norm.gain, rows))
+            inner = norm(layer.channel_norm.gain, rows)
+            rows = rows + (silu(inner @ layer.channel.gate.weight) * (inner @ layer.channel.up.weight)) @ layer.channel.down.weight
+        sequences.append(rows)
+    return anp.stack(sequences)
+
+
+def test_equals_the_definition_in_outputs_and_gradients():
+    params, x = random_call(num_layers=3)
+    dout = np.random.default_rng(1).normal(size=x.shape)
+    out, backward = samba(params, x, num_heads=2, window=3)
+    np.testing.assert_allclose(out, textbook(params, x, 2, 3), atol=1e-11)
+    leaves = [leaf for _, leaf in trees.leaves((params, x))]
+    expected = autograd.grad(lambda values: anp.sum(dout * textbook(*trees.unflatten((params, x), values), 2, 3)))(leaves)
+    for (path, own), theirs in zip(trees.leaves(backward(dout)), expected, strict=True):
+        np.testing.assert_allclose(own, theirs, atol=1e-10 * max(1, np.abs(theirs).max()), err_msg=path)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_gradients_of_larger_numbers_match_differences(num_layers):
+    assert_gradients(samba, *random_call(num_layers=num_layers, length=3), num_heads=2, window=2)
+
+
+@pytest.mark.parametrize("position", ["rope", "none"])
+def test_is_the_language_model_whose_mixers_take_turns(position):
+    """The same model said twice: as a stack, and as a pattern of mixers in the model's own blocks."""
+    sizes = {"vocabulary_size": 7, "context": 6, "d_model": 4, "num_layers": 3, "num_heads": 2, "norm": "rms_norm", "position": position}
+    stack = LanguageModelConfig(**sizes, stack="samba", options={"stack": {"window": 3, "d_state": 3}})
+    pattern = LanguageModelConfig(
+        **sizes, mixer="mamba,sliding_window_attention", channel="gated_feed_forward", options={"mixer": {"window": 3, "d_state": 3}}
+    )
+    one, other = (init_language_model(np.random.default_rng(2), config, std=0.5, dtype=np.float64) for config in (stack, pattern))
+    other = other._replace(blocks=[type(block)(*layer) for block, layer in zip(other.blocks, one.blocks, strict=True)],
+                           embedding=one.embedding, final_norm=one.final_norm)  # fmt: skip
+    ids, dlogits = np.array([[1, 2, 3, 1, 5]]), np.random.default_rng(3).normal(size=(1, 5, 7))
+    logits, backward = language_model(one, ids=ids, config=stack)
+    their_logits, their_backward = language_model(other, ids=ids, config=pattern)
+    np.testing.assert_array_equal(logits, their_logits)
+    for (path, own), (_, theirs) in zip(trees.leaves(backward(dlogits)), trees.leaves(their_backward(dlogits)), strict=True):
+        np.testing.assert_array_equal(own, theirs, err_msg=path)
+
+
+def test_windows_alone_hear_to_their_edge_and_one_recurrence_hears_to_the_start():
+    params, x = random_call(num_layers=6, length=16, batch=(), size=0.1)
+    attention = [params[1], params[3], params[5]]
+    changed = x.copy()
+    changed[0] += 1
+    window, reach = 4, 3 * (4 - 1)                           # k layers hear k (window - 1) positions back
+
+    def change(layers):
+        return np.abs(samba(layers, changed, num_heads=2, window=window)[0] - samba(layers, x, num_heads=2, window=window)[0]).max(-1)
+
+    alone = change(attention)
+    assert alone[reach] > 0
+    np.testing.assert_array_equal(alone[reach + 1 :], 0)
+    assert (change([params[0], *attention])[reach + 1 :] > 0).all()
+
+
+def test_a_window_as_long_as_the_text_is_full_attention():
+    params, x = random_call()
+    np.testing.assert_allclose(samba(params, x, num_heads=2, window=7)[0], samba(params, x, num_heads=2, window=100)[0], atol=1e-13)
+
+
+def test_shared_key_heads_are_copies_of_one():
+    rng = np.random.default_rng(4)
+    shared = init_samba(rng, 4, num_layers=2, num_heads=2, num_kv_heads=1, d_state=3, dtype=np.float64)
+    x, attention = rng.normal(size=(2, 5, 4)), shared[1].mixer
+    twice = attention._replace(**{name: Linear(np.tile(getattr(attention, name).weight, 2), None) for name in ("key", "value")})
+    copied = [shared[0], shared[1]._replace(mixer=twice)]
+    np.testing.assert_allclose(samba(shared, x, num_heads=2, num_kv_heads=1, window=3)[0], samba(copied, x, num_heads=2, window=3)[0], atol=1e-13)
+
+
+def test_no_position_hears_of_a_later_one():
+    params, x = random_call()
+    changed = x.copy()
+    changed[:, 4] += 1
+    before, after = (samba(params, a, num_heads=2, window=3)[0] for a in (x, changed))
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+
+
+@pytest.mark.parametrize("rotate", [None, rope])
+@pytest.mark.parametrize("pieces", [(1,) * 7, (4, 1, 1, 1), (2, 5)])
+def test_decoding_equals_the_whole_pass(pieces, rotate):
+    params, x = random_call(num_layers=4)
+    whole, _ = samba(params, x, num_heads=2, window=3, rotate=rotate)
+    state, parts, start = None, [], 0
+    for size in pieces:
+        part, state = samba_step(params, x[:, start : start + size], state, num_heads=2, window=3, rotate=rotate)
+        parts.append(part)
+        start += size
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-11)
+
+
+def test_the_state_does_not_grow():
+    params, x = random_call(length=30)
+
+    def size_after(length):
+        _, (recurrence, cache) = samba_step(params, x[:, :length], None, num_heads=2, window=3)
+        return sum(a.nbytes for a in recurrence) + cache.bytes
+
+    assert size_after(30) == size_after(5)
+
+
+def that_forgets_the_stream(params, x, **config):
+    out, backward = samba(params, x, **config)
+
+    def wrong(dout):
+        dparams, dx = backward(dout)
+        return dparams, dx - dout                            # what goes past the layers
+
+    return out, wrong
+
+
+def test_the_check_refuses_a_stream_without_its_own_gradient():
+    assert not check_gradients(that_forgets_the_stream, *random_call(length=3), num_heads=2, window=2).passed
+
+
+def test_an_input_of_another_width_is_refused_by_name():
+    params, _ = random_call()
+    with pytest.raises(ValueError, match="x: got 5 features"):
+        samba(params, np.ones((2, 3, 5)), num_heads=2, window=2)
