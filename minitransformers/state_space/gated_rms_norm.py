@@ -1,8 +1,8 @@
 """Gated RMSNorm: a gate first, then RMSNorm in groups. The last step of a Mamba-2 block before its output map.
 
 The gate z decides which features pass; the norm then holds what passed at one size, group by group, so that heads which
-work on different machines need not speak to each other. Source: Dao and Gu 2024, arXiv:2405.21060, section 7.2 (extra
-normalisation) and 8.2 (groups). Differs from the authors' code: the gate stands before the norm always, as in Mamba-2.
+work on different machines need not speak to each other. Source: Dao and Gu 2024, arXiv:2405.21060, section 7.1 (extra
+normalisation) and 8.1 (groups). Differs from the authors' code: the gate stands before the norm always, as in Mamba-2.
 
     gate = silu(z)                                           (1)
     gated = x gate                                           (2)
@@ -40,7 +40,7 @@ def init_gated_rms_norm(rng: np.random.Generator, d_model: int, *, dtype: type =
 
 @concept(
     title="Gated RMSNorm",
-    source="Dao and Gu 2024, arXiv:2405.21060, section 7.2",
+    source="Dao and Gu 2024, arXiv:2405.21060, section 7.1",
     example=lambda rng: example(GatedRmsNorm(rng.normal(size=6)), rng.normal(size=(2, 5, 6)), rng.normal(size=(2, 5, 6)), groups=2),
     rejects=[
         bad(groups=4),

@@ -2,7 +2,7 @@
 
 A recurrence h_i = a_i h_{i-1} + B_i x_i, y_i = C_i . h_i sends x to y by a lower triangular matrix. What it says of the past
 must pass through h, so every block below the diagonal has rank d_state at most, however long the sequence.
-Source: Dao and Gu 2024, arXiv:2405.21060, definitions 3.1 and 3.2, theorem 3.5, section 5.1 (structured masked attention).
+Source: Dao and Gu 2024, arXiv:2405.21060, definitions 3.1 and 3.2, theorem 3.5, section 4.3 (structured masked attention).
 Here the decay a_i = exp(log_decay_i) is one number a position, in (0, 1]; the paper's A_i may be any matrix.
 
     sums_ij = log_decay_{j+1} + ... + log_decay_i for j <= i (0 for j = i), -inf above the diagonal   (1)

@@ -2,7 +2,7 @@
 
 The matrix of the recurrence, written out. C, B and x stand where attention has queries, keys and values; the softmax is gone,
 and in the place of the causal mask of zeros and ones stands a mask of decays. Source: Dao and Gu 2024, arXiv:2405.21060,
-eq. 16 and section 5.2. Differs from the paper: an initial and a final state. L is segsum's mask, o the product of elements.
+section 5.1. Differs from the paper: an initial and a final state. L is segsum's mask, o the product of elements.
 
     L = exp(segsum(log_decay))                               (1)
     M = L o C B^T                                            (2)
@@ -32,7 +32,7 @@ from minitransformers.state_space.ssd_recurrent import REJECTS, check_recurrence
 
 @concept(
     title="SSD, quadratic form",
-    source="Dao and Gu 2024, arXiv:2405.21060, eq. 16 and section 5.2",
+    source="Dao and Gu 2024, arXiv:2405.21060, section 5.1",
     example=example_call,
     rejects=REJECTS,
 )

@@ -1,8 +1,8 @@
 """SSD as a recurrence: one step a position, a state of fixed size. The form for writing token by token.
 
 Each head carries a matrix of d_head x d_state numbers. A position lets it fade by one factor, adds the outer product of its
-value x and its key B, and reads it with its query C. Source: Dao and Gu 2024, arXiv:2405.21060, eqs. 1 and 2 with A_t a
-scalar times the identity (section 5.2). x comes multiplied by its step already; ssd does that.
+value x and its key B, and reads it with its query C. Source: Dao and Gu 2024, arXiv:2405.21060, eq. 2 with A_t a scalar
+times the identity (section 5.1). x comes multiplied by its step already; ssd does that.
 Heads share keys and queries: with r = heads / groups, head h reads group g = h // r.
 
     decay_t = exp(log_decay_t)                               (1)
@@ -57,7 +57,7 @@ REJECTS = [
 
 @concept(
     title="SSD, recurrent form",
-    source="Dao and Gu 2024, arXiv:2405.21060, eq. 2 and section 5.2",
+    source="Dao and Gu 2024, arXiv:2405.21060, eq. 2 and section 5.1",
     example=example_call,
     rejects=REJECTS,
 )
