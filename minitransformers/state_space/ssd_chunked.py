@@ -60,7 +60,7 @@ def ssd_chunked(
     *batch, n, heads, d_head = x.shape
     groups, d_state = B.shape[-2:]
 
-    def by_head(a):                                          # (..., Q, heads, d) to (..., groups, heads of the group, Q, d), a view
+    def by_head(a):                                          # (..., Q, heads, d) to (..., groups, r, Q, d), a view
         return a.swapaxes(-2, -3).reshape(*batch, groups, -1, a.shape[-3], a.shape[-1])
 
     def by_position(a):                                      # and back
@@ -71,7 +71,7 @@ def ssd_chunked(
     y, chunks = np.empty_like(x), []
     for start in range(0, n, chunk):
         at = np.s_[..., start : start + chunk, :, :]
-        here, key, query = by_head(x[at]), by_head(B[at]), by_head(C[at])  # B and C have one head a group: it is broadcast
+        here, key, query = (by_head(a[at]) for a in (x, B, C))  # B and C have one head a group: it is broadcast
         alpha = by_head(log_decay[at[:-1]][..., None])[..., 0]  # (..., groups, r, Q)
         L = np.exp(segsum(alpha))                            # (..., groups, r, Q, Q)  (1)
         carry = np.exp(np.cumsum(alpha, axis=-1))[..., None]  # (..., groups, r, Q, 1)  (2)
@@ -91,7 +91,7 @@ def ssd_chunked(
         dx, dlog_decay, dB, dC = (np.empty_like(a) for a in (x, log_decay, B, C))
         after = final
         for at, L, scores, carry, h in reversed(chunks):
-            here, key, query, dhere = by_head(x[at]), by_head(B[at]), by_head(C[at]), by_head(dy[at])
+            here, key, query, dhere = (by_head(a[at]) for a in (x, B, C, dy))
             last, fade = L[..., -1, :, None], carry[..., -1:, :]
             dinput = last * (key @ dh.swapaxes(-1, -2))
             dinput += (L * scores).swapaxes(-1, -2) @ dhere  # (6)
@@ -100,12 +100,13 @@ def ssd_chunked(
             dscores = dM.sum(-3, keepdims=True)              # (7)
             dread = carry * dhere
             dC[at] = by_position(dscores @ key + (dread @ h).sum(-3, keepdims=True))  # (8)
-            dB[at] = by_position(dscores.swapaxes(-1, -2) @ query + (last * here @ dh).sum(-3, keepdims=True))  # (9)
-            dsums = np.vecdot(dhere, by_head(y[at])) - np.vecdot(dinput, here)
+            stored = (last * here @ dh).sum(-3, keepdims=True)
+            dB[at] = by_position(dscores.swapaxes(-1, -2) @ query + stored)  # (9)
+            dsums = np.vecdot(dhere, by_head(y[at])) - np.vecdot(dinput, here)  # (10)
             dsums[..., -1] += (dh * after).sum((-1, -2))     # (10)
             dalpha = np.cumsum(dsums[..., ::-1], axis=-1)[..., ::-1]  # (11)
-            dx[at], dlog_decay[at[:-1]], after = by_position(dinput), by_position(dalpha[..., None])[..., 0], h
-            dh = fade * dh
+            dx[at], dlog_decay[at[:-1]] = by_position(dinput), by_position(dalpha[..., None])[..., 0]
+            after, dh = h, fade * dh
             dh += dread.swapaxes(-1, -2) @ query             # (12)
         return dx, dlog_decay, dB, dC, None if state is None else dh.reshape(state.shape)
 
