@@ -985,7 +985,7 @@ def text_section():
         for t in range(longer):
             logits, state = language_model_step(models[name], ids[:, t : t + 1], state, config=config)
             read.append(logits)
-            sizes.append(sum(bytes_of(mixer) for mixer in state.mixers))
+            sizes.append(sum(bytes_of(mixer) for mixer in state.blocks))
         worst = max(worst, float(np.abs(np.concatenate(read, axis=1) - language_model(models[name], ids=ids, config=config)[0]).max()))
         written = [
             list(generate(models[name], config=config, prompt_ids=ids[0, :8], num_tokens=24, rng=chapter.rng(), use_cache=cached))
