@@ -21,6 +21,7 @@ from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention_step
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.cross_entropy import cross_entropy
+from minitransformers.basics.feed_forward import feed_forward
 from minitransformers.basics.linear import linear
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softmax import softmax
@@ -30,11 +31,13 @@ from minitransformers.foundation import trees
 from minitransformers.models.generate import generate, language_model_step
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 from minitransformers.models.transformer_block import transformer_block
+from minitransformers.norms.rms_norm import rms_norm
 from minitransformers.state_space.causal_convolution import causal_convolution
 from minitransformers.state_space.discretize import discretize
 from minitransformers.state_space.hippo import hippo_legs
 from minitransformers.state_space.linear_scan import linear_scan, scan
 from minitransformers.state_space.lti import lti
+from minitransformers.state_space.mamba import mamba
 from minitransformers.state_space.mamba2 import init_mamba2, mamba2_step
 from minitransformers.state_space.s4d import init_s4d, s4d
 from minitransformers.state_space.selective_scan import selective_scan
@@ -767,17 +770,17 @@ def without_selection(mixer, bias=None):
     )
 
 
-def gates_of(params, ids, config):
+def gates_of(params, ids):
     """For each block delta, (batch, positions, d_inner), and how strongly a unit of input is written, (batch, positions)."""
-    parts, hidden, found = config.bound, params.embedding.weight[ids], []
+    hidden, found = params.embedding.weight[ids], []
     for block in params.blocks:
         mixer = block.mixer
         (d_inner, d_state), dt_rank = mixer.A_log.shape, mixer.dt_proj.weight.shape[0]
-        inner = linear(mixer.in_proj, parts.norm(block.mixer_norm, hidden)[0])[0][..., :d_inner]
+        inner = linear(mixer.in_proj, rms_norm(block.mixer_norm, hidden)[0])[0][..., :d_inner]
         low, B, _ = np.split(linear(mixer.x_proj, silu(causal_convolution(mixer.conv, inner)[0])[0])[0], [dt_rank, dt_rank + d_state], axis=-1)
         delta = softplus(linear(mixer.dt_proj, low)[0])[0]
         found.append((delta, delta.mean(-1) * np.linalg.norm(B, axis=-1)))
-        hidden, _ = transformer_block(block, hidden, mixer=parts.movers[0].call, channel=parts.channel, norm=parts.norm)
+        hidden, _ = transformer_block(block, hidden, mixer=mamba, channel=feed_forward, norm=rms_norm)
     return found
 
 
@@ -833,10 +836,10 @@ def selective_copying_section():
         holds=all(a > b for a, b in zip(selective, invariant, strict=True)) and selective[-1] > 0.5 and invariant[-1] < 0.3,
         full_only=True,
     )
-    gates_figure(fitted["selective"], config, task(np.random.default_rng([chapter.seed, 2]), batch_size=rows_tested, length=trained)[0][:, :trained])
+    gates_figure(fitted["selective"], task(np.random.default_rng([chapter.seed, 2]), batch_size=rows_tested, length=trained)[0][:, :trained])
 
 
-def gates_figure(params, config, ids):
+def gates_figure(params, ids):
     """Delta on data against delta on noise, a dot a channel; and what is written in the places after a data token."""
     width, data = params.blocks[0].mixer.conv.weight.shape[1], ids != NOISE
     since = np.full(ids.shape, width)                        # places since the last data token, as far as the convolution sees
@@ -845,7 +848,7 @@ def gates_figure(params, config, ids):
     quiet = since == width
     ratios = []
     with chapter.figure("gates", size=(7.2, 3), ncols=2) as (_, (steps_ax, write_ax)):
-        for layer, (delta, write) in enumerate(gates_of(params, ids, config), start=1):
+        for layer, (delta, write) in enumerate(gates_of(params, ids), start=1):
             on_noise, on_data = delta[quiet].mean(0), delta[data].mean(0)
             ratios.append(on_data / on_noise)
             steps_ax.loglog(on_noise, on_data, "o", markersize=3, label=f"layer {layer}")
@@ -985,7 +988,7 @@ def text_section():
         for t in range(longer):
             logits, state = language_model_step(models[name], ids[:, t : t + 1], state, config=config)
             read.append(logits)
-            sizes.append(sum(bytes_of(mixer) for mixer in state.blocks))
+            sizes.append(sum(bytes_of(block) for block in state.blocks))
         worst = max(worst, float(np.abs(np.concatenate(read, axis=1) - language_model(models[name], ids=ids, config=config)[0]).max()))
         written = [
             list(generate(models[name], config=config, prompt_ids=ids[0, :8], num_tokens=24, rng=chapter.rng(), use_cache=cached))
