@@ -101,10 +101,11 @@ def count_keys(mask: Array | None, keys: int) -> Array:
 
 
 def forbid(scores: Array, mask: Array | None) -> Array:
-    """The scores, with -inf added where the mask forbids: np.where over all of them takes twice as long."""
-    if mask is None:
-        return scores
-    return scores + np.where(mask, scores.dtype.type(0), scores.dtype.type(-np.inf))
+    """The scores, with -inf added where the mask forbids, as a new array that may be written to.
+
+    The sum takes half the time of np.where over all scores; it keeps the order in which they lie in memory.
+    """
+    return scores + (scores.dtype.type(0) if mask is None else np.where(mask, scores.dtype.type(0), scores.dtype.type(-np.inf)))
 
 
 def dot_over_keys(a: Float[Array, "... queries keys"], b: Float[Array, "... queries keys"]) -> Float[Array, "... queries"]:

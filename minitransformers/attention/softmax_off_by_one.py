@@ -54,8 +54,8 @@ def softmax_off_by_one(
     logits = forbid(scores, mask)
     spare = np.zeros(1, scores.dtype) if sink is None else sink[..., None]
     largest = np.maximum(logits.max(-1, keepdims=True), spare)  # of keys and sink: no exponential overflows, not all are 0
-    powers = logits - largest
-    powers, spare_power = np.exp(powers, out=powers), np.exp(spare - largest)
+    logits -= largest
+    powers, spare_power = np.exp(logits, out=logits), np.exp(spare - largest)
     total = powers.sum(-1, keepdims=True) + spare_power
     rest = spare_power / total                               # (*batch, queries, 1)  (1)
     weights = np.divide(powers, total, out=powers)           # (2)

@@ -50,8 +50,8 @@ def sparsemax(
     logits = forbid(scores, mask)
     # Where every key is forbidden the maximum is -inf; with any finite number in its place all keys lie at -1, outside.
     largest = np.maximum(logits.max(-1, keepdims=True), np.finfo(scores.dtype).min)
-    below = logits - largest
-    np.clip(below, -1, 0, out=below)                         # lower keys are outside anyway; no sum can overflow  (1)
+    logits -= largest
+    below = np.clip(logits, -1, 0, out=logits)               # lower keys are outside anyway; no sum can overflow  (1)
     excess = below + 1
     total = np.maximum(excess.sum(-1, keepdims=True), 1)     # the largest alone has 1, where there is a key
     bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1)  # (..., queries, 1)  (2)
@@ -63,8 +63,8 @@ def sparsemax(
             break
         threshold = (dot_over_keys(below, inside)[..., None] - 1) / size  # (5)
         bound = np.maximum(threshold, bound)                 # if rounding lowered it, a key could come back, for ever  (6)
-    weights = np.maximum(below, threshold, out=below)
-    weights -= threshold                                     # (7)
+    below -= threshold
+    weights = np.clip(below, 0, 1, out=below)                # (7)
 
     def backward(dweights):
         shared = dot_over_keys(dweights, inside)[..., None] / size  # (8)
