@@ -20,6 +20,8 @@ from minitransformers.foundation import catalogue
 # What the model itself puts in, and arrays and functions that no configuration can hold.
 _THE_MODELS_OWN = {"params", "x", "rng", "d_model", "dtype", "bias", "mask", "causal", "rotate", "attend", "positions"}
 
+_GIVEN_AT_THE_CALL = {"num_queries", "num_keys"}
+
 
 @functools.cache
 def _keywords(function: Callable) -> frozenset[str]:
@@ -96,5 +98,10 @@ class Part:
         return None if step is None else functools.partial(step, **self._taken(step, settings))
 
     def _taken(self, function: Callable, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What the function takes of the settings and options. Raises ValueError for one that it needs and does not get."""
         offered = {**settings, **self.options}
+        for name, parameter in inspect.signature(function).parameters.items():
+            needed = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+            if needed and name not in offered and name not in _GIVEN_AT_THE_CALL:
+                raise ValueError(f"options.{self.role}.{name}: {self.entry.name} needs a value")
         return {name: value for name, value in offered.items() if name in _keywords(function)}

@@ -423,3 +423,16 @@ def test_a_pattern_of_mixers_passes_the_gradient_check(position):
 def test_impossible_patterns_are_refused_by_name(changes, names):
     with pytest.raises(ValueError, match=names):
         small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"mixer": "sliding_window_attention"}, "options.mixer.window"),
+        ({"mixer": "mamba,sliding_window_attention"}, "options.mixer.window"),
+        ({"stack": "samba"}, "options.stack.window"),
+    ],
+)
+def test_an_option_that_a_part_needs_is_asked_for_by_name(changes, names):
+    with pytest.raises(ValueError, match=names):
+        _ = small(**changes).bound
