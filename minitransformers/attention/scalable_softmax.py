@@ -43,6 +43,7 @@ def init_scalable_softmax(
     rejects=[
         bad(mask=np.ones((4, 5), int)), bad(mask=np.ones((7, 2, 3, 4, 5), bool)), bad(scores=np.ones((2, 3, 4, 0))),
         bad(scale=np.ones((1, 2, 1))), bad(scale=np.ones((2, 2, 3, 4))), bad(offset=np.ones((1, 1, 5))), bad(offset=np.ones((2, 2, 3, 4))),
+        bad(scale=np.full((1, 3, 1), np.nan)), bad(offset=np.full((1, 1, 4), np.inf)),
     ],
 )  # fmt: skip
 def scalable_softmax(
@@ -57,10 +58,13 @@ def scalable_softmax(
     scale (1 where None) and offset (0 where None) broadcast to (*batch, queries): one a head is (heads, 1). Either may be
     negative. mask is True where a query may attend; a query that may attend to nothing has weights 0.
     Returns weights (*batch, queries, keys), and backward: dweights -> dscores, dscale, doffset (None where not given).
-    Raises ValueError when mask, scale or offset do not broadcast to the scores.
+    Raises ValueError when mask, scale or offset do not broadcast to the scores, or scale or offset are not finite.
     """
     for argument, array, shape in (("mask", mask, scores.shape), ("scale", scale, scores.shape[:-1]), ("offset", offset, scores.shape[:-1])):
         check_scores(argument, array, shape)
+    for argument, array in (("scale", scale), ("offset", offset)):
+        if array is not None and not np.isfinite(array).all():
+            raise invalid(argument, got="NaN or infinity", wants="finite numbers; negative ones turn the order round")
     log_n = np.log(count_keys(mask, scores.shape[-1])[..., 0]).astype(scores.dtype)  # (..., queries)
     sharpness = log_n if scale is None else scale * log_n
     if offset is not None:

@@ -33,7 +33,12 @@ class T5Bias(NamedTuple):
 
 
 def init_t5_bias(rng: np.random.Generator, *, num_heads: int, num_buckets: int = 32, std: float = 0.02, dtype: type = np.float32) -> T5Bias:
-    """Normal numbers of deviation ``std``: at the start all distances are nearly alike."""
+    """Normal numbers of deviation ``std``: at the start all distances are nearly alike.
+
+    Raises ValueError for fewer than 4 buckets.
+    """
+    if num_buckets < 4:
+        raise invalid("num_buckets", got=num_buckets, wants="at least 4")
     return T5Bias((std * rng.standard_normal((num_buckets, num_heads))).astype(dtype))
 
 

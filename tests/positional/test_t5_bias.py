@@ -147,3 +147,8 @@ def test_parity_with_hugging_face_t5_in_bias_and_gradient(causal):
     np.testing.assert_array_equal(ours, bias.detach().numpy())
     np.testing.assert_allclose(backward(dout).table, table.grad.numpy(), rtol=0, atol=1e-12)
     assert math.isclose(float(np.sum(dout)), float(backward(dout).table.sum()), abs_tol=1e-9)
+
+
+def test_too_few_buckets_are_refused_by_name():
+    with pytest.raises(ValueError, match="num_buckets"):
+        init_t5_bias(np.random.default_rng(0), num_heads=2, num_buckets=0)
