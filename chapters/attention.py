@@ -499,7 +499,7 @@ reversal_section()
 
 # %% Real text: what a window costs, what other weightings make of it, and what sharing the keys of a trained model costs
 KEYS = {"softmax": "softmax", "SSMax": "ssmax", "softmax off by one": "off_by_one", "sigmoid": "sigmoid", "ReLU": "relu",
-        "sparsemax": "sparsemax", "cube / √n": "cube"}  # fmt: skip
+        "sparsemax": "sparsemax", "cube / √n": "cube", "Gaussian kernel": "gaussian"}  # fmt: skip
 
 
 def text_section():
@@ -555,11 +555,13 @@ def text_section():
         "ReLU": "relu_attention",
         "sparsemax": "sparsemax",
         "cube / √n": "polynomial_attention",
+        "Gaussian kernel": "gaussian_kernel_attention",      # weighs distances, not scores: a core of its own
     }
     of_seeds = [full_bits, *(bits(params, full) for params in models[1:])]
     found = {"softmax": full_bits}
     for name, weighting in alone.items():
-        config = LanguageModelConfig(**shared, options={"mixer": {"weighting": weighting}})
+        option = "attend" if weighting == "gaussian_kernel_attention" else "weighting"
+        config = LanguageModelConfig(**shared, options={"mixer": {option: weighting}})
         found[name] = bits(trained(config, 0), config)
     chapter.table("weightings", ["weighting", "bits a character", "more than the softmax"],
                   [[name, value, value - full_bits] for name, value in sorted(found.items(), key=lambda pair: pair[1])])  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import as_normalizer, as_weighting
+from minitransformers.attention.heads import as_normalizer, as_weighting, merge_heads, named_core
 from minitransformers.attention.masks import causal_mask, sliding_window_mask
 from minitransformers.attention.scaled_dot_product_attention import weigh
 from minitransformers.basics.linear import Linear
@@ -92,7 +92,7 @@ class KeyValueCache:
 def cached_attention(
     params: Any, x: Array, cache: KeyValueCache | None, *, num_heads: int, num_kv_heads: int, bias: Array | None = None,
     causal: bool = True, scale: float | None = None, rotate: Callable | None = None, window: int | None = None,
-    weighting: str | Callable | None = None, normalize: str | Callable | None = None,
+    weighting: str | Callable | None = None, normalize: str | Callable | None = None, attend: str | None = None,
 ) -> tuple[Array, KeyValueCache]:  # fmt: skip
     """One decoding step of multi-head (num_kv_heads = num_heads) or grouped-query attention: out and the cache.
 
@@ -101,6 +101,8 @@ def cached_attention(
     """
     if not causal:
         raise invalid("causal", got=causal, wants="True: a step cannot see what has not been generated")
+    if attend is not None and not (bias is None and scale is None and weighting is None):
+        raise invalid("attend", got="a core together with bias, scale or weighting", wants="a core that holds them itself")
     if cache is None:
         cache = KeyValueCache(window=window)
     weighting, learned = as_weighting(weighting), getattr(params, "learned", None) or ()
@@ -118,6 +120,10 @@ def cached_attention(
         query, key = rotate(query, positions=positions)[0], rotate(key, positions=positions)[0]
     d_head = query.shape[-1]
     keys, values = cache.append(key, value)
+    if attend is not None:                                   # a core by its name
+        grouped = query.reshape(*batch, num_kv_heads, group, new, d_head)
+        heads, _ = named_core(attend, causal_mask(new, keys.shape[-2]))(grouped, keys[..., None, :, :], values[..., None, :, :])
+        return _project(params.output, merge_heads(heads.reshape(*batch, num_heads, new, -1)).reshape(len(rows), -1)).reshape(*batch, new, -1), cache
     # The heads of a group read the same keys: their queries are rows of one product, and no key is copied.
     query = (query * (d_head**-0.5 if scale is None else scale)).reshape(*batch, num_kv_heads, group * new, d_head)
     scores = query @ keys.swapaxes(-1, -2)                   # (..., num_kv_heads, group * new, seen)

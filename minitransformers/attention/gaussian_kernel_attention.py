@@ -35,6 +35,7 @@ from minitransformers.foundation import bad, concept, example, invalid
         rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 1, 6, 5)), rng.normal(size=(2, 1, 6, 7)), np.exp(rng.normal(size=(1, 3))),
         mask=np.array([[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 1, 0]], bool)[None, None],
     ),
+    roles=("core",),
     rejects=[
         bad(k=np.ones((2, 1, 6, 4))), bad(k=np.ones((2, 2, 6, 5))), bad(v=np.ones((2, 1, 5, 7))), bad(mask=np.ones((4, 6), int)),
         bad(mask=np.ones((4, 5), bool)), bad(bandwidth=np.zeros((1, 3))), bad(bandwidth=np.full((1, 3), np.nan)),

@@ -33,6 +33,7 @@ from minitransformers.attention.heads import (
     init_normalizer,
     init_weighting,
     merge_heads,
+    named_core,
     split_heads,
 )
 from minitransformers.attention.masks import causal_mask
@@ -94,7 +95,7 @@ def pool_heads(params: MultiHeadAttention, *, num_heads: int, num_kv_heads: int)
 def grouped_query_attention_step(
     params: GroupedQueryAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int, num_kv_heads: int,
     bias: Float[Array, "... new seen"] | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
-    window: int | None = None, weighting: str | Callable | None = None, normalize: str | Callable | None = None,
+    window: int | None = None, weighting: str | Callable | None = None, normalize: str | Callable | None = None, attend: str | None = None,
 ):  # fmt: skip
     """The causal outputs of a few new positions, given those before; ``state`` is None at the start.
 
@@ -104,7 +105,7 @@ def grouped_query_attention_step(
     """
     return cached_attention(
         params, x, state, num_heads=num_heads, num_kv_heads=num_kv_heads, bias=bias, causal=causal, scale=scale, rotate=rotate,
-        window=window, weighting=weighting, normalize=normalize,
+        window=window, weighting=weighting, normalize=normalize, attend=attend,
     )  # fmt: skip
 
 
@@ -179,7 +180,7 @@ def grouped_query_attention(
     rotate: Callable | None = None,
     weighting: str | Callable | None = None,
     normalize: str | Callable | None = None,
-    attend: Callable | None = None,
+    attend: str | Callable | None = None,
 ):
     """Every position gathers from the positions that it may see, in num_heads ways from num_kv_heads sources.
 
@@ -213,6 +214,8 @@ def grouped_query_attention(
         (query, key), normalizer_backward = normalizer(query, key)  # before the rotation  (2)
     if rotate is not None:
         (query, query_unrotate), (key, key_unrotate) = rotate(query), rotate(key)  # (2)
+    if isinstance(attend, str):
+        attend = named_core(attend, causal_mask(length) if causal else None)
     if attend is None:
         mask, grouped_bias = _group(mask, num_kv_heads), _group(bias, num_kv_heads)
         if causal:

@@ -48,6 +48,11 @@ def as_weighting(weighting: str | Callable | None) -> Callable | None:
     return named_weighting(weighting).function if isinstance(weighting, str) else weighting
 
 
+def named_core(name: str, mask: Array | None) -> Callable:
+    """The catalogue's core of that name, core(query, key, value) -> heads, backward, under a mask."""
+    return functools.partial(catalogue.find(name, role="core").function, mask=mask)
+
+
 def init_weighting(rng: np.random.Generator, weighting: str | None, *, num_heads: int, context: int, dtype: type) -> tuple | None:
     """What the weighting of that name learns, as it starts for contexts of that many positions; None for nothing."""
     init = named_weighting(weighting).init if isinstance(weighting, str) else None

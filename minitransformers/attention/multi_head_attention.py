@@ -32,6 +32,7 @@ from minitransformers.attention.heads import (
     init_normalizer,
     init_weighting,
     merge_heads,
+    named_core,
     split_heads,
 )
 from minitransformers.attention.masks import causal_mask
@@ -76,7 +77,7 @@ def init_multi_head_attention(
 def multi_head_attention_step(
     params: MultiHeadAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int,
     bias: Float[Array, "... new seen"] | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
-    weighting: str | Callable | None = None, normalize: str | Callable | None = None,
+    weighting: str | Callable | None = None, normalize: str | Callable | None = None, attend: str | None = None,
 ):  # fmt: skip
     """The causal outputs of a few new positions, given those before; ``state`` is None at the start.
 
@@ -85,7 +86,7 @@ def multi_head_attention_step(
     """
     return cached_attention(
         params, x, state, num_heads=num_heads, num_kv_heads=num_heads, bias=bias, causal=causal, scale=scale, rotate=rotate,
-        weighting=weighting, normalize=normalize,
+        weighting=weighting, normalize=normalize, attend=attend,
     )  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def multi_head_attention(
     rotate: Callable | None = None,
     weighting: str | Callable | None = None,
     normalize: str | Callable | None = None,
-    attend: Callable | None = None,
+    attend: str | Callable | None = None,
 ):
     """Every position gathers from the positions that it may see, in num_heads ways.
 
@@ -134,7 +135,8 @@ def multi_head_attention(
     turns queries and keys (functools.partial(rope, base=1e5)). normalize(params.normalizer, query, key) -> (query, key),
     backward, a function or its name ("qk_norm"), acts on each head before that. weighting, a function or its name,
     takes the place of the softmax, as in scaled_dot_product_attention, and gets params.learned. attend(query, key, value) -> out, backward takes the
-    place of scaled_dot_product_attention and decides itself, causal or not, what a query sees.
+    place of scaled_dot_product_attention and decides itself, causal or not, what a query sees; by its name
+    ("gaussian_kernel_attention") it gets the causal mask.
     Returns out, shaped like x, and backward: dout -> MultiHeadAttention, dx, dbias (None without a bias).
     Raises ValueError when num_heads does not divide the projections, when mask or bias do not fit the scores, when
     attend comes with mask, bias, scale or weighting, or normalize without what it learns.
@@ -156,6 +158,8 @@ def multi_head_attention(
         (query, key), normalizer_backward = normalizer(query, key)  # before the rotation  (2)
     if rotate is not None:
         (query, query_unrotate), (key, key_unrotate) = rotate(query), rotate(key)  # (2)
+    if isinstance(attend, str):
+        attend = named_core(attend, causal_mask(length) if causal else None)
     if attend is None:
         if causal:
             mask = causal_mask(length) if mask is None else mask & causal_mask(length)

@@ -19,7 +19,7 @@ import numpy as np
 
 # What a concept can be to a model (see the table of roles in the documentation). A position acts in one of three places. A
 # stack stands for all blocks at once: its layers share parameters, or read what no single block is given.
-ROLES = ("mixer", "stack", "channel", "norm", "position/input", "position/rotation", "position/bias", "weighting", "normalizer")
+ROLES = ("mixer", "stack", "channel", "norm", "position/input", "position/rotation", "position/bias", "weighting", "core", "normalizer")
 
 # The order in which a reader meets the chapters.
 READING_ORDER = (

@@ -18,7 +18,7 @@ import numpy as np
 from minitransformers.foundation import catalogue
 
 # What the model itself puts in, and arrays and functions that no configuration can hold.
-_THE_MODELS_OWN = {"params", "x", "rng", "d_model", "dtype", "bias", "mask", "causal", "rotate", "attend", "positions"}
+_THE_MODELS_OWN = {"params", "x", "rng", "d_model", "dtype", "bias", "mask", "causal", "rotate", "positions"}
 
 _GIVEN_AT_THE_CALL = {"num_queries", "num_keys"}
 
@@ -55,7 +55,7 @@ class Part:
                 offered = ", ".join(sorted(known - _THE_MODELS_OWN)) or "none"
                 has = f"{names[0]} has" if len(names) == 1 else f"{', '.join(names)} have"
                 raise ValueError(f"options.{role}.{option}: {has} no such option (known: {offered})")
-        for option, kind in (("weighting", "weighting"), ("normalize", "normalizer")):
+        for option, kind in (("weighting", "weighting"), ("normalize", "normalizer"), ("attend", "core")):
             if isinstance(named := options.get(option), str):
                 catalogue.find(named, role=kind)             # an unknown one should fail here, not at the first call
         return [

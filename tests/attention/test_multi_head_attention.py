@@ -7,6 +7,7 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 
+from minitransformers.attention.gaussian_kernel_attention import gaussian_kernel_attention
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, init_multi_head_attention, multi_head_attention
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
@@ -333,3 +334,16 @@ def test_a_normaliser_acts_on_each_head_before_the_rotation():
     expected, _ = multi_head_attention(params._replace(query=query, key=key), x, num_heads=2, rotate=rope)
     out, _ = multi_head_attention(params._replace(normalizer=gains), x, num_heads=2, rotate=rope, normalize=stretched)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_core_by_its_name_gets_the_causal_mask(causal):
+    rng = np.random.default_rng(21)
+    params = init_multi_head_attention(rng, 6, num_heads=2, dtype=np.float64)
+    x, dout = rng.normal(size=(2, 4, 6)), rng.normal(size=(2, 4, 6))
+    core = partial(gaussian_kernel_attention, mask=causal_mask(4) if causal else None)
+    (out, backward), (theirs, their_backward) = (
+        multi_head_attention(params, x, num_heads=2, causal=causal, attend=attend) for attend in ("gaussian_kernel_attention", core)
+    )
+    np.testing.assert_array_equal(out, theirs)
+    np.testing.assert_array_equal(backward(dout)[1], their_backward(dout)[1])

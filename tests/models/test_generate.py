@@ -166,3 +166,17 @@ def test_a_step_past_the_context_is_refused():
     assert isinstance(state, DecodingState)
     with pytest.raises(ValueError, match="context of 8"):
         language_model_step(params, np.zeros((1, 1), int), state, config=config)
+
+
+@pytest.mark.parametrize("mixer", ["multi_head_attention", "grouped_query_attention"])
+@pytest.mark.parametrize("core", catalogue.concepts(role="core"))
+def test_cached_logits_equal_the_whole_pass_with_every_core(core, mixer):
+    params, config = model(mixer=mixer, position="rope", options={"mixer": {"attend": core, **OPTIONS.get(mixer, {})}})
+    ids = np.random.default_rng(6).integers(11, size=(2, 8))
+    whole, _ = language_model(params, ids=ids, config=config)
+    state, parts, start = None, [], 0
+    for size in (3, 2, 1, 1, 1):
+        part, state = language_model_step(params, ids[:, start : start + size], state, config=config)
+        parts.append(part)
+        start += size
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-10)

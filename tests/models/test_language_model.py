@@ -436,3 +436,19 @@ def test_impossible_patterns_are_refused_by_name(changes, names):
 def test_an_option_that_a_part_needs_is_asked_for_by_name(changes, names):
     with pytest.raises(ValueError, match=names):
         _ = small(**changes).bound
+
+
+@pytest.mark.parametrize("mixer", ["multi_head_attention", "grouped_query_attention"])
+@pytest.mark.parametrize("core", catalogue.concepts(role="core"))
+def test_every_core_of_the_catalogue_trains_in_the_model(mixer, core):
+    heads = {"num_kv_heads": 1} if mixer == "grouped_query_attention" else {}
+    config = small(num_layers=1, mixer=mixer, position="rope", options={"mixer": {"attend": core, **heads}})
+    rng = np.random.default_rng(13)
+    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
+    report = check_gradients(language_model, params, ids=rng.integers(7, size=(2, 4)), config=config, second_opinion=False)
+    assert report.passed, str(report)
+
+
+def test_an_unknown_core_is_refused_by_name():
+    with pytest.raises(ValueError, match="unknown core 'gauss"):
+        small(options={"mixer": {"attend": "gaussian"}})
