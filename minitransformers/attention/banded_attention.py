@@ -17,6 +17,7 @@ Where causal is false the window reaches as far ahead as back, and k[b + 1] stan
 """
 
 import operator
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -46,11 +47,12 @@ def banded_attention(
     causal: bool = True,
     scale: float | None = None,
     soft_cap: float | None = None,
+    weighting: Callable | None = None,
 ):
     """Scaled dot-product attention under a sliding-window mask, without the work that the mask forbids.
 
     Position i attends to i - window < j <= i; where causal is false, to i - window < j < i + window. A window longer
-    than the sequence gives plain (causal) attention. scale and soft_cap as in scaled_dot_product_attention.
+    than the sequence gives plain (causal) attention. scale, soft_cap and weighting as in scaled_dot_product_attention.
     Returns out (*batch, positions, d_value), and backward: dout -> dq, dk, dv.
     Raises ValueError when axes do not fit or window is not a whole number of at least 1.
     """
@@ -70,11 +72,13 @@ def banded_attention(
     key = query[:, :1] + np.arange(offsets[0] * window, (offsets[-1] + 1) * window)  # (blocks, 1, near)
     mask = (query - window < key) & (key < query + (1 if causal else window)) & (key >= 0) & (key < positions)
     near_k, near_v = near(k_blocks), near(v_blocks)          # (..., blocks, near, d)  (1)
-    out_blocks, attention_backward = scaled_dot_product_attention(q_blocks, near_k, near_v, mask=mask, scale=scale, soft_cap=soft_cap)  # (2)
+    out_blocks, attention_backward = scaled_dot_product_attention(
+        q_blocks, near_k, near_v, mask=mask, scale=scale, soft_cap=soft_cap, weighting=weighting
+    )  # (2)
     out = _from_blocks(out_blocks, positions)
 
     def backward(dout):
-        dq, dnear_k, dnear_v, _ = attention_backward(_to_blocks(dout, window))  # (3)
+        dq, dnear_k, dnear_v, *_ = attention_backward(_to_blocks(dout, window))  # (3)
         dk, dv = from_near(dnear_k), from_near(dnear_v)      # a key was near to two blocks: add  (4)
         return tuple(_from_blocks(a, positions) for a in (dq, dk, dv))
 

@@ -15,13 +15,14 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
     dmemory = merge(dkey) W_k^T + merge(dvalue) W_v^T        (9)
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_heads, check_scores, merge_heads, split_heads
+from minitransformers.attention.heads import as_weighting, check_heads, check_scores, merge_heads, split_heads
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.foundation import bad, concept, example, invalid, trusted
@@ -54,6 +55,7 @@ def init_cross_attention(
 def cross_attention_step(
     params: CrossAttention, x: Float[Array, "... new d_model"], state: tuple[Array, Array] | None, *, num_heads: int,
     memory: Float[Array, "... keys d_memory"] | None = None, mask: Bool[Array, "... new keys"] | None = None, scale: float | None = None,
+    weighting: str | Callable | None = None,
 ) -> tuple[Array, Any]:  # fmt: skip
     """The outputs of a few new positions; ``state`` is None at the start, and then the memory is needed.
 
@@ -65,7 +67,7 @@ def cross_attention_step(
         key, value = (split_heads(linear(part, memory)[0], num_heads) for part in (params.key, params.value))
         state = key, value
     query = split_heads(linear(params.query, x)[0], num_heads)
-    heads, _ = scaled_dot_product_attention(query, *state, mask=mask, scale=scale)
+    heads, _ = scaled_dot_product_attention(query, *state, mask=mask, scale=scale, weighting=as_weighting(weighting))
     return linear(params.output, merge_heads(heads))[0], state
 
 
@@ -102,11 +104,13 @@ def cross_attention(
     num_heads: int,
     mask: Bool[Array, "*#scores #queries #keys"] | None = None,
     scale: float | None = None,
+    weighting: str | Callable | None = None,
 ):
     """Every position of x gathers from the positions of the memory, in num_heads ways.
 
     bias is added to the scores, mask says True where a query may see a key (False on padding of the memory): both
-    broadcast to (..., heads, queries, keys). scale multiplies the scores (default 1/sqrt(d_head)).
+    broadcast to (..., heads, queries, keys). scale multiplies the scores (default 1/sqrt(d_head)). weighting, a function
+    or its name, takes the place of the softmax; one that learns stays as it starts.
     Returns out, shaped like x, and backward: dout -> CrossAttention, dx, dmemory, dbias (None without a bias).
     Where several layers read one memory, its gradient is the sum of theirs.
     Raises ValueError when num_heads does not divide the projections, or mask or bias do not fit the scores.
@@ -121,7 +125,9 @@ def cross_attention(
     value, value_backward = linear(params.value, memory)
     query = split_heads(query, num_heads)                    # (..., heads, queries, d_head)  (1)
     key, value = split_heads(key, num_heads), split_heads(value, num_heads)  # (..., heads, keys, d)  (2)
-    heads, attend_backward = scaled_dot_product_attention(query, key, value, bias, mask=mask, scale=scale)  # (3)
+    heads, attend_backward = scaled_dot_product_attention(
+        query, key, value, bias, mask=mask, scale=scale, weighting=as_weighting(weighting)
+    )  # (3)
     out, output_backward = linear(params.output, merge_heads(heads))  # (4)
 
     def backward(dout):

@@ -24,6 +24,7 @@ from minitransformers.attention.grouped_query_attention import (
     grouped_query_attention_step,
     init_grouped_query_attention,
 )
+from minitransformers.attention.heads import as_weighting
 from minitransformers.foundation import bad, concept, example, trusted
 
 
@@ -43,6 +44,7 @@ def sliding_window_attention_step(
     params: GroupedQueryAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int, window: int,
     num_kv_heads: int | None = None, causal: bool = True, scale: float | None = None, rotate: Callable | None = None,
     normalize: str | Callable | None = None,
+    weighting: str | Callable | None = None,
 ):  # fmt: skip
     """The outputs of a few new positions, given those before, from a rolling cache of ``window`` positions.
 
@@ -51,6 +53,7 @@ def sliding_window_attention_step(
     return grouped_query_attention_step(
         params, x, state, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads,
         causal=causal, scale=scale, rotate=rotate, window=window, normalize=normalize,
+        weighting=weighting,
     )  # fmt: skip
 
 
@@ -76,15 +79,17 @@ def sliding_window_attention(
     scale: float | None = None,
     rotate: Callable | None = None,
     normalize: str | Callable | None = None,
+    weighting: str | Callable | None = None,
 ):
     """Grouped-query attention (multi-head where num_kv_heads is None) in which a position sees ``window`` positions.
 
     Where causal is false it sees as far ahead as back, 2 window - 1 positions. scale, rotate
     and normalize as in grouped_query_attention.
+    weighting, a function or its name, takes the place of the softmax; one that learns stays as it starts.
     Returns out, shaped like x, and backward: dout -> GroupedQueryAttention, dx.
     Raises ValueError when window is not a whole number of at least 1, or heads and features do not divide.
     """
-    attend = partial(banded_attention, window=window, causal=causal, scale=scale)
+    attend = partial(banded_attention, window=window, causal=causal, scale=scale, weighting=as_weighting(weighting))
     kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     out, attention_backward = grouped_query_attention(
         params, x, num_heads=num_heads, num_kv_heads=kv_heads, rotate=rotate, normalize=normalize, attend=attend

@@ -5,10 +5,16 @@ import pytest
 
 from minitransformers import catalogue
 from minitransformers.attention.cache import cached_attention
+from minitransformers.attention.cross_attention import cross_attention, cross_attention_step, init_cross_attention
 from minitransformers.attention.grouped_query_attention import grouped_query_attention, init_grouped_query_attention
-from minitransformers.attention.masks import causal_mask
+from minitransformers.attention.masks import causal_mask, sliding_window_mask
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.attention.sliding_window_attention import (
+    init_sliding_window_attention,
+    sliding_window_attention,
+    sliding_window_attention_step,
+)
 from minitransformers.foundation import check_gradients
 
 EVERY = [pytest.param(entry.function, id=name) for name, entry in catalogue.concepts(role="weighting").items()]
@@ -116,3 +122,32 @@ def test_a_core_of_its_own_takes_no_weighting():
     params = init_multi_head_attention(np.random.default_rng(8), 4, num_heads=2)
     with pytest.raises(ValueError, match="attend"):
         multi_head_attention(params, np.ones((3, 4), np.float32), num_heads=2, attend=scaled_dot_product_attention, weighting=plain_softmax)
+
+
+@pytest.mark.parametrize("name", catalogue.concepts(role="weighting"))
+def test_a_window_takes_every_weighting(name):
+    rng = np.random.default_rng(31)
+    params = init_sliding_window_attention(rng, 6, num_heads=3, dtype=np.float64)
+    x, dout = rng.normal(size=(2, 7, 6)), rng.normal(size=(2, 7, 6))
+    mask = sliding_window_mask(7, 7, window=3)
+    out, backward = sliding_window_attention(params, x, num_heads=3, window=3, weighting=name)
+    full, full_backward = grouped_query_attention(params, x, num_heads=3, num_kv_heads=3, mask=mask, weighting=name)
+    np.testing.assert_allclose(out, full, atol=1e-12)
+    np.testing.assert_allclose(backward(dout)[1], full_backward(dout)[1], atol=1e-12)
+    state, parts = None, []
+    for i in range(7):
+        part, state = sliding_window_attention_step(params, x[:, i : i + 1], state, num_heads=3, window=3, weighting=name)
+        parts.append(part)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), out, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", catalogue.concepts(role="weighting"))
+def test_cross_attention_takes_every_weighting(name):
+    rng = np.random.default_rng(32)
+    params = init_cross_attention(rng, 6, num_heads=2, dtype=np.float64)
+    x, memory = rng.normal(size=(2, 3, 6)), rng.normal(size=(2, 5, 6))
+    assert check_gradients(cross_attention, params, x, memory, num_heads=2, weighting=name, second_opinion=False).passed
+    out, _ = cross_attention(params, x, memory, num_heads=2, weighting=name)
+    stepped, _ = cross_attention_step(params, x, None, num_heads=2, memory=memory, weighting=name)
+    np.testing.assert_allclose(stepped, out, atol=1e-12)
+    assert np.abs(out - cross_attention(params, x, memory, num_heads=2)[0]).max() > 1e-3
