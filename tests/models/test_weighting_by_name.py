@@ -81,4 +81,4 @@ def test_an_unknown_name_is_refused_at_once_with_those_that_exist():
 
 def test_a_mixer_that_cannot_take_it_says_so():
     with pytest.raises(ValueError, match=r"options\.mixer\.weighting"):
-        model("sparsemax", mixer="sliding_window_attention")
+        model("sparsemax", mixer="mamba")
