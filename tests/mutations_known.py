@@ -31,16 +31,6 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 1, norm, 1))":
             "a dout shorter than 1 is then not lengthened, which asks for no squarings either: the part is linear in dout",
     },
-    "sparsemax": {                                           # a start that is lower only takes more rounds
-        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1) -> bound = -1":
-            "the lowest bound that there can be: the rounds then begin with every key that is less than 1 below the largest",
-        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1) -> "
-        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 2, -1)":
-            "never above -1, so it is -1",
-        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1) -> "
-        "bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 2) / total - 1, -1)":
-            "lower than the bound by 1 / total",
-    },
 }  # fmt: skip
 
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {

@@ -127,8 +127,8 @@ def weigh(weighting: Callable, scores: Array, *learned: Array | None, mask: Arra
     """
     if not callable(weighting):
         raise invalid("weighting", got=repr(weighting), wants="a function of scores and mask that returns weights and backward")
-    forbidden = scores == -np.inf                            # a NaN is not: it shall stay one
-    if forbidden.any():
+    if not scores.min() > -np.inf:                           # one number, to spare most calls an array of booleans
+        forbidden = scores == -np.inf                        # a NaN is not: it shall stay one
         mask = ~forbidden if mask is None else mask & ~forbidden
         scores = np.where(forbidden, 0, scores)
     if mask is not None:                                     # it may have more leading axes than the scores

@@ -6,7 +6,7 @@ the place of the sort of the former, which begin with (2), a closer bound than t
 query that may attend to nothing reads zero. Over the allowed keys of a row:
 
     below = max(scores - largest, -1)                              (1)
-    bound = (sum of excess^2 - 1) / sum of excess - 1, where excess = below + 1    (2)
+    bound = (sum of below excess - 1) / sum of excess, where excess = below + 1    (2)
     inside = 1 where below > bound, else 0                         (3)
     size = sum of inside                                           (4)
     threshold = (sum of below inside - 1) / size                   (5)
@@ -54,15 +54,8 @@ def sparsemax(
     below = np.clip(logits, -1, 0, out=logits)               # lower keys are outside anyway; no sum can overflow  (1)
     excess = below + 1
     total = np.maximum(excess.sum(-1, keepdims=True), 1)     # the largest alone has 1, where there is a key
-    bound = np.maximum((dot_over_keys(excess, excess)[..., None] - 1) / total - 1, -1)  # (..., queries, 1)  (2)
-    size = np.empty(0)                                       # not known yet
-    while True:
-        inside = (below > bound).astype(scores.dtype)        # (3)
-        before, size = size, np.maximum(inside.sum(-1, keepdims=True), 1)  # (4)
-        if np.array_equal(size, before):
-            break
-        threshold = (dot_over_keys(below, inside)[..., None] - 1) / size  # (5)
-        bound = np.maximum(threshold, bound)                 # if rounding lowered it, a key could come back, for ever  (6)
+    bound = np.maximum((dot_over_keys(below, excess)[..., None] - 1) / total, -1)  # (..., queries, 1)  (2)
+    inside, size, threshold = _settle(below, bound)
     below -= threshold
     weights = np.clip(below, 0, 1, out=below)                # (7)
 
@@ -73,3 +66,18 @@ def sparsemax(
         return dscores
 
     return weights, backward
+
+
+def _settle(below: Array, bound: Array) -> tuple[Array, Array, Array]:
+    """From a lower bound of each row's threshold, (..., 1), to what is inside, its size, and the threshold itself."""
+    size, threshold = np.zeros_like(bound), bound            # no size is known yet
+    while True:
+        inside = (below > bound).astype(below.dtype)         # (3)
+        before, size = size, np.maximum(inside.sum(-1, keepdims=True), 1)  # (4)
+        moved = (size != before)[..., 0]
+        if 4 * np.count_nonzero(moved) <= moved.size:        # most rows are done: the others go on by themselves
+            if moved.any():
+                inside[moved], size[moved], threshold[moved] = _settle(below[moved], bound[moved])
+            return inside, size, threshold
+        threshold = (dot_over_keys(below, inside)[..., None] - 1) / size  # (5)
+        bound = np.maximum(threshold, bound)                 # if rounding lowered it, a key could come back, for ever  (6)

@@ -142,6 +142,27 @@ def test_a_long_row_keeps_its_sum_in_float32():
     np.testing.assert_allclose(sparsemax(scores)[0].sum(-1), 1, atol=1e-3)
 
 
+def test_a_bound_of_nearly_equal_scores_does_not_pass_the_threshold_by_rounding():
+    """As (sum of excess^2 - 1) / sum of excess - 1 it would: the difference of two numbers near 1, for one near 1e-5."""
+    scores = 1e-5 * np.random.default_rng(0).normal(size=(65_536, 2)).T
+    weights = sparsemax(scores.astype(np.float32))[0]
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-4)
+    np.testing.assert_allclose(weights, sparsemax(scores)[0], atol=1e-4 * weights.max())
+
+
+def test_the_few_rows_that_take_more_rounds_go_on_by_themselves_and_end_as_they_would_alone():
+    scores = 8 * np.random.default_rng(8).normal(size=(4, 40, 60))
+    scores[1, 3] /= 80
+    scores[2, [7, 30]] /= 20
+    weights, backward = sparsemax(scores)
+    dscores = backward(np.cos(scores))
+    for row in np.ndindex(4, 40):
+        alone, backward_alone = sparsemax(scores[row][None])
+        np.testing.assert_allclose(weights[row], alone[0], rtol=0, atol=1e-15)
+        np.testing.assert_allclose(weights[row], by_sorting(scores[row].tolist()), rtol=0, atol=1e-14)
+        np.testing.assert_allclose(dscores[row], backward_alone(np.cos(scores[row])[None])[0], rtol=0, atol=1e-15)
+
+
 def test_extreme_scores_stay_finite_in_float32():
     scores = np.array([[3e38, -3e38, 0], [1e30, 1e30, -1e30]], np.float32)
     with np.errstate(over="ignore"):

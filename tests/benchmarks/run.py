@@ -5,7 +5,7 @@
     python -m tests.benchmarks.run --rounds 15 --json
 
 Both sides of a case run in worker processes of their own, as a user would run them, each with two threads. They take
-turns in random order, a slice at a time, after an untimed call; the figure is the median of the ratios of neighbouring
+turns in random order, a slice at a time, after a pause and an untimed call; the figure is the median of the ratios of neighbouring
 slices, with the quartiles beside it. A slice is as many calls as fill about a third of a second.
 """
 
@@ -23,6 +23,7 @@ import time
 from tests.benchmarks.cases import CASES
 
 SLICE_SECONDS = 0.3
+PAUSE_SECONDS = 0.1  # an idle BLAS thread spins for a while before it sleeps: it shall not be on the other side's core
 
 
 def worker(case: str, side: str) -> None:
@@ -31,6 +32,7 @@ def worker(case: str, side: str) -> None:
     call()
     print("ready", flush=True)
     for line in sys.stdin:
+        time.sleep(PAUSE_SECONDS)
         call()
         start = time.perf_counter()
         for _ in range(int(line)):
