@@ -322,6 +322,8 @@ CASES["rope"] = {
     "ours": lambda: attention_call(rotated=True),
     "theirs": attention_call,
 }
+# With two threads RoPE reads what the other core has just written. Where the two share no cache, that costs more than the turn.
+CASES["rope_one_thread"] = {**CASES["rope"], "what": "the same with one thread", "threads": 1}
 
 
 def _scan_inputs(length: int) -> dict[str, np.ndarray]:

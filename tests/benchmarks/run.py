@@ -4,9 +4,10 @@
     python -m tests.benchmarks.run training_step decode  some
     python -m tests.benchmarks.run --rounds 15 --json
 
-Both sides of a case run in worker processes of their own, as a user would run them, each with two threads. They take
-turns in random order, a slice at a time, after a pause and an untimed call; the figure is the median of the ratios of neighbouring
-slices, with the quartiles beside it. A slice is as many calls as fill about a third of a second.
+Both sides of a case run in worker processes of their own, as a user would run them, each with two threads unless the
+case says how many. They take turns in random order, a slice at a time, after a pause and an untimed call; the figure is
+the median of the ratios of neighbouring slices, with the quartiles beside it. A slice is as many calls as fill about a
+third of a second.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Side:
     """One worker process."""
 
     def __init__(self, case: str, side: str) -> None:
-        threads = {name: "2" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        count = str(CASES[case].get("threads", 2))
+        threads = {name: count for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         command = [sys.executable, "-m", "tests.benchmarks.run", "--worker", case, side]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads}
