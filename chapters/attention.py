@@ -43,12 +43,9 @@ from minitransformers.basics.embedding import Embedding, embedding, init_embeddi
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.softmax import softmax
 from minitransformers.cli.chapter import Chapter
-from minitransformers.foundation import trees
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
-from minitransformers.training.flat_tree import FlatTree
+from minitransformers.training.fit import fit, loss_on
 from minitransformers.training.memory import keep_freed_memory
-from minitransformers.training.optimizer import AdamW, decays
-from minitransformers.training.schedule import warmup_cosine
 from minitransformers.training.text import Corpus
 
 chapter = Chapter("attention", __doc__)
@@ -411,6 +408,11 @@ def cap_section():
 cap_section()
 
 
+def bar(text):
+    """What fit shows while it runs."""
+    return partial(chapter.progress, text=text)
+
+
 # %% Cross-attention: an alignment that nobody showed it
 class Reverser(NamedTuple):
     """Symbols with their places are the memory; each output place asks it with a vector of its own."""
@@ -440,17 +442,6 @@ def reverser(params, *, ids):
     return logits, backward
 
 
-def train(params, loss, *, steps, peak, weight_decay=0.0, text="training"):
-    """AdamW on ``loss(params) -> value, gradients``; returns the trained parameters."""
-    flat = FlatTree.pack(params, in_front=decays)
-    optimizer, gradient = AdamW(flat, weight_decay=weight_decay), flat.zeros_like()
-    for step in chapter.progress(range(1, steps + 1), text):
-        _, grads = loss(flat.tree)
-        gradient.set_sum(grads)
-        optimizer.step(gradient, learning_rate=warmup_cosine(step, peak=peak, steps=steps, warmup=steps // 10), clip=1.0)
-    return trees.map(np.array, flat.tree)
-
-
 def reversal_section():
     rng, length, kinds, width = chapter.rng(), 8, 10, 32
     params = Reverser(
@@ -458,14 +449,12 @@ def reversal_section():
         init_cross_attention(rng, width, num_heads=1), init_linear(rng, width, kinds),
     )  # fmt: skip
 
-    def loss(params):
+    def draw():
         ids = rng.integers(kinds, size=(64, length))
-        logits, backward = reverser(params, ids=ids)
-        value, loss_backward = cross_entropy(logits, targets=ids[:, ::-1])
-        return value, backward(loss_backward(np.ones_like(value)))
+        return ids, ids[:, ::-1]
 
     steps = 100 if chapter.quick else 400
-    params = train(params, loss, steps=steps, peak=1e-2, text="learning to reverse")
+    params = fit(params, loss_on(reverser, draw), steps=steps, peak=1e-2, progress=bar("learning to reverse"))
     ids = rng.integers(kinds, size=(256, length))
     exact = float((reverser(params, ids=ids)[0].argmax(-1) == ids[:, ::-1]).all(-1).mean())
     memory = params.symbols.weight[ids] + params.places.weight
@@ -510,13 +499,7 @@ def text_section():
               "position": "rope"}  # fmt: skip
 
     def loss_of(config, rng):
-        def loss(params):
-            ids, targets = corpus.batch(rng, batch_size=12, context=context)
-            logits, backward = language_model(params, ids=ids, config=config)
-            value, loss_backward = cross_entropy(logits, targets=targets)
-            return value, backward(loss_backward(np.ones_like(value)))
-
-        return loss
+        return loss_on(partial(language_model, config=config), lambda: corpus.batch(rng, batch_size=12, context=context))
 
     def bits(params, config):
         """Bits a character on windows of held-out text, always the same."""
@@ -525,7 +508,7 @@ def text_section():
 
     def trained(config, seed):
         rng = np.random.default_rng(chapter.seed + seed)
-        return train(init_language_model(rng, config, std=0.1), loss_of(config, rng), steps=steps, peak=1e-2, text=config.mixer)
+        return fit(init_language_model(rng, config, std=0.1), loss_of(config, rng), steps=steps, peak=1e-2, progress=bar(config.mixer))
 
     full = LanguageModelConfig(**shared)
     models = [trained(full, seed) for seed in range(seeds)]
@@ -609,7 +592,7 @@ def text_section():
             rng = np.random.default_rng(chapter.seed + 100 + seed)
             start = converted(params, how, rng)
             before.append(bits(start, grouped))
-            more = train(start, loss_of(grouped, rng), steps=max(1, steps // 20), peak=3e-3, text=f"{how}, a little more")
+            more = fit(start, loss_of(grouped, rng), steps=max(1, steps // 20), peak=3e-3, progress=bar(f"{how}, a little more"))
             after.append(bits(more, grouped))
         rows.append([how, float(np.mean(before)), float(np.mean(after)), float(np.std(before))])
         chapter.value(f"uptraining.{how}.before", float(np.mean(before)))
@@ -817,7 +800,7 @@ def retrieval_section():
             value, loss_backward = cross_entropy(logits, targets=answers)
             return value, backward(loss_backward(np.ones_like(value)))
 
-        return train(Finder(attention, init_linear(rng, width, values)), loss, steps=steps, peak=1e-2, weight_decay=0.1, text=form)
+        return fit(Finder(attention, init_linear(rng, width, values)), loss, steps=steps, peak=1e-2, weight_decay=0.1, progress=bar(form))
 
     def test(params, form, causal, tokens, asked, answers):
         """Of the last questions of each sequence: the share that is answered rightly, the mean weight on the key asked for, and

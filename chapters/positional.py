@@ -27,9 +27,7 @@ from minitransformers.positional.hierarchical import Hierarchical, hierarchical,
 from minitransformers.positional.learned import Learned, init_learned, learned
 from minitransformers.positional.rope import rope
 from minitransformers.positional.sinusoidal import sinusoidal
-from minitransformers.training.flat_tree import FlatTree
-from minitransformers.training.optimizer import AdamW
-from minitransformers.training.schedule import warmup_cosine
+from minitransformers.training.fit import fit
 from minitransformers.training.text import Corpus
 
 chapter = Chapter("positional", __doc__)
@@ -240,13 +238,15 @@ def loss_at(params, config, tokens, *, last=None):
 def train(config, draw, *, steps, rate=5e-3):
     """The parameters after some steps on batches that ``draw(rng)`` makes."""
     rng = chapter.rng()
-    params = FlatTree.pack(init_language_model(rng, config, std=0.2))
-    gradient, optimizer = params.zeros_like(), AdamW(params, weight_decay=0.0)
-    for step in chapter.progress(range(steps), config.position):
-        _, backward = loss_at(params.tree, config, draw(rng))
-        gradient.set_sum(backward())
-        optimizer.step(gradient, learning_rate=warmup_cosine(step + 1, peak=rate, steps=steps, warmup=min(20, steps), floor=0.1), clip=1.0)
-    return params.tree
+
+    def loss(params):
+        value, backward = loss_at(params, config, draw(rng))
+        return value, backward()
+
+    return fit(
+        init_language_model(rng, config, std=0.2), loss,
+        steps=steps, peak=rate, warmup=min(1, 20 / steps), floor=0.1, progress=partial(chapter.progress, text=config.position),
+    )  # fmt: skip
 
 
 def at_length(params, config, draw, length, **options):
@@ -545,17 +545,21 @@ def document_section():
     def curve(scheme, seed):
         """The share of new documents that is answered rightly, every few steps, and the number of parameters."""
         rng = np.random.default_rng([chapter.seed, seed])
-        params = FlatTree.pack(fresh(rng, scheme))
-        gradient, optimizer, right = params.zeros_like(), AdamW(params, weight_decay=0.0), []
-        for step in chapter.progress(range(steps), f"documents, {scheme}"):
+        params, right = fresh(rng, scheme), []
+
+        def loss(params):
             *document, answers = documents(rng, 32)
-            logits, backward = reader(params.tree, *document)
-            loss, loss_backward = cross_entropy(logits, targets=answers)
-            gradient.set_sum(backward(loss_backward(np.ones_like(loss))))
-            optimizer.step(gradient, learning_rate=warmup_cosine(step + 1, peak=5e-3, steps=steps, warmup=10, floor=0.1), clip=1.0)
-            if (step + 1) % every == 0:
-                right.append(float((reader(params.tree, *test[:3])[0].argmax(-1) == test[3]).mean()))
-        return right, trees.count_parameters(params.tree)
+            logits, backward = reader(params, *document)
+            value, loss_backward = cross_entropy(logits, targets=answers)
+            return float(value), backward(loss_backward(np.ones_like(value)))
+
+        def watch(step, _, params):
+            if step % every == 0:
+                right.append(float((reader(params, *test[:3])[0].argmax(-1) == test[3]).mean()))
+
+        progress = partial(chapter.progress, text=f"documents, {scheme}")
+        fit(params, loss, steps=steps, peak=5e-3, warmup=min(1, 10 / steps), floor=0.1, watch=watch, progress=progress)
+        return right, trees.count_parameters(params)
 
     curves, sizes = {}, {}
     for scheme in rows:

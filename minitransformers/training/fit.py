@@ -13,7 +13,7 @@ from numpy import ndarray as Array
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.foundation import invalid, trees
 from minitransformers.training.flat_tree import FlatTree
-from minitransformers.training.optimizer import AdamW
+from minitransformers.training.optimizer import AdamW, decays
 from minitransformers.training.schedule import warmup_cosine
 
 Loss = Callable[[trees.Tree], tuple[float, trees.Tree]]
@@ -29,13 +29,14 @@ def fit(
     warmup: float = 0.1,
     floor: float = 0.0,
     clip: float | None = 1.0,
+    weight_decay: float = 0.0,
     watch: Callable[[int, float, trees.Tree], None] | None = None,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> trees.Tree:
-    """Parameters after some steps of AdamW, without decay, on ``loss(params) -> value, gradients``; params stay as they are.
+    """Parameters after some steps of AdamW on ``loss(params) -> value, gradients``; params stay as they are.
 
     The rate climbs to peak during warmup (a part of the steps, from 0 to 1) and falls along a cosine to floor (a part of
-    peak); clip limits the norm of the gradient. ``watch(step, value, params)`` is called after each step, with the value
+    peak); clip limits the norm of the gradient; weight_decay is the optimiser's, on what ``decays``. ``watch(step, value, params)`` is called after each step, with the value
     before it, and may measure but not keep the parameters: the next step changes them. progress goes around the steps.
     Raises ValueError for fewer than one step and a warmup that is no part, and TrainingDiverged where a gradient is not finite.
     """
@@ -43,12 +44,12 @@ def fit(
         raise invalid("steps", got=steps, wants="at least 1")
     if not 0 <= warmup <= 1:
         raise invalid("warmup", got=warmup, wants="a part of the steps, from 0 to 1")
-    flat = FlatTree.pack(params)
-    optimizer, gradient = AdamW(flat, weight_decay=0.0), flat.zeros_like()
+    flat = FlatTree.pack(params, in_front=decays)
+    optimizer, gradient = AdamW(flat, weight_decay=weight_decay), flat.zeros_like()
     for step in progress(range(1, steps + 1)):
         value, gradients = loss(flat.tree)
         gradient.set_sum(gradients)
-        rate = warmup_cosine(step, peak=peak, steps=steps, warmup=int(warmup * steps), floor=floor)
+        rate = warmup_cosine(step, peak=peak, steps=steps, warmup=round(warmup * steps), floor=floor)
         optimizer.step(gradient, learning_rate=rate, clip=clip)
         if watch is not None:
             watch(step, float(value), flat.tree)

@@ -34,6 +34,15 @@ def test_is_adamw_on_the_schedule():
     np.testing.assert_array_equal(found[0], params.tree[0])
 
 
+def test_decays_matrices_and_no_vectors():
+    """Nothing pulls at either: their loss does not know them."""
+    start = [np.ones((2, 3)), np.ones(3)]
+    matrix, vector = fit(start, lambda params: (0.0, [0 * leaf for leaf in params]), steps=4, peak=0.1, weight_decay=0.5)
+    rates = [warmup_cosine(step, peak=0.1, steps=4, warmup=0) for step in range(1, 5)]
+    np.testing.assert_allclose(matrix, np.prod(1 - 0.5 * np.array(rates)), rtol=1e-15)
+    np.testing.assert_array_equal(vector, 1)
+
+
 def test_watches_every_step_with_the_loss_before_it():
     seen, bar = [], []
     fit(
