@@ -452,3 +452,69 @@ CASES |= {
         "theirs": torch_minimal_ssd,
     },
 }
+
+
+def _s4d_inputs() -> tuple[Any, np.ndarray, np.ndarray]:
+    """Batch 2, 2048 positions, 128 channels of 64 numbers of state, float32."""
+    from minitransformers.state_space.s4d import init_s4d
+
+    rng = np.random.default_rng(0)
+    x, dout = (rng.standard_normal((2, 2048, 128), np.float32) for _ in range(2))
+    return init_s4d(rng, 128), x, dout
+
+
+def our_s4d() -> Callable[[], Any]:
+    """Forward and backward as a convolution."""
+    from minitransformers.state_space.s4d import s4d
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    params, x, dout = _s4d_inputs()
+    return lambda: s4d(params, x)[1](dout)
+
+
+def torch_s4d() -> Callable[[], Any]:
+    """The authors' formula in eager PyTorch: a table of all powers, its sum, and a convolution by FFT."""
+    import torch
+
+    torch.set_num_threads(2)
+    params, *arrays = _s4d_inputs()
+    log_step, log_A_real, A_imag, C, D, x, dout = (torch.tensor(a) for a in (*params, *arrays))
+    leaves = [leaf.requires_grad_() for leaf in (log_step, log_A_real, A_imag, C, D, x)]
+    length = x.shape[1]
+
+    def forward() -> Any:
+        A = -torch.exp(log_A_real) + 1j * A_imag
+        lam = A * torch.exp(log_step)[:, None]
+        table = torch.exp(lam[..., None] * torch.arange(length))
+        kernel = 2 * torch.einsum("hn,hnl->hl", torch.view_as_complex(C) * (torch.exp(lam) - 1) / A, table).real
+        spectrum = torch.fft.rfft(x.transpose(-1, -2), n=2 * length) * torch.fft.rfft(kernel, n=2 * length)
+        return torch.fft.irfft(spectrum, n=2 * length)[..., :length].transpose(-1, -2) + D * x
+
+    return lambda: torch.autograd.grad(forward(), leaves, dout)
+
+
+def hybrid_call(name: str) -> Callable[[], Any]:
+    """Forward and backward of a mixer of 8 heads: 2048 positions, width 128."""
+    from minitransformers.foundation import catalogue
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rng, entry = np.random.default_rng(0), catalogue.find(name, role="mixer")
+    params = entry.init(rng, 128, num_heads=8)
+    x, dout = (rng.standard_normal((1, 2048, 128), np.float32) for _ in range(2))
+    return lambda: entry.function(params, x, num_heads=8)[1](dout)
+
+
+CASES |= {
+    "s4d": {
+        "what": "S4D (2 x 2048 positions, 128 channels, state 64), against its authors' formula in eager PyTorch",
+        "ours": our_s4d,
+        "theirs": torch_s4d,
+    },
+    "bmojo": {
+        "what": "B'MOJO (window 16, memory 16; 2048 positions, width 128, 8 heads), against full attention",
+        "ours": lambda: hybrid_call("bmojo"),
+        "theirs": lambda: hybrid_call("multi_head_attention"),
+    },
+}
