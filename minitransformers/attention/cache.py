@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import as_normalizer, as_weighting, merge_heads, named_core
+from minitransformers.attention.heads import as_normalizer, as_weighting, check_core, merge_heads, named_core
 from minitransformers.attention.masks import causal_mask, sliding_window_mask
 from minitransformers.attention.scaled_dot_product_attention import weigh
 from minitransformers.basics.linear import Linear
@@ -101,8 +101,7 @@ def cached_attention(
     """
     if not causal:
         raise invalid("causal", got=causal, wants="True: a step cannot see what has not been generated")
-    if attend is not None and not (bias is None and scale is None and weighting is None):
-        raise invalid("attend", got="a core together with bias, scale or weighting", wants="a core that holds them itself")
+    check_core(attend, getattr(params, "learned", None), weighting, bias=bias, scale=scale)
     if cache is None:
         cache = KeyValueCache(window=window)
     weighting, learned = as_weighting(weighting), getattr(params, "learned", None) or ()

@@ -67,18 +67,22 @@ def fading(weighting: Callable | None, scores: Float[Array, "... keys"], *, size
     """The focus when a query sees the first ``n`` of its keys, for each ``n`` in sizes, as a mean over the queries.
 
     weighting(scores) -> weights, backward is any weighting, its learned numbers bound; None is the softmax.
-    Raises ValueError where a size is not between 1 and the number of keys, or the weights are not finite.
+    Raises ValueError where there is no size or one is not between 1 and the number of keys, or the weights are not finite.
     """
-    for n in sizes:
-        if not 1 <= n <= scores.shape[-1]:
-            raise invalid("sizes", got=n, wants=f"numbers of keys from 1 to {scores.shape[-1]}")
+    if not len(sizes) or not all(isinstance(n, (int, np.integer)) and 1 <= n <= scores.shape[-1] for n in sizes):
+        raise invalid("sizes", got=sizes, wants=f"whole numbers of keys from 1 to {scores.shape[-1]}, at least one")
     weigh = softmax if weighting is None else weighting
     found = [focus(weigh(scores[..., :n])[0]) for n in sizes]
     return Fading(np.array(sizes), *(np.array([part.mean() for part in parts]) for parts in zip(*found, strict=True)))
 
 
 def largest_possible(keys: Int[Array, "*sizes"] | int, *, spread: float) -> Float[Array, "*sizes"]:
-    """The largest softmax weight that scores within ``spread`` of one another can give one of ``keys`` keys."""
+    """The largest softmax weight that scores within ``spread`` of one another can give one of ``keys`` keys.
+
+    Raises ValueError for fewer than one key and a negative spread.
+    """
+    if not np.all(np.asarray(keys) >= 1):
+        raise invalid("keys", got=keys, wants="at least 1")
     if not spread >= 0:
         raise invalid("spread", got=spread, wants="a difference of scores of at least 0")
     return 1 / (1 + (np.asarray(keys) - 1) * np.exp(-spread))  # (5)

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import sum_to
+from minitransformers.attention.heads import sum_over_keys, sum_to
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -72,7 +72,7 @@ def gaussian_kernel_attention(
         logits = logits - np.maximum(logits.max(-1, keepdims=True), np.finfo(q.dtype).min)
     weights = np.exp(logits)
     if normalize:
-        weights /= np.maximum(weights.sum(-1, keepdims=True), 1)  # (3)
+        weights /= np.maximum(sum_over_keys(weights), 1)  # (3)
     out = weights @ v                                        # (4)
 
     def backward(dout):

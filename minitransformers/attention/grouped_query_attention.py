@@ -28,6 +28,7 @@ from minitransformers.attention.cache import KeyValueCache, cached_attention
 from minitransformers.attention.heads import (
     as_normalizer,
     as_weighting,
+    check_core,
     check_heads,
     check_scores,
     init_normalizer,
@@ -201,8 +202,7 @@ def grouped_query_attention(
         raise invalid("params.key.weight", got=f"shape {params.key.weight.shape}", wants=f"{num_kv_heads} heads of {d_head}, as the queries")
     for argument, array in (("bias", bias), ("mask", mask)):
         check_scores(argument, array, (*batch, num_heads, length, length))
-    if attend is not None and not (mask is None and bias is None and scale is None and weighting is None):
-        raise invalid("attend", got="a core together with mask, bias, scale or weighting", wants="a core that holds them itself")
+    check_core(attend, params.learned, weighting, mask=mask, bias=bias, scale=scale)
     normalizer = as_normalizer(normalize, params.normalizer, d_head)
 
     query, query_backward = linear(params.query, x)

@@ -108,9 +108,28 @@ def count_keys(mask: Array | None, keys: int) -> Array:
 def forbid(scores: Array, mask: Array | None) -> Array:
     """The scores, with -inf added where the mask forbids, as a new array that may be written to.
 
-    The sum takes half the time of np.where over all scores; it keeps the order in which they lie in memory.
+    The sum takes half the time of np.where over all scores; it keeps the order in which they lie in memory. It forbids
+    numbers only: a score that is +inf or NaN is NaN afterwards, and is seen.
     """
     return scores + (scores.dtype.type(0) if mask is None else np.where(mask, scores.dtype.type(0), scores.dtype.type(-np.inf)))
+
+
+def sum_over_keys(a: Float[Array, "... queries keys"]) -> Float[Array, "... queries 1"]:
+    """The sum over the keys. A product with ones adds in blocks: in a row of many thousand keys, all of about one size, a
+    running sum in float32 loses three digits. float16 is added up in float32, as it counts to 2048 only.
+    """
+    if a.dtype.itemsize < 4:
+        return a.sum(-1, keepdims=True, dtype=np.float32)
+    return (a @ np.ones(a.shape[-1], a.dtype))[..., None]
+
+
+def check_core(attend: Any, learned: tuple | None, weighting: Any, **held: Any) -> None:
+    """Raise ValueError for a core beside what it would have to hold itself, and for learned arrays that nothing takes."""
+    found = [name for name, value in {**held, "weighting": weighting}.items() if value is not None]
+    if attend is not None and found:
+        raise invalid("attend", got=f"a core together with {' and '.join(found)}", wants="a core that holds them itself")
+    if learned and weighting is None:
+        raise invalid("params.learned", got=f"{len(learned)} arrays", wants="a weighting that takes them, or None")
 
 
 def dot_over_keys(a: Float[Array, "... queries keys"], b: Float[Array, "... queries keys"]) -> Float[Array, "... queries"]:

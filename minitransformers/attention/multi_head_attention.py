@@ -27,6 +27,7 @@ from minitransformers.attention.cache import KeyValueCache, cached_attention
 from minitransformers.attention.heads import (
     as_normalizer,
     as_weighting,
+    check_core,
     check_heads,
     check_scores,
     init_normalizer,
@@ -38,7 +39,7 @@ from minitransformers.attention.heads import (
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import bad, concept, example, invalid, trusted
+from minitransformers.foundation import bad, concept, example, trusted
 
 
 class MultiHeadAttention(NamedTuple):
@@ -146,8 +147,7 @@ def multi_head_attention(
     check_heads("num_heads", num_heads, params.value.weight.shape[1])
     for argument, array in (("bias", bias), ("mask", mask)):
         check_scores(argument, array, (*x.shape[:-2], num_heads, length, length))
-    if attend is not None and not (mask is None and bias is None and scale is None and weighting is None):
-        raise invalid("attend", got="a core together with mask, bias, scale or weighting", wants="a core that holds them itself")
+    check_core(attend, params.learned, weighting, mask=mask, bias=bias, scale=scale)
     normalizer = as_normalizer(normalize, params.normalizer, params.query.weight.shape[1] // num_heads)
 
     query, query_backward = linear(params.query, x)
@@ -185,6 +185,6 @@ def multi_head_attention(
         dlearned = None if params.learned is None else tuple(rest[1:])
         dparams = MultiHeadAttention(dparams_query, dparams_key, dparams_value, doutput, dlearned, dnormalizer)  # (8)
         dx = dx_query + dx_key + dx_value                    # x is read three times: three terms  (9)
-        return dparams, dx, rest[0] if rest else None
+        return dparams, dx, None if bias is None else rest[0]
 
     return out, backward

@@ -50,6 +50,8 @@ def polynomial_attention(
     Raises ValueError when the mask does not broadcast to the scores or decay is negative or not finite.
     """
     check_scores("mask", mask, scores.shape)
+    if coefficients is not None and (coefficients.ndim != 1 or not len(coefficients)):  # as attention hands it on
+        raise invalid("coefficients", got=f"shape {coefficients.shape}", wants="one number for each power, at least one")
     if not 0 <= decay < np.inf:
         raise invalid("decay", got=decay, wants="a finite number that is not negative")
     cs = np.array([0, 0, 0, 1], scores.dtype) if coefficients is None else coefficients

@@ -19,16 +19,21 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores, count_keys, dot_over_keys, forbid, sum_to
+from minitransformers.attention.heads import check_scores, count_keys, dot_over_keys, forbid, sum_over_keys, sum_to
 from minitransformers.foundation import bad, concept, example, invalid
 
 
 def init_scalable_softmax(
     rng: np.random.Generator, *, num_heads: int, context: int, dtype: type = np.float32
 ) -> tuple[Float[Array, "heads 1"]]:
-    """One scale a head with which the mean sharpness over 1 to ``context`` keys is 1, that of an ordinary softmax."""
-    if context < 2:
-        raise invalid("context", got=context, wants="at least 2 keys: log 1 is 0")
+    """One scale a head with which the mean sharpness over 1 to ``context`` keys is 1, that of an ordinary softmax.
+
+    Raises ValueError for no head and for fewer than 2 keys.
+    """
+    if not isinstance(num_heads, (int, np.integer)) or num_heads < 1:
+        raise invalid("num_heads", got=num_heads, wants="a whole number of at least 1")
+    if not isinstance(context, (int, np.integer)) or context < 2:
+        raise invalid("context", got=context, wants="a whole number of at least 2 keys: log 1 is 0")
     return (np.full((num_heads, 1), 1 / np.log(np.arange(1, context + 1)).mean(), dtype),)
 
 
@@ -55,6 +60,7 @@ def scalable_softmax(
 ):
     """Weights of the keys that sum to 1 and stay sharp at any number of them.
 
+    scores are finite: the mask forbids, for -inf times log 1 would be NaN.
     scale (1 where None) and offset (0 where None) broadcast to (*batch, queries): one a head is (heads, 1). Either may be
     negative. mask is True where a query may attend; a query that may attend to nothing has weights 0.
     Returns weights (*batch, queries, keys), and backward: dweights -> dscores, dscale, doffset (None where not given).
@@ -73,7 +79,7 @@ def scalable_softmax(
     # Where every key is forbidden the maximum is -inf; any finite number in its place makes all exponentials 0.
     logits -= np.maximum(logits.max(-1, keepdims=True), np.finfo(scores.dtype).min)
     weights = np.exp(logits, out=logits)
-    weights /= np.maximum(weights.sum(-1, keepdims=True), 1)  # a total below 1 means that no key is allowed  (2)
+    weights /= np.maximum(sum_over_keys(weights), 1)  # a total below 1 means that no key is allowed  (2)
 
     def backward(dweights):
         dlogits = dweights - dot_over_keys(dweights, weights)[..., None]

@@ -21,14 +21,13 @@ the backward needs no mask. A soft cap, where one is asked for, acts between (1)
 place of (3), and its backward that of (7) and (8).
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import sum_to
+from minitransformers.attention.heads import sum_over_keys, sum_to
 from minitransformers.attention.soft_cap import soft_cap as softly_capped
 from minitransformers.foundation import bad, concept, example, invalid
 
@@ -61,19 +60,22 @@ def scaled_dot_product_attention(
     """Mix the values, for each query, by the softmax over the keys of scale q.k + bias.
 
     mask is True where a query may attend to a key; a bias of -inf forbids as well. A query that may attend to nothing
-    reads zero and sends no gradient. scale is dimensionless, 1/sqrt(d_head) where None. soft_cap bounds the scores
-    before bias and mask (see soft_cap), which therefore keep their full effect. weighting(scores, *learned, mask=mask)
-    -> weights, backward takes the place of the softmax (sparsemax, sigmoid_attention, ...); see weigh.
+    reads zero and sends no gradient. A score that overflows makes its query NaN, even where its key is forbidden.
+    scale is dimensionless, 1/sqrt(d_head) where None. soft_cap bounds the scores before bias and mask (see soft_cap),
+    which therefore keep their full effect. weighting(scores, *learned, mask=mask) -> weights, backward takes the place
+    of the softmax (sparsemax, sigmoid_attention, ...); see weigh.
     Returns out (*batch, queries, d_value), and backward: dout -> dq, dk, dv, dbias (None where there is no bias)
     and a gradient for each array in learned.
     Raises ValueError when axes do not broadcast, the mask is not boolean, the bias holds NaN or +inf, scale is not
-    finite, soft_cap is not positive, or learned comes without a weighting to take it.
+    finite, soft_cap is not positive, or learned is of another dtype or comes without a weighting to take it.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if not math.isfinite(scale):
-        raise invalid("scale", got=scale, wants="a finite number")
+    if not abs(scale) <= float(np.finfo(q.dtype).max):       # a NaN is not, either
+        raise invalid("scale", got=scale, wants=f"a finite number that {q.dtype} holds")
     if weighting is None and learned:
         raise invalid("learned", got=f"{len(learned)} arrays", wants="a weighting that takes them")
+    if any(array is not None and getattr(array, "dtype", None) != q.dtype for array in learned):
+        raise invalid("learned", got="something else", wants=f"arrays of {q.dtype}, as q is, or None")
     if bias is not None and not bias.max() < np.inf:         # a NaN is not smaller either
         raise invalid("bias", got="NaN or +inf", wants="finite numbers, or -inf to forbid a key")
     # Names in _t lie in memory as (..., keys, queries). The softmax then runs down columns, a whole row of queries at
@@ -162,5 +164,5 @@ def _softmax_over_keys(logits_t):
     logits_t -= np.maximum(logits_t.max(-2, keepdims=True), np.finfo(logits_t.dtype).min)
     weights_t = np.exp(logits_t, out=logits_t)
     # The largest term of a row is exp(0) = 1, so a total below 1 means that there is none: 0 / 1 = 0.
-    weights_t *= np.reciprocal(np.maximum(weights_t.sum(-2, keepdims=True), 1))  # (3)
+    weights_t *= np.reciprocal(np.maximum(sum_over_keys(weights_t.swapaxes(-1, -2)), 1)).swapaxes(-1, -2)  # (3)
     return weights_t

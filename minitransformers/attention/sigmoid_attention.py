@@ -18,7 +18,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.heads import check_scores, count_keys, forbid, sum_to
 from minitransformers.basics.sigmoid import sigmoid
-from minitransformers.foundation import bad, concept, example
+from minitransformers.foundation import bad, concept, example, invalid
 
 
 @concept(
@@ -31,7 +31,7 @@ from minitransformers.foundation import bad, concept, example
     roles=("weighting",),
     rejects=[
         bad(mask=np.ones((4, 5), int)), bad(mask=np.ones((7, 2, 3, 4, 5), bool)), bad(offset=np.ones((1, 2, 1))),
-        bad(offset=np.ones((2, 2, 3, 4))), bad(scores=np.ones((2, 3, 4, 0))),
+        bad(offset=np.ones((2, 2, 3, 4))), bad(offset=np.full((1, 3, 1), np.inf)), bad(scores=np.ones((2, 3, 4, 0))),
     ],
 )  # fmt: skip
 def sigmoid_attention(
@@ -45,10 +45,12 @@ def sigmoid_attention(
     offset is added to all scores of a query and broadcasts to (*batch, queries): one a head is (heads, 1). Where None it
     is -log of the number of keys that the query may see. mask is True where a query may attend.
     Returns weights (*batch, queries, keys), and backward: dweights -> dscores, doffset (None where there is no offset).
-    Raises ValueError when mask or offset do not broadcast to the scores.
+    Raises ValueError when mask or offset do not broadcast to the scores or the offset is not finite.
     """
     check_scores("mask", mask, scores.shape)
     check_scores("offset", offset, scores.shape[:-1])
+    if offset is not None and not np.isfinite(offset).all():
+        raise invalid("offset", got="NaN or an infinity", wants="finite numbers")
     # The count of the mask has no gradient.
     added = -np.log(count_keys(mask, scores.shape[-1])).astype(scores.dtype) if offset is None else offset[..., None]
     logits = forbid(scores + added, mask)                    # (1)

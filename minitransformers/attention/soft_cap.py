@@ -21,17 +21,17 @@ from minitransformers.foundation import bad, concept, example, invalid
     title="Soft cap",
     source="Gemma Team 2024, arXiv:2408.00118, section 2",
     example=lambda rng: example(3 * rng.normal(size=(2, 3, 5)), cap=2.0),
-    rejects=[bad(cap=0.0), bad(cap=-1.0), bad(cap=math.nan), bad(cap=math.inf)],
+    rejects=[bad(cap=0.0), bad(cap=-1.0), bad(cap=math.nan), bad(cap=math.inf), bad(cap=1e-320)],
 )
 def soft_cap(x: Float[Array, "..."], *, cap: float):
     """Squash every element into (-cap, cap); cap is in the units of x.
 
     Returns out, shaped like x, and backward: dout -> dx.
-    Raises ValueError when cap is not a positive finite number.
+    Raises ValueError when cap is not a positive finite number in the dtype of x.
     """
     cap = float(cap)
-    if not 0 < cap < math.inf:
-        raise invalid("cap", got=cap, wants="a positive finite number")
+    if not float(np.finfo(x.dtype).tiny) <= cap <= float(np.finfo(x.dtype).max):  # a NaN is not, either
+        raise invalid("cap", got=cap, wants=f"a positive number that {x.dtype} holds")
     squashed = np.tanh(x / cap)                              # (1)
     out = cap * squashed                                     # (2)
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores, dot_over_keys, forbid, sum_to
+from minitransformers.attention.heads import check_scores, dot_over_keys, forbid, sum_over_keys, sum_to
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -56,8 +56,8 @@ def softmax_off_by_one(
     largest = np.maximum(logits.max(-1, keepdims=True), spare)  # of keys and sink: no exponential overflows, not all are 0
     logits -= largest
     powers, spare_power = np.exp(logits, out=logits), np.exp(spare - largest)
-    total = powers.sum(-1, keepdims=True) + spare_power
-    rest = spare_power / total                               # (*batch, queries, 1)  (1)
+    total = sum_over_keys(powers) + spare_power
+    rest = (spare_power / total).astype(scores.dtype)        # (*batch, queries, 1)  (1)
     weights = np.divide(powers, total, out=powers)           # (2)
 
     def backward(dweights):

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores, dot_over_keys, forbid
+from minitransformers.attention.heads import check_scores, dot_over_keys, forbid, sum_over_keys
 from minitransformers.foundation import bad, concept, example
 
 
@@ -53,7 +53,7 @@ def sparsemax(
     logits -= largest
     below = np.clip(logits, -1, 0, out=logits)               # lower keys are outside anyway; no sum can overflow  (1)
     excess = below + 1
-    total = np.maximum(excess.sum(-1, keepdims=True), 1)     # the largest alone has 1, where there is a key
+    total = np.maximum(sum_over_keys(excess), 1)             # the largest alone has 1, where there is a key
     bound = np.maximum((dot_over_keys(below, excess)[..., None] - 1) / total, -1)  # (..., queries, 1)  (2)
     inside, size, threshold = _settle(below, bound)
     below -= threshold
@@ -61,7 +61,7 @@ def sparsemax(
 
     def backward(dweights):
         shared = dot_over_keys(dweights, inside)[..., None] / size  # (8)
-        dscores = dweights - shared
+        dscores = dweights - shared.astype(dweights.dtype, copy=False)
         dscores *= inside                                    # (9)
         return dscores
 
@@ -73,7 +73,7 @@ def _settle(below: Array, bound: Array) -> tuple[Array, Array, Array]:
     size, threshold = np.zeros_like(bound), bound            # no size is known yet
     while True:
         inside = (below > bound).astype(below.dtype)         # (3)
-        before, size = size, np.maximum(inside.sum(-1, keepdims=True), 1)  # (4)
+        before, size = size, np.maximum(sum_over_keys(inside), 1)  # (4)
         moved = (size != before)[..., 0]
         if 4 * np.count_nonzero(moved) <= moved.size:        # most rows are done: the others go on by themselves
             if moved.any():

@@ -117,3 +117,14 @@ def test_the_entropy_is_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     weights = np.random.default_rng(5).random((3, 7))
     np.testing.assert_allclose(focus(weights).entropy, stats.entropy(weights, axis=-1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[], [2.5], [0]])
+def test_sizes_are_whole_numbers_of_keys(sizes):
+    with pytest.raises(ValueError, match="sizes: got"):
+        fading(None, np.zeros((2, 4)), sizes=sizes)
+
+
+def test_no_key_has_no_largest_weight():
+    with pytest.raises(ValueError, match="keys: got"):
+        largest_possible(np.array([3, 0]), spread=0.5)

@@ -347,3 +347,19 @@ def test_a_core_by_its_name_gets_the_causal_mask(causal):
     )
     np.testing.assert_array_equal(out, theirs)
     np.testing.assert_array_equal(backward(dout)[1], their_backward(dout)[1])
+
+
+def test_what_a_core_learns_is_not_taken_for_a_bias():
+    rng = np.random.default_rng(31)
+    params, x = init_multi_head_attention(rng, 8, num_heads=2, dtype=np.float64), rng.normal(size=(6, 8))
+    out, backward = multi_head_attention(params, x, num_heads=2, attend=partial(gaussian_kernel_attention, bandwidth=np.ones(2)))
+    assert backward(out)[2] is None
+
+
+def test_the_bias_of_the_keys_matters_once_a_rotation_knows_their_places():
+    rng = np.random.default_rng(32)
+    params, x = init_multi_head_attention(rng, 8, num_heads=2, dtype=np.float64), rng.normal(size=(6, 8))
+    dout = rng.normal(size=x.shape)
+    for rotate, zero in ((None, True), (rope, False)):
+        dkey = multi_head_attention(params, x, num_heads=2, rotate=rotate)[1](dout)[0].key
+        assert (np.abs(dkey.bias).max() < 1e-14) == zero

@@ -194,3 +194,9 @@ def test_parity_with_torch():
     dq, dk, dv, _, dscale, doffset = backward(dout)
     for own, their in zip((dq, dk, dv, dscale, doffset), tensors, strict=True):
         np.testing.assert_allclose(own, their.grad.numpy(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("changes", "named"), [({"num_heads": 0}, "num_heads"), ({"context": 1}, "context"), ({"context": 2.5}, "context")])
+def test_a_start_needs_heads_and_keys(changes, named):
+    with pytest.raises(ValueError, match=f"{named}: got"):
+        init_scalable_softmax(np.random.default_rng(0), **{"num_heads": 2, "context": 4, **changes})

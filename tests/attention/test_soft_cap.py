@@ -62,3 +62,9 @@ def test_it_is_what_pytorch_computes():
     np.testing.assert_allclose(out, theirs.detach(), rtol=0, atol=1e-9)
     theirs.backward(torch.tensor(np.cos(X)))
     np.testing.assert_allclose(backward(np.cos(X)), x.grad, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("cap", [1e39, 1e-46])
+def test_a_cap_that_the_dtype_does_not_hold_is_refused(cap):
+    with pytest.raises(ValueError, match="cap: got"):
+        soft_cap(np.ones(3, np.float32), cap=cap)

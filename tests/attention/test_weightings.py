@@ -118,6 +118,53 @@ def test_the_gradients_of_multi_head_and_grouped_query_attention_are_right(weigh
     assert report.passed, report
 
 
+@pytest.mark.parametrize("weighting", [None, "softmax_off_by_one", "scalable_softmax", "sparsemax"])
+def test_a_very_long_row_still_sums_to_one_in_float32(weighting):
+    """In the order in which scores lie in memory, a running sum of 65,536 nearly equal numbers is off by 4e-4."""
+    rng, keys = np.random.default_rng(8), 65_536
+    function = None if weighting is None else catalogue.find(weighting, role="weighting").function
+    q, k = rng.normal(size=(8, 4)).astype(np.float32), (1e-3 * rng.normal(size=(keys, 4))).astype(np.float32)
+    sums = scaled_dot_product_attention(q, k, np.ones((keys, 1), np.float32), weighting=function)[0]
+    np.testing.assert_allclose(sums, 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("weighting", [None, "softmax_off_by_one", "scalable_softmax", "sparsemax"])
+def test_float16_counts_more_keys_than_it_has_whole_numbers_for(weighting):
+    function = None if weighting is None else catalogue.find(weighting, role="weighting").function
+    q, k = np.zeros((2, 8), np.float16), np.zeros((4096, 8), np.float16)
+    out, backward = scaled_dot_product_attention(q, k, np.ones((4096, 1), np.float16), weighting=function)
+    np.testing.assert_allclose(out, 1, rtol=2e-3)
+    assert {out.dtype, *(part.dtype for part in backward(out) if part is not None)} == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize("learned", [np.ones((2, 1)), np.ones((2, 1), np.int64), 2.0])
+def test_what_a_weighting_learns_has_the_dtype_of_the_queries(learned):
+    q, k, v = (np.ones((2, n, 3), np.float32) for n in (4, 5, 5))
+    with pytest.raises(ValueError, match="learned: got"):
+        scaled_dot_product_attention(q, k, v, None, learned, weighting=catalogue.find("scalable_softmax", role="weighting").function)
+
+
+@pytest.mark.parametrize("coefficients", [np.ones(0), np.ones((2, 2))])
+def test_coefficients_are_checked_within_attention_too(coefficients):
+    q, k, v = (np.ones((2, n, 3)) for n in (4, 5, 5))
+    with pytest.raises(ValueError, match="coefficients: got"):
+        scaled_dot_product_attention(q, k, v, None, coefficients, weighting=catalogue.find("polynomial_attention", role="weighting").function)
+
+
+def test_what_was_learned_for_a_weighting_is_not_dropped_in_silence():
+    rng = np.random.default_rng(9)
+    x, params = rng.normal(size=(5, 8)), init_multi_head_attention(rng, 8, num_heads=2, weighting="scalable_softmax", dtype=np.float64)
+    grouped = init_grouped_query_attention(rng, 8, num_heads=2, num_kv_heads=1, weighting="scalable_softmax", dtype=np.float64)
+    for call in (
+        lambda: multi_head_attention(params, x, num_heads=2),
+        lambda: multi_head_attention(params, x, num_heads=2, attend="gaussian_kernel_attention"),
+        lambda: grouped_query_attention(grouped, x, num_heads=2, num_kv_heads=1, attend="gaussian_kernel_attention"),
+        lambda: cached_attention(params, x, None, num_heads=2, num_kv_heads=2),
+    ):
+        with pytest.raises(ValueError, match="learned: got 1 arrays"):
+            call()
+
+
 def test_a_core_of_its_own_takes_no_weighting():
     params = init_multi_head_attention(np.random.default_rng(8), 4, num_heads=2)
     with pytest.raises(ValueError, match="attend"):
