@@ -145,9 +145,26 @@ def test_a_large_mean_does_not_drown_the_variance():
     x = (1e4 + rng.normal(size=(3, 64))).astype(np.float32)
     params = init_layer_norm(rng, 64)
     exact = layer_norm(plain(64), x.astype(np.float64))[0]
-    np.testing.assert_allclose(layer_norm(params, x)[0], exact, atol=5e-3)
+    np.testing.assert_allclose(layer_norm(params, x)[0], exact, atol=2e-6)
     one_pass = np.square(x).mean(-1, keepdims=True) - np.square(x.mean(-1, keepdims=True))
     assert np.abs(one_pass - x.var(-1, keepdims=True)).max() > 1
+
+
+@pytest.mark.parametrize("value", [12345.67, 0.1, -3e7])
+def test_a_constant_row_is_the_bias_in_float32_too(value):
+    # The mean of 768 equal numbers, added up and divided, is off by its rounding: over sqrt(eps) that was 0.94.
+    params = LayerNorm(np.ones(768, np.float32), np.linspace(-1, 1, 768, dtype=np.float32))
+    out, _ = layer_norm(params, np.full((2, 768), value, np.float32))
+    np.testing.assert_array_equal(out, np.broadcast_to(params.bias, out.shape))
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_large_mean_takes_no_digits_from_what_is_left(strided):
+    rng = np.random.default_rng(15)
+    x = (1e6 + rng.normal(size=(4096, 3))).astype(np.float32).T
+    x = x if strided else np.ascontiguousarray(x)
+    exact = layer_norm(plain(4096), x.astype(np.float64))[0]
+    np.testing.assert_allclose(layer_norm(init_layer_norm(rng, 4096), x)[0], exact, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("size", [1e-18, 1e18])
