@@ -57,7 +57,8 @@ def init_layer_norm(rng: np.random.Generator, d_model: int, *, dtype: type = np.
 def layer_norm(params: LayerNorm, x: Float[Array, "... d_model"], *, eps: float = 1e-5):
     """Centre the last axis and divide it by its standard deviation; then scale by the gain and add the bias.
 
-    eps is added to the variance, so it has the units of x squared (1e-5 in GPT-2, 1e-12 in BERT).
+    eps is added to the variance, so it has the units of x squared (1e-5 in GPT-2, 1e-12 in BERT). Where it is above 0 in
+    the dtype of x, a position whose features are all equal becomes the bias; otherwise that becomes NaN.
     Returns out, shaped like x, and backward: dout -> LayerNorm(dgain, dbias), dx.
     Raises ValueError when gain and bias are not (d_model,), eps is negative, or d_model is 1.
     """
@@ -71,7 +72,7 @@ def layer_norm(params: LayerNorm, x: Float[Array, "... d_model"], *, eps: float 
     centred = x - mean
     centred -= (centred @ ones / d_model)[..., None]         # what rounding left of a mean that is large beside std  (2)
     # The mean of the squares of centred, never mean(x^2) - mean^2: that difference cancels when the mean is large.
-    std = np.sqrt(np.vecdot(centred, centred) / d_model + eps)[..., None]  # (..., 1)  (3)
+    std = np.sqrt(np.vecdot(centred, centred) / d_model + float(eps))[..., None]  # (..., 1)  (3)
     unit = np.divide(centred, std, out=centred)              # in place: centred has served  (4)
     out = params.gain * unit
     out += params.bias                                       # (5)

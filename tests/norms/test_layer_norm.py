@@ -167,6 +167,14 @@ def test_a_large_mean_takes_no_digits_from_what_is_left(strided):
     np.testing.assert_allclose(layer_norm(init_layer_norm(rng, 4096), x)[0], exact, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("number", [np.float64, np.array])
+def test_a_numpy_number_for_eps_does_not_widen_float32(number):
+    x = np.ones((2, 3), np.float32)
+    out, backward = layer_norm(init_layer_norm(np.random.default_rng(0), 3), x, eps=number(1e-6))
+    (dgain, *_), dx = backward(x)
+    assert {a.dtype for a in (out, dgain, dx)} == {np.dtype(np.float32)}
+
+
 @pytest.mark.parametrize("size", [1e-18, 1e18])
 def test_float32_stays_finite_as_far_as_its_squares_do(size):
     rng = np.random.default_rng(13)

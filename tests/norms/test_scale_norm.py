@@ -97,6 +97,14 @@ def test_a_row_of_zeros_stays_zero_and_its_gradient_is_finite_and_large():
     assert dg == 0
 
 
+@pytest.mark.parametrize("eps", [1e-50, 1e50])
+def test_an_eps_that_float32_rounds_to_zero_or_infinity_is_refused(eps):
+    x = np.zeros((1, 5), np.float32)
+    with pytest.raises(ValueError, match="eps: got"):
+        scale_norm(init_scale_norm(np.random.default_rng(0), 5), x, eps=eps)
+    scale_norm(init_scale_norm(np.random.default_rng(0), 5, dtype=np.float64), x.astype(np.float64), eps=eps)
+
+
 def with_means_for_sums(params, x):
     out, backward = scale_norm(params, x)
     length = np.linalg.norm(x, axis=-1, keepdims=True)
