@@ -186,6 +186,18 @@ def test_float32_stays_finite_as_far_as_its_squares_do(size):
         np.testing.assert_allclose(out, layer_norm(plain(64), x, eps=0.0)[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_range_ends_where_the_sum_of_squares_overflows(dtype):
+    limit = np.sqrt(float(np.finfo(dtype).max) / 768)
+    params, x = init_layer_norm(np.random.default_rng(0), 768, dtype=dtype), np.where(np.arange(768) % 2, limit, -limit)
+    within, _ = layer_norm(params, (0.98 * x).astype(dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        beyond, _ = layer_norm(params, (1.02 * x).astype(dtype))
+    assert within.dtype == dtype
+    np.testing.assert_allclose(within, np.sign(x), rtol=2e-3)
+    np.testing.assert_array_equal(beyond, 0)
+
+
 def test_not_a_number_goes_through_and_stays_in_its_row():
     x = np.ones((2, 3)) * np.arange(3)
     x[0, 1] = np.nan

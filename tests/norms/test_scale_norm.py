@@ -154,6 +154,18 @@ def test_float32_stays_finite_as_far_as_its_squares_do(size):
         np.testing.assert_allclose(np.linalg.norm(out, axis=-1), 8, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_range_ends_where_the_sum_of_squares_overflows(dtype):
+    limit = np.sqrt(float(np.finfo(dtype).max) / 768)
+    params, x = init_scale_norm(np.random.default_rng(0), 768, dtype=dtype), np.where(np.arange(768) % 2, limit, -limit)
+    within, _ = scale_norm(params, (0.98 * x).astype(dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        beyond, _ = scale_norm(params, (1.02 * x).astype(dtype))
+    assert within.dtype == dtype
+    np.testing.assert_allclose(within, np.sign(x), rtol=2e-3)
+    np.testing.assert_array_equal(beyond, 0)
+
+
 def test_a_nan_is_passed_on():
     out, _ = scale_norm(ScaleNorm(np.array(1.0)), np.array([[1.0, np.nan], [1.0, 0.0]]))
     np.testing.assert_array_equal(np.isnan(out), [[True, True], [False, False]])
