@@ -63,7 +63,7 @@ def test_a_sequence_longer_than_the_table_is_refused_and_never_wraps():
         learned(params, np.ones((1, 2, 3)), positions=np.array([-1, 0]))           # NumPy would read the last row
 
 
-def test_it_starts_small_like_gpt2():
+def test_it_starts_small_like_bert():
     table = init_learned(np.random.default_rng(6), 64, max_positions=500).table
     assert table.shape == (500, 64) and table.dtype == np.float32
     np.testing.assert_allclose([table.mean(), table.std()], [0, 0.02], atol=5e-4)
