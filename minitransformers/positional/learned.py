@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, whole_number
 
 
 class Learned(NamedTuple):
@@ -30,7 +30,11 @@ class Learned(NamedTuple):
 
 
 def init_learned(rng: np.random.Generator, d_model: int, *, max_positions: int, std: float = 0.02, dtype: type = np.float32) -> Learned:
-    """Normal rows of standard deviation ``std`` (0.02 in BERT, 0.01 in GPT-2's published code)."""
+    """Normal rows of standard deviation ``std`` (0.02 in BERT, 0.01 in GPT-2's published code).
+
+    Raises ValueError unless both sizes are whole numbers from 1.
+    """
+    d_model, max_positions = whole_number("d_model", d_model, least=1), whole_number("max_positions", max_positions, least=1)
     return Learned((std * rng.standard_normal((max_positions, d_model))).astype(dtype))
 
 

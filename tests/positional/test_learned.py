@@ -69,6 +69,13 @@ def test_it_starts_small_like_bert():
     np.testing.assert_allclose([table.mean(), table.std()], [0, 0.02], atol=5e-4)
 
 
+@pytest.mark.parametrize("size", [0, -1, 1.5, np.nan, np.inf])
+@pytest.mark.parametrize("argument", ["d_model", "max_positions"])
+def test_sizes_that_are_not_whole_numbers_are_refused_by_name(argument, size):
+    with pytest.raises(ValueError, match=f"{argument}: got"):
+        init_learned(**{"rng": np.random.default_rng(0), "d_model": 2, "max_positions": 3, argument: size})
+
+
 def assigned_instead_of_added(params, x, *, positions):
     out, _ = learned(params, x, positions=positions)
 
