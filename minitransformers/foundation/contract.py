@@ -13,6 +13,7 @@ the outermost call only: the calls that a concept makes of others go straight th
 from __future__ import annotations
 
 import functools
+import operator
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -44,6 +45,25 @@ def bad(names: str | None = None, /, **changes: Any) -> catalogue.Rejection:
 def invalid(argument: str, *, got: object, wants: str) -> ValueError:
     """The error for an argument that cannot be used: which, what came, what is wanted."""
     return ValueError(f"{argument}: got {got}, wants {wants}")
+
+
+def whole_number(argument: str, value: Any, *, least: int) -> int:
+    """The value as Python's int, which cannot overflow. Raises ValueError unless it is whole and at least ``least``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise invalid(argument, got=value, wants=f"a whole number of at least {least}")
+    return number
+
+
+def positive_number(argument: str, value: Any, *, dtype: Any = np.float64) -> float:
+    """The value as Python's float, which widens no array. Raises ValueError unless it is above 0 and finite in the dtype."""
+    limits = np.finfo(dtype)
+    if not float(limits.smallest_subnormal) <= value <= float(limits.max):
+        raise invalid(argument, got=value, wants=f"a finite number above 0 in {limits.dtype}")
+    return float(value)
 
 
 def concept(

@@ -62,7 +62,8 @@ def init_capsule_norm(
 def capsule_norm(params: CapsuleNorm, x: Float[Array, "... d_model"], *, num_capsules: int = 1):
     """Give every capsule the length gain n^2 / (1 + n^2) where it had n; its direction stays.
 
-    A capsule of zeros stays zero and sends no gradient: both slopes vanish there.
+    A capsule of zeros stays zero and sends no gradient: both slopes vanish there. One whose squares add
+    up to more than its dtype holds becomes NaN: in float32 that is a length of 1.8e19.
     Returns out, shaped like x, and backward: dout -> CapsuleNorm(dgain), dx.
     Raises ValueError when gain is not a scalar or num_capsules does not divide d_model.
     """

@@ -20,14 +20,13 @@ added is the layer's output on x. beta multiplies Xavier's standard deviation of
 projections; those of queries and keys keep it as it is.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, positive_number, whole_number
 from minitransformers.norms.layer_norm import LayerNorm, layer_norm
 
 
@@ -39,17 +38,15 @@ class DeepNormConstants(NamedTuple):
 
 
 def deep_norm_constants(num_layers: int) -> DeepNormConstants:
-    """For a stack alone, encoder or decoder, of num_layers layers. Raises ValueError for fewer than one."""
-    if not num_layers >= 1:
-        raise invalid("num_layers", got=num_layers, wants="at least 1")
+    """For a stack alone, encoder or decoder, of num_layers layers. Raises ValueError unless that is a whole number from 1."""
+    num_layers = whole_number("num_layers", num_layers, least=1)
     return DeepNormConstants(alpha=(2 * num_layers) ** 0.25, beta=(8 * num_layers) ** -0.25)  # (1)
 
 
 def deep_norm_constants_of_two(encoder_layers: int, decoder_layers: int) -> tuple[DeepNormConstants, DeepNormConstants]:
-    """For an encoder and the decoder that reads it, in this order. Raises ValueError for fewer than one layer in either."""
-    for argument, number in (("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers)):
-        if not number >= 1:
-            raise invalid(argument, got=number, wants="at least 1")
+    """For an encoder and the decoder that reads it, in this order. Raises ValueError unless both have a whole number from 1."""
+    encoder_layers = whole_number("encoder_layers", encoder_layers, least=1)
+    decoder_layers = whole_number("decoder_layers", decoder_layers, least=1)
     depth = (encoder_layers**4 * decoder_layers) ** (1 / 16)
     return (
         DeepNormConstants(alpha=0.81 * depth, beta=0.87 / depth),
@@ -84,13 +81,12 @@ def deep_norm(
 ):
     """Layer norm of alpha x + added: the stream x, weighed up, and what a layer adds to it.
 
-    alpha is dimensionless, see deep_norm_constants; eps as in layer_norm. Where x and added are zero the output is the bias.
+    alpha is dimensionless, see deep_norm_constants; eps as in layer_norm. With eps above 0, the
+    output is the bias where x and added are zero.
     Returns out, shaped like x, and backward: dout -> LayerNorm(dgain, dbias), dx, dadded.
     Raises ValueError when alpha is not a finite number above 0, eps is negative, d_model is 1 or the shapes differ.
     """
-    if not 0 < alpha < math.inf:
-        raise invalid("alpha", got=alpha, wants="a finite number above 0")
-    alpha = float(alpha)
+    alpha = positive_number("alpha", alpha, dtype=x.dtype)
     total = alpha * x + added                                # (3)
     out, norm_backward = layer_norm(params, total, eps=eps)  # (4)
 

@@ -16,14 +16,13 @@ Source: Zhu, Chen, He, LeCun and Liu 2025, arXiv:2503.10622, section 4. alpha is
 scaled is alpha x, which has no name of its own in the code.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, positive_number
 
 
 class DynamicTanh(NamedTuple):
@@ -35,9 +34,11 @@ class DynamicTanh(NamedTuple):
 
 
 def init_dynamic_tanh(rng: np.random.Generator, d_model: int, *, alpha: float = 0.5, dtype: type = np.float32) -> DynamicTanh:
-    """Gains of one, biases of zero and the slope given, in units of 1/x. Raises ValueError unless alpha is above 0 and finite."""
-    if not 0 < alpha < math.inf:
-        raise invalid("alpha", got=alpha, wants="a finite number above 0")
+    """Gains of one, biases of zero and the slope given, in units of 1/x.
+
+    Raises ValueError unless alpha is above 0 and finite in this dtype.
+    """
+    alpha = positive_number("alpha", alpha, dtype=dtype)
     return DynamicTanh(alpha=np.array(alpha, dtype), gain=np.ones(d_model, dtype), bias=np.zeros(d_model, dtype))
 
 

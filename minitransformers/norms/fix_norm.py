@@ -16,13 +16,11 @@ table that comes out is used as any table: embedding reads its rows, linear mult
 dunit is the sum of what comes back from both uses of the table.
 """
 
-import math
-
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, positive_number
 
 
 def _example(rng):
@@ -48,14 +46,13 @@ def fix_norm(weight: Float[Array, "vocabulary d_model"], *, eps: float = 1e-12):
     """Divide every row of a table by its length.
 
     eps is the least length that a row is divided by, in the units of the table. A row of zeros stays zero, and its
-    gradient is dout / eps: finite, and very large.
+    gradient is dout / eps, which is very large.
     Returns out, the table of unit rows, shaped like weight, and backward: dout -> dweight.
-    Raises ValueError when weight is not a table or eps is not a finite number above 0.
+    Raises ValueError when weight is not a table or eps is not a finite number above 0 in its dtype.
     """
-    if not 0 < eps < math.inf:
-        raise invalid("eps", got=eps, wants="a finite number above 0")
+    eps = positive_number("eps", eps, dtype=weight.dtype)
     length = np.sqrt(np.vecdot(weight, weight))[:, None]     # (vocabulary, 1)  (1)
-    size = np.maximum(length, float(eps))                    # (2)
+    size = np.maximum(length, eps)                           # (2)
     out = weight / size                                      # (3)
 
     def backward(dout):

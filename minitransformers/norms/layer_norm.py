@@ -57,7 +57,8 @@ def init_layer_norm(rng: np.random.Generator, d_model: int, *, dtype: type = np.
 def layer_norm(params: LayerNorm, x: Float[Array, "... d_model"], *, eps: float = 1e-5):
     """Centre the last axis and divide it by its standard deviation; then scale by the gain and add the bias.
 
-    eps is added to the variance, so it has the units of x squared (1e-5 in GPT-2, 1e-12 in BERT).
+    eps is added to the variance, so it has the units of x squared (1e-5 in GPT-2, 1e-12 in BERT). Where it is above 0 in
+    the dtype of x, a position whose features are all equal becomes the bias; otherwise that becomes NaN.
     Returns out, shaped like x, and backward: dout -> LayerNorm(dgain, dbias), dx.
     Raises ValueError when gain and bias are not (d_model,), eps is negative, or d_model is 1.
     """
@@ -68,9 +69,10 @@ def layer_norm(params: LayerNorm, x: Float[Array, "... d_model"], *, eps: float 
         raise invalid("x", got=f"shape {x.shape}", wants="two features or more: one alone equals its mean, and nothing is left")
     ones = np.ones(d_model, x.dtype)                         # a product with ones is a sum, three times faster than sum(-1)
     mean = (x @ ones / d_model)[..., None]                   # (..., 1)  (1)
-    centred = x - mean                                       # (2)
+    centred = x - mean
+    centred -= (centred @ ones / d_model)[..., None]         # what rounding left of a mean that is large beside std  (2)
     # The mean of the squares of centred, never mean(x^2) - mean^2: that difference cancels when the mean is large.
-    std = np.sqrt(np.vecdot(centred, centred) / d_model + eps)[..., None]  # (..., 1)  (3)
+    std = np.sqrt(np.vecdot(centred, centred) / d_model + float(eps))[..., None]  # (..., 1)  (3)
     unit = np.divide(centred, std, out=centred)              # in place: centred has served  (4)
     out = params.gain * unit
     out += params.bias                                       # (5)
@@ -78,8 +80,9 @@ def layer_norm(params: LayerNorm, x: Float[Array, "... d_model"], *, eps: float 
     def backward(dout):
         dunit = params.gain * dout                           # (6)
         shared = (np.vecdot(dunit, unit) / d_model)[..., None]  # std sees every x_i  (7)
-        dx = dunit - unit * shared
-        dx -= (dunit @ ones / d_model)[..., None]            # mean sees every x_i too
+        mean_dunit = (dunit @ ones / d_model)[..., None]     # mean sees every x_i too
+        dx = np.subtract(dunit, mean_dunit, out=dunit)       # in place: dunit has served
+        dx -= unit * shared
         dx /= std                                            # (8)
         rows = np.ones(x.size // d_model, x.dtype)
         dgain = rows @ (dout * unit).reshape(-1, d_model)    # (d_model,)  (9)

@@ -65,8 +65,8 @@ def qk_norm(
     """Divide each query and each key by its root mean square, then scale by its gains.
 
     The last axis is what is normalised together: (..., heads, positions, d_head) normalises each head, as Qwen3 does,
-    (..., positions, heads * d_head) all heads at once, as OLMo 2 does. eps has the units of q squared. A query or key of
-    zeros stays zero.
+    (..., positions, heads * d_head) all heads at once, as OLMo 2 does. eps has the units of q squared. Where it is
+    above 0 in the dtype of q, a query or key of zeros stays zero; otherwise that becomes NaN.
     Returns (out_q, out_k), shaped like q and k, and backward: (dout_q, dout_k) -> QkNorm(dquery_gain, dkey_gain), dq, dk.
     Raises ValueError when a gain does not fit its last axis or eps is negative.
     """

@@ -14,14 +14,13 @@ and is not added to it: above the floor the output is exactly g long, and below 
     dg = sum over positions of unit . dout                   (7)
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, positive_number
 
 
 class ScaleNorm(NamedTuple):
@@ -59,14 +58,13 @@ def scale_norm(params: ScaleNorm, x: Float[Array, "... d_model"], *, eps: float 
     """Divide the last axis by its length, then multiply it by g.
 
     eps is the least length that x is divided by, in the units of x. A position of zeros stays zero, and its gradient is
-    g dout / eps: finite and large.
+    g dout / eps, which is large.
     Returns out, shaped like x, and backward: dout -> ScaleNorm(dg), dx.
-    Raises ValueError when g is not a scalar or eps is not a finite number above 0.
+    Raises ValueError when g is not a scalar or eps is not a finite number above 0 in the dtype of x.
     """
-    if not 0 < eps < math.inf:
-        raise invalid("eps", got=eps, wants="a finite number above 0")
+    eps = positive_number("eps", eps, dtype=x.dtype)
     length = np.sqrt(np.vecdot(x, x))[..., None]             # (..., 1)
-    size = np.maximum(length, float(eps))                    # (1)
+    size = np.maximum(length, eps)                           # (1)
     unit = x / size                                          # (2)
     out = params.g * unit                                    # (3)
 

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from minitransformers.basics.embedding import Embedding, embedding
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, whole_number
 
 
 class Hierarchical(NamedTuple):
@@ -34,7 +34,14 @@ class Hierarchical(NamedTuple):
 
 
 def init_hierarchical(rng: np.random.Generator, d_model: int, *, places: list[int], std: float = 0.02, dtype: type = np.float32) -> Hierarchical:
-    """Normal rows, places[l] of them at level l, and weights of 1."""
+    """Normal rows, places[l] of them at level l, and weights of 1.
+
+    Raises ValueError unless there is a level, and all sizes are whole numbers from 1.
+    """
+    if not len(places):
+        raise invalid("places", got="no level", wants="a number of places for each level")
+    d_model = whole_number("d_model", d_model, least=1)
+    places = [whole_number(f"places.{level}", number, least=1) for level, number in enumerate(places)]
     return Hierarchical([(std * rng.standard_normal((n, d_model))).astype(dtype) for n in places], np.ones(len(places), dtype))
 
 
@@ -98,7 +105,10 @@ def places_of(begins: Bool[Array, "*batch levels length"]) -> Int[Array, "*batch
 
     Counts start again wherever a unit of the level above begins, and a unit that begins begins one of each level below.
     The level added at the end counts the tokens of the innermost unit.
+    Raises ValueError unless begins has the axes levels and length, neither of them empty.
     """
+    if begins.ndim < 2 or not begins.size:
+        raise invalid("begins", got=f"shape {begins.shape}", wants="(..., levels, length), and no empty axis")
     begins = np.logical_or.accumulate(begins, axis=-2)
     above = np.concatenate([np.zeros_like(begins[..., :1, :]), begins], axis=-2)
     begins = np.concatenate([begins, np.ones_like(begins[..., :1, :])], axis=-2)

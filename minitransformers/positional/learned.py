@@ -4,7 +4,8 @@ It can hold any pattern over positions, and it ends: position max_positions does
 sequences that reach it.
 
 Source: Gehring et al. 2017, arXiv:1705.03122, section 3.1; Vaswani et al. 2017, arXiv:1706.03762, table 3 row E.
-GPT-2 and BERT use it with a standard deviation of 0.02 at the start.
+BERT and GPT-2 use it. Its rows start with a standard deviation of 0.02 in BERT and in Hugging Face's GPT-2, and of 0.01 in
+GPT-2's published code, where tokens start with 0.02.
 
     row_i = table[position_i]                                (1)
     out = x + row                                            (2)
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, whole_number
 
 
 class Learned(NamedTuple):
@@ -29,7 +30,11 @@ class Learned(NamedTuple):
 
 
 def init_learned(rng: np.random.Generator, d_model: int, *, max_positions: int, std: float = 0.02, dtype: type = np.float32) -> Learned:
-    """Normal rows of standard deviation ``std`` (0.02 in GPT-2)."""
+    """Normal rows of standard deviation ``std`` (0.02 in BERT, 0.01 in GPT-2's published code).
+
+    Raises ValueError unless both sizes are whole numbers from 1.
+    """
+    d_model, max_positions = whole_number("d_model", d_model, least=1), whole_number("max_positions", max_positions, least=1)
     return Learned((std * rng.standard_normal((max_positions, d_model))).astype(dtype))
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, Real
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, positive_number
 
 
 @concept(
@@ -44,9 +44,13 @@ from minitransformers.foundation import bad, concept, example, invalid
         bad(rotary_dim=0),
         bad("x", x=np.ones((2, 3, 5, 7)), rotary_dim=None),
         bad(positions=np.arange(4)),
+        bad(positions=np.array([0.0, 1.0, np.nan, 3.0, 4.0])),
+        bad(positions=np.array([0.0, 1.0, np.inf, 3.0, 4.0])),
+        bad(base=float("inf")),
         bad("scaling", scaling="yarn", factor=2.0),
         bad("factor", scaling="linear", factor=0.5),
         bad("factor", scaling="ntk", factor=np.inf),
+        bad("factor", scaling="ntk", factor=1e308),
         bad(factor=2.0),
         bad("rotary_dim", scaling="ntk", factor=2.0, rotary_dim=2),
     ],
@@ -68,8 +72,9 @@ def rope(
     scaling makes a model fit for texts factor times as long as those it was trained on: "linear" slows every pair by
     factor, "ntk" the slowest pair by factor and the fastest not at all.
     Returns out, shaped like x, and backward: dout -> dx.
-    Raises ValueError when d_head or rotary_dim is odd, rotary_dim exceeds d_head, base is not positive, the layout or
-    the scaling is unknown, factor is not finite and at least 1 or stands without a scaling, or "ntk" has one pair only.
+    Raises ValueError when d_head or rotary_dim is odd, rotary_dim exceeds d_head, base is not a finite number above 0,
+    a position is not finite, the layout or the scaling is unknown, factor is not finite and at least 1, stands without a
+    scaling or lets the base overflow, or "ntk" has one pair only.
     """
     length, d_head = x.shape[-2:]
     if rotary_dim is None and d_head % 2:
@@ -77,8 +82,7 @@ def rope(
     rotary_dim = d_head if rotary_dim is None else rotary_dim
     if rotary_dim % 2 or not 0 < rotary_dim <= d_head:
         raise invalid("rotary_dim", got=rotary_dim, wants=f"an even number from 2 to d_head = {d_head}")
-    if not base > 0:
-        raise invalid("base", got=base, wants="a positive number")
+    base = positive_number("base", base)
     if layout not in ("half", "interleaved"):
         raise invalid("layout", got=repr(layout), wants="'half' or 'interleaved'")
     if scaling not in (None, "linear", "ntk"):
@@ -91,8 +95,11 @@ def rope(
     if scaling == "linear":
         positions = positions / factor
     elif scaling == "ntk":
-        base = base * factor ** (rotary_dim / (rotary_dim - 2))
-    there, back = _tables(positions.tobytes(), rotary_dim, float(base), layout, x.dtype)
+        with np.errstate(over="ignore"):
+            base *= float(np.float64(factor) ** (rotary_dim / (rotary_dim - 2)))
+        if base == np.inf:
+            raise invalid("factor", got=factor, wants="a number with which the base does not overflow")
+    there, back = _tables(positions.tobytes(), rotary_dim, base, layout, x.dtype)
 
     def turn(features, tables):
         if rotary_dim == d_head:
@@ -115,6 +122,8 @@ def _tables(positions: bytes, rotary_dim: int, base: float, layout: str, dtype: 
     # In float64 whatever x is: a float32 angle is off by 0.002 radians at position 100,000.
     frequency = base ** (-2 * np.arange(rotary_dim // 2) / rotary_dim)     # (1)
     angle = np.outer(np.frombuffer(positions), frequency)    # (2)
+    if not np.isfinite(angle).all():
+        raise invalid("positions", got="NaN or infinity among their angles", wants="numbers whose angles are finite")
     cos, sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
     tables: list[tuple[Array, ...]]
     if layout == "half":

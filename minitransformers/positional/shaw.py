@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
+from minitransformers.attention.heads import check_scores
 from minitransformers.foundation import bad, concept, example, invalid
 
 
@@ -45,6 +46,7 @@ from minitransformers.foundation import bad, concept, example, invalid
         bad("q", q=np.ones((2, 3, 7, 5)), mask=None),
         bad(mask=np.ones((4, 5), bool)),
         bad(mask=np.ones((4, 6))),
+        bad(mask=np.ones((5, 1, 1, 4, 6), bool)),
     ],
 )  # fmt: skip
 def shaw(
@@ -62,13 +64,15 @@ def shaw(
     are the last of the positions that the keys span. mask is True where a query may attend to a key; a query that may
     attend to nothing reads zero and sends no gradient.
     Returns out (*batch, queries, d_value), and backward: dout -> dq, dk, dv, dkey_table, dvalue_table.
-    Raises ValueError when the tables have an even number of rows, or there are more queries than keys.
+    Raises ValueError when the tables have an even number of rows, there are more queries than keys, or the mask has more
+    axes or larger ones than the scores.
     """
     (num_queries, d_head), num_keys, offsets = q.shape[-2:], k.shape[-2], len(key_table)
     if offsets % 2 == 0:
         raise invalid("key_table", got=f"{offsets} rows", wants="an odd number, 2K + 1")
     if num_queries > num_keys:
         raise invalid("q", got=f"{num_queries} queries", wants=f"at most as many as keys, {num_keys}: they are the last of their positions")
+    check_scores("mask", mask, (*q.shape[:-1], num_keys))
     reach, scale = offsets // 2, d_head**-0.5
     query, key = np.arange(num_keys - num_queries, num_keys), np.arange(num_keys)
     row = np.clip(key - query[:, None], -reach, reach) + reach  # (num_queries, num_keys)  (1)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, positive_number
 
 
 @concept(
@@ -29,6 +29,7 @@ from minitransformers.foundation import bad, concept, example, invalid
     roles=("position/input",),
     rejects=[
         bad(base=0.0),
+        bad(base=float("inf")),
         bad("x", x=np.ones((2, 5, 7))),
         bad(positions=np.arange(4)),
         bad(positions=np.array([0, 1, 2, 3, -1])),
@@ -41,13 +42,12 @@ def sinusoidal(x: Float[Array, "... length d_model"], *, positions: Int[Array, "
     positions count tokens from the start (default 0, 1, ...); the slowest wave takes
     nearly 2 pi base positions for one period.
     Returns out, shaped like x, and backward: dout -> dx.
-    Raises ValueError when d_model is odd, a position is negative or base is not positive.
+    Raises ValueError when d_model is odd, a position is negative or base is not a finite number above 0.
     """
     length, d_model = x.shape[-2:]
     if d_model % 2:
         raise invalid("x", got=f"d_model = {d_model}", wants="an even d_model: sines and cosines come in pairs")
-    if not base > 0:
-        raise invalid("base", got=base, wants="a positive number")
+    base = positive_number("base", base)
     if positions is None:
         positions = np.arange(length)
     elif positions.min() < 0:

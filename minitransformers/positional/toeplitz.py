@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, whole_number
 
 
 class Toeplitz(NamedTuple):
@@ -29,7 +29,11 @@ class Toeplitz(NamedTuple):
 
 
 def init_toeplitz(rng: np.random.Generator, *, num_heads: int, max_positions: int, std: float = 0.02, dtype: type = np.float32) -> Toeplitz:
-    """Normal numbers of deviation ``std``, for sequences of at most max_positions."""
+    """Normal numbers of deviation ``std``, for sequences of at most max_positions.
+
+    Raises ValueError unless both sizes are whole numbers from 1.
+    """
+    num_heads, max_positions = whole_number("num_heads", num_heads, least=1), whole_number("max_positions", max_positions, least=1)
     return Toeplitz((std * rng.standard_normal((num_heads, 2 * max_positions - 1))).astype(dtype))
 
 
@@ -43,6 +47,8 @@ def init_toeplitz(rng: np.random.Generator, *, num_heads: int, max_positions: in
         bad("params.table", params=Toeplitz(np.ones((3, 10)))),
         bad(num_keys=7),
         bad(num_queries=0),
+        bad(num_queries=1.5),
+        bad(num_keys=4.5),
         bad(num_queries=6),
     ],
 )
@@ -51,15 +57,16 @@ def toeplitz(params: Toeplitz, *, num_queries: int, num_keys: int):
 
     The queries are the last of the positions that the keys span, so a cache of earlier keys needs no offset.
     Returns out, and backward: dout -> Toeplitz(dtable). Offsets that do not occur get exactly 0.
-    Raises ValueError unless 1 <= num_queries <= num_keys <= max_positions, and where the table has no middle column.
+    Raises ValueError unless 1 <= num_queries <= num_keys <= max_positions, whole numbers, and where the table has no middle column.
     """
     offsets = params.table.shape[1]
     if offsets % 2 == 0:
         raise invalid("params.table", got=f"{offsets} offsets", wants="an odd number, 2 max_positions - 1")
     max_positions = offsets // 2 + 1
+    num_queries, num_keys = whole_number("num_queries", num_queries, least=1), whole_number("num_keys", num_keys, least=1)
     if num_keys > max_positions:
         raise invalid("num_keys", got=num_keys, wants=f"at most {max_positions}, the positions that params.table has offsets for")
-    if not 1 <= num_queries <= num_keys:
+    if num_queries > num_keys:
         raise invalid("num_queries", got=num_queries, wants=f"1 to num_keys = {num_keys}: queries are the last of the keys' positions")
     query, key = np.arange(num_keys - num_queries, num_keys), np.arange(num_keys)
     column = key - query[:, None] + max_positions - 1        # (num_queries, num_keys)  (1)

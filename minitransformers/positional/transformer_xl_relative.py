@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, positive_number, whole_number
 
 
 def _example(rng):
@@ -125,7 +125,12 @@ def _over_batch(x):
 
 
 def sinusoids(num_distances: int, d_model: int, *, base: float = 10_000.0, dtype: type = np.float32) -> Float[Array, "num_distances d_model"]:
-    """Sines, then cosines, of each distance: what r is made of. Raises ValueError for an odd d_model."""
+    """Sines, then cosines, of each distance: what r is made of.
+
+    Raises ValueError unless num_distances and d_model are whole numbers from 1, d_model even, and base is above 0 and finite.
+    """
+    num_distances, d_model = whole_number("num_distances", num_distances, least=1), whole_number("d_model", d_model, least=1)
+    base = positive_number("base", base)
     if d_model % 2:
         raise invalid("d_model", got=d_model, wants="an even number: sines and cosines come in pairs")
     angle = np.outer(np.arange(num_distances), base ** (-2 * np.arange(d_model // 2) / d_model))

@@ -152,6 +152,18 @@ def test_float32_stays_finite_as_far_as_its_squares_do(size):
         np.testing.assert_allclose(np.linalg.norm(out, axis=-1), 8, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_range_ends_where_the_sum_of_squares_overflows(dtype):
+    limit = np.sqrt(float(np.finfo(dtype).max) / 768)
+    params, x = init_capsule_norm(np.random.default_rng(0), 768, dtype=dtype), np.where(np.arange(768) % 2, limit, -limit)
+    within, _ = capsule_norm(params, (0.98 * x).astype(dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        beyond, _ = capsule_norm(params, (1.02 * x).astype(dtype))
+    assert within.dtype == dtype
+    np.testing.assert_allclose(within, np.sign(x), rtol=2e-3)
+    assert np.isnan(beyond).all()
+
+
 @pytest.mark.parametrize("num_capsules", [0, -1, 4])
 def test_init_refuses_capsules_that_do_not_divide(num_capsules):
     with pytest.raises(ValueError, match="num_capsules: got"):

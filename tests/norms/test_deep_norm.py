@@ -86,7 +86,12 @@ def test_the_constants_of_an_encoder_and_its_decoder():
     np.testing.assert_allclose(decoder, [3, (12 * 27) ** -0.25], rtol=1e-14)
 
 
-@pytest.mark.parametrize("wrong", [0, -3])
+def test_the_constants_of_a_small_numpy_integer_do_not_overflow():
+    assert deep_norm_constants(np.int8(50)) == deep_norm_constants(50)
+    assert deep_norm_constants_of_two(np.int8(50), np.int8(50)) == deep_norm_constants_of_two(50, 50)
+
+
+@pytest.mark.parametrize("wrong", [0, -3, 2.5, float("nan"), float("inf")])
 def test_constants_of_no_layers_are_refused(wrong):
     with pytest.raises(ValueError, match="num_layers: got"):
         deep_norm_constants(wrong)

@@ -133,6 +133,13 @@ def test_a_slope_that_is_not_positive_is_refused(alpha):
         plain(3, alpha=alpha)
 
 
+@pytest.mark.parametrize("alpha", [1e-50, 1e50])
+def test_a_slope_that_float32_rounds_to_zero_or_infinity_is_refused(alpha):
+    with pytest.raises(ValueError, match="alpha: got"):
+        init_dynamic_tanh(np.random.default_rng(0), 3, alpha=alpha)
+    assert plain(3, alpha=alpha).alpha == alpha
+
+
 @pytest.mark.parity
 def test_parity_with_torch():
     torch = pytest.importorskip("torch")

@@ -118,6 +118,13 @@ def test_under_the_floor_the_map_is_linear_and_zeros_stay_zero():
     assert np.isfinite(fix_norm(np.zeros((2, 3), np.float32))[1](np.ones((2, 3), np.float32))).all()
 
 
+@pytest.mark.parametrize("eps", [1e-50, 1e50])
+def test_an_eps_that_float32_rounds_to_zero_or_infinity_is_refused(eps):
+    with pytest.raises(ValueError, match="eps: got"):
+        fix_norm(np.zeros((2, 3), np.float32), eps=eps)
+    assert not fix_norm(np.zeros((2, 3)), eps=eps)[0].any()
+
+
 def with_the_length_taken_for_a_constant(weight):
     out, _ = fix_norm(weight)
     return out, lambda dout: dout / np.linalg.norm(weight, axis=1, keepdims=True)

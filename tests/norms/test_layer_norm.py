@@ -145,9 +145,34 @@ def test_a_large_mean_does_not_drown_the_variance():
     x = (1e4 + rng.normal(size=(3, 64))).astype(np.float32)
     params = init_layer_norm(rng, 64)
     exact = layer_norm(plain(64), x.astype(np.float64))[0]
-    np.testing.assert_allclose(layer_norm(params, x)[0], exact, atol=5e-3)
+    np.testing.assert_allclose(layer_norm(params, x)[0], exact, atol=2e-6)
     one_pass = np.square(x).mean(-1, keepdims=True) - np.square(x.mean(-1, keepdims=True))
     assert np.abs(one_pass - x.var(-1, keepdims=True)).max() > 1
+
+
+@pytest.mark.parametrize("value", [12345.67, 0.1, -3e7])
+def test_a_constant_row_is_the_bias_in_float32_too(value):
+    # The mean of 768 equal numbers, added up and divided, is off by its rounding: over sqrt(eps) that was 0.94.
+    params = LayerNorm(np.ones(768, np.float32), np.linspace(-1, 1, 768, dtype=np.float32))
+    out, _ = layer_norm(params, np.full((2, 768), value, np.float32))
+    np.testing.assert_array_equal(out, np.broadcast_to(params.bias, out.shape))
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_large_mean_takes_no_digits_from_what_is_left(strided):
+    rng = np.random.default_rng(15)
+    x = (1e6 + rng.normal(size=(4096, 3))).astype(np.float32).T
+    x = x if strided else np.ascontiguousarray(x)
+    exact = layer_norm(plain(4096), x.astype(np.float64))[0]
+    np.testing.assert_allclose(layer_norm(init_layer_norm(rng, 4096), x)[0], exact, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("number", [np.float64, np.array])
+def test_a_numpy_number_for_eps_does_not_widen_float32(number):
+    x = np.ones((2, 3), np.float32)
+    out, backward = layer_norm(init_layer_norm(np.random.default_rng(0), 3), x, eps=number(1e-6))
+    (dgain, *_), dx = backward(x)
+    assert {a.dtype for a in (out, dgain, dx)} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("size", [1e-18, 1e18])
@@ -159,6 +184,18 @@ def test_float32_stays_finite_as_far_as_its_squares_do(size):
     assert all(np.isfinite(a).all() for a in (out, dgain, dx))
     if size > 1:
         np.testing.assert_allclose(out, layer_norm(plain(64), x, eps=0.0)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_range_ends_where_the_sum_of_squares_overflows(dtype):
+    limit = np.sqrt(float(np.finfo(dtype).max) / 768)
+    params, x = init_layer_norm(np.random.default_rng(0), 768, dtype=dtype), np.where(np.arange(768) % 2, limit, -limit)
+    within, _ = layer_norm(params, (0.98 * x).astype(dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        beyond, _ = layer_norm(params, (1.02 * x).astype(dtype))
+    assert within.dtype == dtype
+    np.testing.assert_allclose(within, np.sign(x), rtol=2e-3)
+    np.testing.assert_array_equal(beyond, 0)
 
 
 def test_not_a_number_goes_through_and_stays_in_its_row():

@@ -166,6 +166,13 @@ def test_a_query_of_zeros_stays_zero_and_attends_to_all_keys_alike():
     np.testing.assert_allclose(out, np.broadcast_to(v.mean(-2, keepdims=True), out.shape), atol=1e-14)
 
 
+def test_a_numpy_number_for_eps_does_not_widen_float32():
+    q = np.ones((2, 3), np.float32)
+    outs, backward = qk_norm(init_qk_norm(np.random.default_rng(0), 3), q, q, eps=np.float64(1e-6))
+    dparams, dq, dk = backward(outs)
+    assert {a.dtype for a in (*outs, *dparams, dq, dk)} == {np.dtype(np.float32)}
+
+
 @pytest.mark.parametrize("size", [1e-18, 1e18])
 def test_float32_scores_stay_bounded_as_far_as_squares_are_finite(size):
     rng = np.random.default_rng(15)

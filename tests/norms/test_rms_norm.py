@@ -109,6 +109,14 @@ def test_a_row_of_zeros_stays_zero_and_its_gradient_is_finite_and_large():
     np.testing.assert_allclose(backward(dout)[1], params.gain * dout * 1e3, rtol=1e-13)
 
 
+@pytest.mark.parametrize("number", [np.float64, np.array])
+def test_a_numpy_number_for_eps_does_not_widen_float32(number):
+    x = np.ones((2, 3), np.float32)
+    out, backward = rms_norm(init_rms_norm(np.random.default_rng(0), 3), x, eps=number(1e-6))
+    (dgain, *_), dx = backward(x)
+    assert {a.dtype for a in (out, dgain, dx)} == {np.dtype(np.float32)}
+
+
 @pytest.mark.parametrize("size", [1e-18, 1e18])
 def test_float32_stays_finite_as_far_as_its_squares_do(size):
     rng = np.random.default_rng(10)

@@ -97,6 +97,14 @@ def test_a_row_of_zeros_stays_zero_and_its_gradient_is_finite_and_large():
     assert dg == 0
 
 
+@pytest.mark.parametrize("eps", [1e-50, 1e50])
+def test_an_eps_that_float32_rounds_to_zero_or_infinity_is_refused(eps):
+    x = np.zeros((1, 5), np.float32)
+    with pytest.raises(ValueError, match="eps: got"):
+        scale_norm(init_scale_norm(np.random.default_rng(0), 5), x, eps=eps)
+    scale_norm(init_scale_norm(np.random.default_rng(0), 5, dtype=np.float64), x.astype(np.float64), eps=eps)
+
+
 def with_means_for_sums(params, x):
     out, backward = scale_norm(params, x)
     length = np.linalg.norm(x, axis=-1, keepdims=True)
@@ -144,6 +152,18 @@ def test_float32_stays_finite_as_far_as_its_squares_do(size):
     assert all(np.isfinite(a).all() for a in (out, dg, dx))
     if size > 1:
         np.testing.assert_allclose(np.linalg.norm(out, axis=-1), 8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_range_ends_where_the_sum_of_squares_overflows(dtype):
+    limit = np.sqrt(float(np.finfo(dtype).max) / 768)
+    params, x = init_scale_norm(np.random.default_rng(0), 768, dtype=dtype), np.where(np.arange(768) % 2, limit, -limit)
+    within, _ = scale_norm(params, (0.98 * x).astype(dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        beyond, _ = scale_norm(params, (1.02 * x).astype(dtype))
+    assert within.dtype == dtype
+    np.testing.assert_allclose(within, np.sign(x), rtol=2e-3)
+    np.testing.assert_array_equal(beyond, 0)
 
 
 def test_a_nan_is_passed_on():

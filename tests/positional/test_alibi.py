@@ -106,9 +106,10 @@ def test_far_distances_stay_exact_in_float32():
     np.testing.assert_array_equal(out[:, 0, 0], [-50_000, -25_000, -12_500, -6_250, -3_125, -1_562.5, -781.25, -390.625])
 
 
-def test_no_heads_are_refused():
-    with pytest.raises(ValueError, match="num_heads"):
-        init_alibi(np.random.default_rng(0), num_heads=0)
+@pytest.mark.parametrize("num_heads", [0, -1, 1.5, np.nan, np.inf])
+def test_heads_that_are_not_a_whole_number_from_1_are_refused(num_heads):
+    with pytest.raises(ValueError, match="num_heads: got"):
+        init_alibi(np.random.default_rng(0), num_heads=num_heads)
 
 
 def test_the_checker_refuses_a_gradient_that_counts_keys_instead_of_steps():

@@ -115,6 +115,25 @@ def test_the_error_names_the_level_and_its_rows():
         hierarchical(params, x, ids=ids)
 
 
+@pytest.mark.parametrize("size", [0, -1, 1.5, np.nan, np.inf])
+def test_sizes_that_are_not_whole_numbers_are_refused_by_name(size):
+    with pytest.raises(ValueError, match="d_model: got"):
+        init_hierarchical(np.random.default_rng(0), size, places=[2, 3])
+    with pytest.raises(ValueError, match=r"places\.1: got"):
+        init_hierarchical(np.random.default_rng(0), 4, places=[2, size])
+
+
+def test_no_levels_are_refused():
+    with pytest.raises(ValueError, match="places: got no level"):
+        init_hierarchical(np.random.default_rng(0), 4, places=[])
+
+
+@pytest.mark.parametrize("shape", [(5,), (), (0, 5), (2, 0)])
+def test_places_need_levels_and_a_text(shape):
+    with pytest.raises(ValueError, match="begins: got shape"):
+        places_of(np.ones(shape, bool))
+
+
 def test_it_starts_small_with_all_levels_counting_alike():
     params = init_hierarchical(np.random.default_rng(8), 64, places=[300, 200])
     assert [table.shape for table in params.tables] == [(300, 64), (200, 64)] and params.weights.tolist() == [1, 1]

@@ -63,10 +63,17 @@ def test_a_sequence_longer_than_the_table_is_refused_and_never_wraps():
         learned(params, np.ones((1, 2, 3)), positions=np.array([-1, 0]))           # NumPy would read the last row
 
 
-def test_it_starts_small_like_gpt2():
+def test_it_starts_small_like_bert():
     table = init_learned(np.random.default_rng(6), 64, max_positions=500).table
     assert table.shape == (500, 64) and table.dtype == np.float32
     np.testing.assert_allclose([table.mean(), table.std()], [0, 0.02], atol=5e-4)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, np.nan, np.inf])
+@pytest.mark.parametrize("argument", ["d_model", "max_positions"])
+def test_sizes_that_are_not_whole_numbers_are_refused_by_name(argument, size):
+    with pytest.raises(ValueError, match=f"{argument}: got"):
+        init_learned(**{"rng": np.random.default_rng(0), "d_model": 2, "max_positions": 3, argument: size})
 
 
 def assigned_instead_of_added(params, x, *, positions):

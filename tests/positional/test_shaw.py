@@ -125,6 +125,13 @@ def test_a_query_that_may_see_nothing_reads_zero_and_sends_nothing():
     assert not any(gradient.any() for gradient in backward(dout))
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 4, 6), (2, 4, 6), (3, 4, 6)])
+def test_a_mask_that_is_larger_than_the_scores_is_refused(shape):
+    call = random_call(np.random.default_rng(12), 1)
+    with pytest.raises(ValueError, match="mask: got shape"):
+        shaw(*call, mask=np.ones(shape, bool))
+
+
 def test_huge_scores_stay_finite_in_float32():
     call = [a.astype(np.float32) * 1e15 for a in random_call(np.random.default_rng(9))]
     out, backward = shaw(*call)

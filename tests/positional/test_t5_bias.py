@@ -149,6 +149,8 @@ def test_parity_with_hugging_face_t5_in_bias_and_gradient(causal):
     assert math.isclose(float(np.sum(dout)), float(backward(dout).table.sum()), abs_tol=1e-9)
 
 
-def test_too_few_buckets_are_refused_by_name():
-    with pytest.raises(ValueError, match="num_buckets"):
-        init_t5_bias(np.random.default_rng(0), num_heads=2, num_buckets=0)
+@pytest.mark.parametrize("size", [0, -1, 1.5, np.nan, np.inf])
+@pytest.mark.parametrize("argument", ["num_heads", "num_buckets"])
+def test_sizes_that_are_not_whole_numbers_are_refused_by_name(argument, size):
+    with pytest.raises(ValueError, match=f"{argument}: got"):
+        init_t5_bias(np.random.default_rng(0), **{"num_heads": 2, "num_buckets": 4, argument: size})

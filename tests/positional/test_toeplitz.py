@@ -101,6 +101,13 @@ def test_it_starts_nearly_flat():
     np.testing.assert_allclose([table.mean(), table.std()], [0, 0.02], atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [0, -1, 1.5, np.nan, np.inf])
+@pytest.mark.parametrize("argument", ["num_heads", "max_positions"])
+def test_sizes_that_are_not_whole_numbers_are_refused_by_name(argument, size):
+    with pytest.raises(ValueError, match=f"{argument}: got"):
+        init_toeplitz(**{"rng": np.random.default_rng(0), "num_heads": 2, "max_positions": 3, argument: size})
+
+
 def test_the_checker_refuses_a_scatter_that_drops_repeats():
     def assigned_instead_of_added(params, *, num_queries, num_keys):
         out, _ = toeplitz(params, num_queries=num_queries, num_keys=num_keys)

@@ -144,6 +144,16 @@ def test_sinusoids_are_sines_then_cosines_of_each_distance():
         sinusoids(2, 5)
 
 
+@pytest.mark.parametrize("wrong", [0, -1, np.nan, np.inf])
+def test_sinusoids_of_impossible_sizes_and_bases_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match="num_distances: got"):
+        sinusoids(wrong, 4)
+    with pytest.raises(ValueError, match="d_model: got"):
+        sinusoids(3, wrong)
+    with pytest.raises(ValueError, match="base: got"):
+        sinusoids(3, 4, base=wrong)
+
+
 def distance_forgotten_in_dq(q, k, v, r, u, w):
     out, backward = transformer_xl_relative(q, k, v, r, u, w)
 
