@@ -817,7 +817,8 @@ def retrieval_section():
             weights = attention_weights(q[..., -last:, :], k, mask=mask, weighting=weighting)
             return weights @ v, None
 
-        logits, _ = finder(params, tokens, attend=last_queries)
+        bare = params._replace(attention=params.attention._replace(learned=None))  # last_queries has it
+        logits, _ = finder(bare, tokens, attend=last_queries)
         right = logits.argmax(-1) == answers[:, -last:]
         on_key = np.take_along_axis(weights, asked[:, None, -last:, None], axis=-1)[..., 0]  # (sequences, heads, questions)
         heads_weight = on_key.mean((0, 2))

@@ -53,13 +53,14 @@ def cross_entropy(
     targets holds class ids from 0 to num_classes - 1; positions that hold ignore_index count for nothing.
     label_smoothing, from 0 to 1, moves that part of the target evenly onto all classes.
     Returns out, a scalar of the logits' dtype: the mean over the positions kept, or their sum; and backward: dout -> dlogits.
-    Raises ValueError when a target is out of range, when all are ignored, and for an impossible setting.
+    Raises ValueError when a target is out of range, when all are ignored, when a position that is kept has an infinite largest
+    logit, and for an impossible setting.
     """
     if not 0 <= label_smoothing <= 1:
         raise invalid("label_smoothing", got=label_smoothing, wants="a number from 0 to 1")
     if reduction not in ("mean", "sum"):
         raise invalid("reduction", got=repr(reduction), wants="'mean' or 'sum'")
-    num_classes, dtype = logits.shape[-1], logits.dtype
+    num_classes, dtype, label_smoothing = logits.shape[-1], logits.dtype, float(label_smoothing)
     rows, classes = logits.reshape(-1, num_classes), targets.reshape(-1)
     kept = classes != ignore_index
     classes = np.where(kept, classes, 0)
@@ -72,13 +73,16 @@ def cross_entropy(
     weight = kept * dtype.type(1 / count if reduction == "mean" else 1)
     positions, on, off = np.arange(len(rows)), 1 - label_smoothing, label_smoothing / num_classes  # (3)
 
-    exps = rows - rows.max(axis=-1, keepdims=True)           # (positions, num_classes)  (1)
+    largest = rows.max(axis=-1, keepdims=True)
+    if np.isinf(largest[kept]).any():
+        raise invalid("logits", got="a position whose largest logit is infinite", wants="a finite largest logit wherever a target is")
+    exps = rows - largest                                    # (positions, num_classes)  (1)
     reward = on * exps[positions, classes]
     if off:
         reward += off * exps.sum(axis=-1)
     np.exp(exps, out=exps)                                   # in place: the array is ours and nothing else needs it
     total = exps @ np.ones(num_classes, dtype)               # sums rows three times faster than sum(-1)  (2)
-    row_loss = np.log(total) - reward                        # (4)
+    row_loss = np.where(kept, np.log(total) - reward, 0)     # what is ignored may be infinite or NaN  (4)
     out = weight @ row_loss                                  # (5)
 
     def backward(dout):
@@ -87,6 +91,7 @@ def cross_entropy(
         if off:
             dlogits -= (scale * off)[:, None]
         dlogits[positions, classes] -= scale * on            # one class a row: no id repeats  (6)
+        dlogits[~kept] = 0                                   # and not 0 times what is ignored
         return dlogits.reshape(logits.shape)
 
     return out, backward

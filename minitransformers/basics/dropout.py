@@ -22,7 +22,7 @@ from minitransformers.foundation import bad, concept, example, invalid
     title="Dropout",
     source="Srivastava et al. 2014, Dropout: a simple way to prevent neural networks from overfitting, JMLR 15",
     example=lambda rng: example(rng.normal(size=(2, 3, 5)), rate=0.3, rng=np.random.default_rng(1)),
-    rejects=[bad(rate=1.0), bad(rate=-0.1), bad(rate=float("nan")), bad(rng=7)],
+    rejects=[bad(rate=1.0), bad(rate=1 - 1e-9), bad(rate=-0.1), bad(rate=float("nan")), bad(rng=7)],
 )
 def dropout(x: Float[Array, "..."], *, rate: float, rng: np.random.Generator | None):
     """Set each element to zero with probability ``rate`` and scale the others by 1/(1 - rate).
@@ -32,8 +32,8 @@ def dropout(x: Float[Array, "..."], *, rate: float, rng: np.random.Generator | N
     Returns out, shaped like x, and backward: dout -> dx.
     Raises ValueError when rate is outside [0, 1) or rng is neither a generator nor None.
     """
-    if not 0 <= rate < 1:
-        raise invalid("rate", got=rate, wants="a probability from 0 up to, not including, 1")
+    if not 0 <= np.float32(rate) < 1:                        # the draws are float32's: such a rate would drop all
+        raise invalid("rate", got=rate, wants="a probability from 0 up to, not including, 1, in float32")
     if rng is not None and not isinstance(rng, np.random.Generator):
         raise invalid("rng", got=type(rng).__name__, wants="a numpy.random.Generator or None")
     if rng is None or rate == 0:

@@ -84,15 +84,20 @@ def train(arguments: argparse.Namespace) -> int:
     print(f"simpler      {simpler.bigram:.3f} by counting pairs, {simpler.lzma_after_train:.3f} by lzma")
     print(f"time         {report['seconds']:.1f} s in steps, {report['tokens_per_second']:,.0f} tokens a second")
     print(f"checkpoint   {report['checkpoint']}")
-    first_word = (corpus.train_text.split() or [corpus.train_text[0]])[0]
-    print(f"\nTry: minitransformers generate {shlex.quote(str(arguments.out))} --prompt {shlex.quote(first_word)}")
+    first_word = (corpus.train_text.split() or [corpus.train_text])[0][:20]
+    print(f"\nTry: minitransformers generate {shlex.quote(str(arguments.out))} --prompt={shlex.quote(first_word)}")
     return 0
 
 
 def _try(config: LanguageModelConfig) -> None:
     """Call the model once, so that a part's option that cannot be is refused before anything is written."""
-    params = init_language_model(np.random.default_rng(0), config)
-    language_model(params, ids=np.zeros((1, config.context), int), config=config)
+    try:
+        params = init_language_model(np.random.default_rng(0), config)
+        language_model(params, ids=np.zeros((1, config.context), int), config=config)
+    except (TypeError, AttributeError) as error:             # a value of another kind than the part takes
+        if not config.options:
+            raise
+        raise UsageError(f"--option: a part cannot be made with these: {error}") from None
 
 
 def generate(arguments: argparse.Namespace) -> int:

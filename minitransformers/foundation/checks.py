@@ -63,8 +63,8 @@ def dtypes(entry: Entry, *, seed: int = 0) -> Outcome:
         for (path, a), (_, b) in pairs:
             if a.dtype != np.float64 or b.dtype != np.float32:
                 found.append(f"{path}: {a.dtype} from float64, {b.dtype} from float32")
-            worst = max(worst, float(np.max(np.abs(a - b), initial=0)) / scale)
-    if worst > 1e-4:
+            worst = float(np.maximum(worst, np.max(np.abs(a - b), initial=0) / scale))
+    if not worst <= 1e-4:
         found.append(f"float32 differs from float64 by {worst:.2g}")
     return Outcome("dtypes", worst, 1e-4, "; ".join(found))
 
@@ -114,8 +114,8 @@ def strides(entry: Entry, *, seed: int = 0) -> Outcome:
         strided = trees.map(lambda a: layout(np.asarray(a)), example.args)
         reference = _forward_and_backward(entry, Example(plain, example.config), seed)
         found = _forward_and_backward(entry, Example(strided, example.config), seed)
-        worst = max(worst, _difference(reference, found))
-    return Outcome("strides", worst, 1e-12, f"memory layout changes the result by {worst:.2g}" if worst > 1e-12 else "")
+        worst = float(np.maximum(worst, _difference(reference, found)))
+    return Outcome("strides", worst, 1e-12, "" if worst <= 1e-12 else f"memory layout changes the result by {worst:.2g}")
 
 
 def batches(entry: Entry, *, seed: int = 0) -> Outcome:
@@ -144,15 +144,15 @@ def batches(entry: Entry, *, seed: int = 0) -> Outcome:
     shared: list[list] = []
     for i, example in enumerate((one, two)):
         part, part_backward = _call(entry, example)
-        worst = max(worst, _difference(trees.map(lambda a: a[i], out), part))
+        worst = np.maximum(worst, _difference(trees.map(lambda a: a[i], out), part))
         part_grads = _as_tuple(part_backward(trees.map(lambda a: a[i], dout)), one)
         for j, g in enumerate(part_grads):
             if names[j] in batched and g is not None:
-                worst = max(worst, _difference(grads[j][i], g))
+                worst = np.maximum(worst, _difference(grads[j][i], g))
         shared.append([g for j, g in enumerate(part_grads) if names[j] not in batched])
     for j, own in enumerate([g for j, g in enumerate(grads) if names[j] not in batched]):
-        worst = max(worst, _difference(own, trees.map(np.add, shared[0][j], shared[1][j])))
-    return Outcome("batches", worst, 1e-12, f"a batch differs from a loop by {worst:.2g}" if worst > 1e-12 else "")
+        worst = np.maximum(worst, _difference(own, trees.map(np.add, shared[0][j], shared[1][j])))
+    return Outcome("batches", float(worst), 1e-12, "" if worst <= 1e-12 else f"a batch differs from a loop by {worst:.2g}")
 
 
 def large_inputs(entry: Entry, *, seed: int = 0) -> Outcome:
@@ -243,10 +243,10 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _difference(a: Any, b: Any) -> float:
-    """The largest difference between two trees relative to the largest element (1 where that is smaller)."""
+    """The largest difference between two trees relative to the largest element (1 where that is smaller); NaN where one is."""
     pairs = [(x, y) for (_, x), (_, y) in zip(trees.leaves(a), trees.leaves(b), strict=True)]
     scale = max([1.0] + [float(np.max(np.abs(x), initial=0)) for x, _ in pairs])
-    return max([0.0] + [float(np.max(np.abs(np.asarray(x) - y), initial=0)) for x, y in pairs]) / scale
+    return float(np.max([0.0] + [np.max(np.abs(np.asarray(x) - y), initial=0) for x, y in pairs])) / scale  # Python's max loses a NaN
 
 
 def _batched_arguments(entry: Entry) -> set[str]:

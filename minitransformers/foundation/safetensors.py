@@ -36,6 +36,8 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, Array], *, metadata
 
     Raises ValueError for a dtype that the format does not know, and a name that is taken.
     """
+    if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
+        raise ValueError(f"metadata: got {metadata}, wants a map of text to text")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     parts, offset = [], 0
     # Wide items first: every array then starts at a multiple of its item size, so a reader may map the file.

@@ -89,7 +89,8 @@ def next_token_probabilities(
         raise invalid("logits", got="NaN, +inf or nothing but -inf", wants="at least one finite logit in each row")
     if temperature == 0:
         return np.eye(logits.shape[-1])[logits.argmax(axis=-1)]
-    logits = logits / temperature
+    with np.errstate(over="ignore"):                         # in the cold all but the largest may become -inf
+        logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         smallest_kept = np.partition(logits, -top_k, axis=-1)[..., -top_k, None]
         logits = np.where(logits >= smallest_kept, logits, -np.inf)
@@ -108,7 +109,7 @@ def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None
     """Raise ValueError for a setting that no distribution can be made with."""
     if not 0 <= temperature < float("inf"):
         raise invalid("temperature", got=temperature, wants="a number of at least 0")
-    if top_k is not None and (top_k != int(top_k) or top_k < 1):
+    if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
         raise invalid("top_k", got=top_k, wants="a whole number of at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise invalid("top_p", got=top_p, wants="a number above 0 and at most 1")
@@ -135,9 +136,9 @@ def generate(
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     if num_tokens < 0:
         raise invalid("num_tokens", got=num_tokens, wants="a number of at least 0")
+    if not len(prompt_ids) or np.asarray(prompt_ids).dtype.kind not in "iu":
+        raise invalid("prompt_ids", got=f"{len(prompt_ids)} of {np.asarray(prompt_ids).dtype}", wants="whole numbers, at least one")
     text = [int(i) for i in prompt_ids]
-    if not text:
-        raise invalid("prompt_ids", got="no ids", wants="at least one")
     if min(text) < 0 or max(text) >= config.vocabulary_size:
         raise invalid("prompt_ids", got=f"ids from {min(text)} to {max(text)}", wants=f"ids from 0 to {config.vocabulary_size - 1}")
 

@@ -44,15 +44,16 @@ def load_gpt2(weights: Mapping[str, Array] | str | Path, *, num_heads: int) -> t
         from minitransformers.foundation.safetensors import read_safetensors
 
         weights, _ = read_safetensors(weights)
-    arrays = {
-        name.removeprefix("transformer."): np.asarray(array)
-        for name, array in weights.items()
-        # The causal mask is stored beside the weights in old files; the tied head repeats the embedding.
-        if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight"))
-    }
+    # The causal mask is stored beside the weights in old files.
+    named = [(name.removeprefix("transformer."), np.asarray(a)) for name, a in weights.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))]
+    arrays = dict(named)
+    if len(arrays) < len(named):
+        raise invalid("weights", got="a name with and without transformer. in front", wants="each weight once")
     for name in ("wte.weight", "wpe.weight"):
         if name not in arrays or arrays[name].ndim != 2:
             raise invalid("weights", got=f"no matrix {name}", wants="the names of Hugging Face's GPT-2")
+    if not np.array_equal(arrays.pop("lm_head.weight", arrays["wte.weight"]), arrays["wte.weight"]):
+        raise invalid("weights", got="an lm_head.weight of its own", wants="GPT-2's, which is wte.weight again")
     vocabulary, d_model = arrays["wte.weight"].shape
     num_layers = len({name.split(".")[1] for name in arrays if name.startswith("h.")})
     if num_heads < 1 or d_model % num_heads:

@@ -134,6 +134,8 @@ def language_model(
         raise invalid("ids", got=f"{length} positions", wants=f"at most the context of {config.context}")
     drop = functools.partial(dropout, rate=config.dropout, rng=rng) if config.dropout > 0 and rng is not None else None
 
+    if config.stack is None and len(params.blocks) != config.num_layers:
+        raise invalid("params.blocks", got=f"{len(params.blocks)} blocks", wants=f"{config.num_layers}, as config has layers")
     table, fix_backward = fix_norm(params.embedding.weight) if config.fix_norm else (params.embedding.weight, None)  # (1)
     hidden, embedding_backward = embedding(Embedding(table), ids=ids)
     hidden *= config.embedding_scale                         # (1)

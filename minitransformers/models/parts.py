@@ -17,8 +17,8 @@ import numpy as np
 
 from minitransformers.foundation import catalogue
 
-# What the model itself puts in, and arrays and functions that no configuration can hold.
-_THE_MODELS_OWN = {"params", "x", "rng", "d_model", "dtype", "bias", "mask", "causal", "rotate", "positions"}
+# What the model itself puts in, and arrays and functions that no configuration can hold: no options.
+_THE_MODELS_OWN = {"params", "x", "rng", "d_model", "dtype", "mask", "causal", "rotate", "positions"}
 
 _GIVEN_AT_THE_CALL = {"num_queries", "num_keys"}
 
@@ -26,6 +26,13 @@ _GIVEN_AT_THE_CALL = {"num_queries", "num_keys"}
 @functools.cache
 def _keywords(function: Callable) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
+
+
+def _options(entry: catalogue.Entry) -> frozenset[str]:
+    """What can be chosen for a concept in a configuration."""
+    call, start = _keywords(entry.function), _keywords(entry.init) if entry.init else frozenset[str]()
+    scores = {"bias"} if "bias" in call else set()           # an array beside the scores, not whether a map has a bias
+    return (call | start) - _THE_MODELS_OWN - _GIVEN_AT_THE_CALL - scores
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,11 @@ class Part:
         Raises ValueError, naming the role, for an unknown name and for an option that none of them takes.
         """
         entries = [catalogue.find(name, role=role) for name in names]
-        takes = [_keywords(entry.function) | (_keywords(entry.init) if entry.init else frozenset()) for entry in entries]
+        takes = [_options(entry) for entry in entries]
         known = frozenset[str]().union(*takes)
         for option in options:
             if option not in known:
-                offered = ", ".join(sorted(known - _THE_MODELS_OWN)) or "none"
+                offered = ", ".join(sorted(known)) or "none"
                 has = f"{names[0]} has" if len(names) == 1 else f"{', '.join(names)} have"
                 raise ValueError(f"options.{role}.{option}: {has} no such option (known: {offered})")
         for option, kind in (("weighting", "weighting"), ("normalize", "normalizer"), ("attend", "core")):

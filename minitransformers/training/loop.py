@@ -89,8 +89,9 @@ def train(
                 step, began = run.step + 1, time.perf_counter()
                 inputs, targets = corpus.batch(run.random["data"], batch_size=settings.batch_size, context=context)
                 loss = accumulate_gradient(
-                    run.params.tree, run.gradient, inputs, targets, forward=trained, micro_batches=settings.micro_batches
-                )
+                    run.params.tree, run.gradient, inputs, targets,
+                    forward=trained, micro_batches=settings.micro_batches, threads=settings.threads,
+                )  # fmt: skip
                 if not math.isfinite(loss):
                     raise TrainingDiverged(f"the loss is {loss} at step {step}")
                 rate = warmup_cosine(

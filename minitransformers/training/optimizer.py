@@ -64,8 +64,8 @@ class AdamW:
     ) -> None:
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise invalid("betas", got=betas, wants="two numbers from 0 to below 1")
-        if not 0 < eps < math.inf:
-            raise invalid("eps", got=eps, wants="a number above 0")
+        if not np.finfo(params.flat.dtype).tiny <= params.flat.dtype.type(eps) < math.inf:
+            raise invalid("eps", got=eps, wants=f"a number that is above 0 in {params.flat.dtype}")
         if not 0 <= weight_decay < math.inf:
             raise invalid("weight_decay", got=weight_decay, wants="a number of at least 0")
         self.params, self.betas, self.eps, self.weight_decay = params, tuple(betas), eps, weight_decay
@@ -77,8 +77,13 @@ class AdamW:
         """Take one step and return the gradient's norm, over all parameters together, before clipping.
 
         clip scales a longer gradient down to that norm (Pascanu et al. 2012, arXiv:1211.5063); None does not.
-        Raises TrainingDiverged, and changes nothing, when the norm is not finite.
+        Raises TrainingDiverged, and changes nothing, when the norm is not finite, and ValueError for a rate below 0 or not
+        finite and a clip that is not above 0.
         """
+        if not 0 <= learning_rate < math.inf:
+            raise invalid("learning_rate", got=learning_rate, wants="a finite number of at least 0")
+        if clip is not None and not clip > 0:
+            raise invalid("clip", got=clip, wants="a number above 0, or None")
         norm = gradient_norm(gradient)
         if not math.isfinite(norm):
             raise TrainingDiverged(f"the gradient norm is {norm} at step {self.steps + 1}")

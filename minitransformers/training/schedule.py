@@ -24,6 +24,8 @@ def warmup_cosine(step: int, *, peak: float, steps: int, warmup: int = 0, floor:
         raise invalid("step", got=step, wants="a number of at least 0")
     if not 0 <= warmup <= steps:
         raise invalid("warmup", got=warmup, wants=f"a number from 0 to the {steps} steps")
+    if not 0 <= peak < math.inf:
+        raise invalid("peak", got=peak, wants="a finite rate of at least 0")
     if not 0 <= floor <= 1:
         raise invalid("floor", got=floor, wants="a part from 0 to 1")
     if step < warmup:

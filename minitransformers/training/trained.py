@@ -37,12 +37,13 @@ def load_trained(
     path = Path(path)
     path = path / CHECKPOINT if path.is_dir() else path
     checkpoint = load_checkpoint(path)
-    settings = checkpoint.state["config"]
     try:
+        settings = checkpoint.state["config"]
         config = config_from_json(settings["model"])
         vocabulary = vocabulary_from_json(settings["corpus"]["vocabulary"])
+        template = init(np.random.default_rng(0), config, dtype=np.dtype(settings["training"]["dtype"]).type)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    dtype = np.dtype(settings["training"]["dtype"]).type
-    template = init(np.random.default_rng(0), config, dtype=dtype)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: it does not say what model it holds: {type(error).__name__}, {error}") from None
     return TrainedModel(checkpoint.tree("parameters", template), config, vocabulary, checkpoint.state["step"])

@@ -172,3 +172,26 @@ def test_parity_with_torch(smoothing, reduction):
     out, backward = cross_entropy(logits, targets=targets, label_smoothing=smoothing, reduction=reduction)
     np.testing.assert_allclose(out, theirs.item(), rtol=1e-12)
     np.testing.assert_allclose(backward(np.float64(0.7)), theirs_logits.grad.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("ignored", [np.nan, np.inf, -np.inf])
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")
+def test_a_position_that_is_ignored_may_hold_anything(ignored):
+    logits, targets = np.zeros((3, 4)), np.array([2, -100, -100])
+    logits[1, 0], logits[2] = -np.inf, ignored
+    out, backward = cross_entropy(logits, targets=targets)
+    assert out == pytest.approx(np.log(4))
+    dlogits = backward(np.ones_like(out))
+    np.testing.assert_allclose(dlogits[0], [0.25, 0.25, -0.75, 0.25])
+    np.testing.assert_array_equal(dlogits[1:], 0)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_a_position_that_counts_has_a_finite_largest_logit(value):
+    with pytest.raises(ValueError, match="logits: got"):
+        cross_entropy(np.full((1, 4), value), targets=np.array([2]))
+
+
+def test_smoothing_from_an_array_leaves_the_dtype():
+    out, _ = cross_entropy(np.zeros((1, 4), np.float32), targets=np.array([2]), label_smoothing=np.linspace(0, 0.1, 2)[1])
+    assert out.dtype == np.float32

@@ -48,10 +48,11 @@ def model(train, tmp_path, capfd):
     return tmp_path / "run"
 
 
-def rewrite(model, change):
-    """Change the parameters of a checkpoint and give it the fingerprint of what it then holds."""
+def rewrite(model, change, change_state=lambda state: None):
+    """Change the parameters or the state of a checkpoint and give it the fingerprint of what it then holds."""
     loaded = load_checkpoint(model / CHECKPOINT)
     change(loaded.arrays)
+    change_state(loaded.state)
     state = json.dumps(loaded.state)
     metadata = {"format": checkpoint._FORMAT, "state": state, "sha256": checkpoint._fingerprint(loaded.arrays, state)}
     write_safetensors(model / CHECKPOINT, loaded.arrays, metadata=metadata)
@@ -62,7 +63,7 @@ def test_train_reports_and_writes_a_checkpoint(train, tmp_path):
     assert found.status == 0, found.err
     assert re.search(r"^validation +\d\.\d{3} bits a character", found.out, re.MULTILINE)
     assert (tmp_path / "run" / CHECKPOINT).is_file()
-    assert f"minitransformers generate {tmp_path / 'run'} --prompt the\n" in found.out
+    assert f"minitransformers generate {tmp_path / 'run'} --prompt=the\n" in found.out
 
 
 def test_train_as_json(train):
@@ -163,6 +164,10 @@ def test_resume_refuses_another_configuration(train, tmp_path):
         (("--option", "mixer.num_kv_heads"), "--option: got 'mixer.num_kv_heads'"),
         (("--option", "loss.scale=1"), "--option: got 'loss.scale=1'"),
         (("--option", "mixer.windows=3"), "options.mixer.windows"),
+        (("--option", "mixer.causal=false"), "options.mixer.causal: multi_head_attention has no such option"),
+        (("--option", "mixer.bias=true"), "options.mixer.bias"),
+        (("--option", "channel.d_hidden=abc"), "--option: a part cannot be made with these"),
+        (("--option", "norm.eps=null"), "--option: a part cannot be made with these"),
         (("--mixer", "sliding_window_attention", "--option", "mixer.window=0"), "window: got 0"),
         (("--mixer", "grouped_query_attention", "--option", "mixer.num_kv_heads=3"), "num_kv_heads: got 3"),
         (("--context", "2000"), "too short"),
@@ -256,6 +261,11 @@ def test_a_flipped_bit_is_noticed(refuses, model):
     content[-5] ^= 1
     path.write_bytes(content)
     assert "is damaged" in refuses("generate", model, "--prompt", "the")
+
+
+def test_a_checkpoint_that_does_not_say_what_it_holds_is_refused(refuses, model):
+    rewrite(model, lambda arrays: None, lambda state: state["config"].pop("model"))
+    assert "does not say what model it holds" in refuses("generate", model, "--prompt", "the")
 
 
 def drop(arrays):

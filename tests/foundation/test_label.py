@@ -94,6 +94,15 @@ class TestLabel:
         assert not outcome.passed
         assert says in outcome.message
 
+    @pytest.mark.parametrize("check", ["dtypes", "strides"])
+    def test_a_result_that_is_no_number_is_not_taken_for_none(self, check):
+        @concept(**TOUR)
+        def vanishing(x):
+            plain = x.dtype == np.float64 and x.flags.c_contiguous
+            return x if plain else x * np.asarray(np.nan, x.dtype), lambda dout: dout
+
+        assert not checks.CHECKS[check](catalogue.concepts()["vanishing"]).passed
+
     def test_hidden_state_is_caught(self):
         calls = []
 

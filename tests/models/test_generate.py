@@ -142,7 +142,7 @@ def test_drawn_frequencies_follow_the_model():
     ("settings", "name"),
     [
         ({"temperature": -1}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_k": 0}, "top_k"),
-        ({"top_k": 1.5}, "top_k"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"), ({"num_tokens": -1}, "num_tokens"),
+        ({"top_k": 1.5}, "top_k"), ({"top_k": 2.0}, "top_k"), ({"prompt_ids": np.array([0.9, 1.7])}, "prompt_ids"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"), ({"num_tokens": -1}, "num_tokens"),
         ({"prompt_ids": np.array([], int)}, "prompt_ids"), ({"prompt_ids": np.array([11])}, "prompt_ids"),
         ({"prompt_ids": np.array([-1])}, "prompt_ids"),
     ],
@@ -180,3 +180,7 @@ def test_cached_logits_equal_the_whole_pass_with_every_core(core, mixer):
         parts.append(part)
         start += size
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-10)
+
+
+def test_the_smallest_temperature_is_nearly_zero_and_no_error():
+    np.testing.assert_array_equal(next_token_probabilities(np.array([1.0, 3.0, -2.0]), temperature=1e-308), [0, 1, 0])

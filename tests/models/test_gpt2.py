@@ -48,6 +48,8 @@ def test_a_safetensors_file_is_read(tmp_path):
         (lambda w: w.update({"transformer.h.0.extra": np.ones(2)}), "unexpected h.0.extra"),
         (lambda w: w.update({"transformer.h.0.mlp.c_proj.weight": np.ones((3, 3))}), "h.0.mlp.c_proj.weight is"),
         (lambda w: w.pop("transformer.wte.weight"), "wte.weight"),
+        (lambda w: w.update({"lm_head.weight": 2 * w["transformer.wte.weight"]}), "lm_head.weight of its own"),
+        (lambda w: w.update({"wte.weight": w["transformer.wte.weight"]}), "with and without transformer."),
     ],
 )
 def test_weights_of_something_else_are_refused_by_name(spoil, says):

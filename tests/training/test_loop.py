@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -66,6 +67,18 @@ def test_micro_batches_side_by_side_end_where_they_end_one_after_another():
         assert np.abs(leaf).max() < 1e-12  # the sums have one order; only BLAS may split a product otherwise
     again = small_train(dtype="float64", micro_batches=6, threads=2).params
     trees.map(np.testing.assert_array_equal, two, again)
+
+
+def test_threads_are_at_work():
+    pytest.importorskip("threadpoolctl")
+    names = set()
+
+    def model(*args, **config):
+        names.add(threading.current_thread().name)
+        return small(*args, **config)
+
+    small_train(micro_batches=2, threads=2, eval_every=0, model=model)
+    assert any("minitransformers" in name for name in names)
 
 
 def test_threads_and_dropout_are_refused_together():

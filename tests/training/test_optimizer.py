@@ -238,7 +238,17 @@ def test_mixed_and_missing_arrays_are_refused():
         FlatTree.pack([None])
 
 
-@pytest.mark.parametrize("setting", [{"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"eps": 0.0}, {"weight_decay": -0.1}])
+@pytest.mark.parametrize("setting", [{"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"eps": 0.0}, {"eps": 1e-320}, {"weight_decay": -0.1}])
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         AdamW(FlatTree.pack([np.ones(2)]), **setting)
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": -0.1}, {"learning_rate": float("nan")}, {"clip": 0.0}, {"clip": -1.0}, {"clip": float("nan")}])
+def test_impossible_steps_are_refused_and_nothing_changes(setting):
+    params = FlatTree.pack([np.ones(2)])
+    optimizer, gradient = AdamW(params), params.zeros_like()
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}: got"):
+        optimizer.step(gradient, **{"learning_rate": 0.1, **setting})
+    assert optimizer.steps == 0
+    np.testing.assert_array_equal(params.tree[0], 1)

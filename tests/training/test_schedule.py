@@ -27,7 +27,7 @@ def test_nothing_but_warmup():
 
 
 @pytest.mark.parametrize(
-    ("change", "names"), [({"warmup": 51}, "warmup"), ({"warmup": -1}, "warmup"), ({"floor": 1.5}, "floor"), ({"step": -1}, "step")]
+    ("change", "names"), [({"warmup": 51}, "warmup"), ({"warmup": -1}, "warmup"), ({"floor": 1.5}, "floor"), ({"step": -1}, "step"), ({"peak": -1.0}, "peak")]
 )
 def test_impossible_settings_are_refused(change, names):
     arguments = {"step": 3, **SETTINGS, **change}
