@@ -112,9 +112,9 @@ def mamba_step(
     Raises ValueError where the state has another model's or another batch's shape.
     """
     _check_parts(params)
-    (d_inner, width), (*batch, _, d_model) = params.conv.weight.shape, x.shape
-    if d_model != params.in_proj.weight.shape[0]:
-        raise invalid("x", got=f"{d_model} features", wants=f"{params.in_proj.weight.shape[0]}, as params.in_proj.weight has")
+    (d_inner, width), (*batch, new, d_model) = params.conv.weight.shape, x.shape
+    if d_model != params.in_proj.weight.shape[0] or new < 1:
+        raise invalid("x", got=f"shape {x.shape}", wants=f"at least 1 position of {params.in_proj.weight.shape[0]} features")
     if state is None:
         state = MambaState(np.zeros((*batch, width - 1, d_inner), x.dtype), np.zeros((*batch, *params.A_log.shape), x.dtype))
     shapes = (*batch, width - 1, d_inner), (*batch, *params.A_log.shape)
