@@ -98,16 +98,16 @@ def init_s4d(
 def _modes(params: S4D):
     """A, lam, gain, C and step in double precision: lam l is an angle of thousands of radians, and there are few of them.
 
-    Raises ValueError where one of log_step, log_A_real and A_imag makes a rate or a step that is not finite, or a rate of 0.
+    Raises ValueError where one of log_step, log_A_real and A_imag makes a step or an A that is not finite, or an A of 0.
     """
     log_step, log_A_real, A_imag, C, _ = (part.astype(np.float64) for part in params)
     with np.errstate(over="ignore", invalid="ignore"):
         rate, step = np.exp(log_A_real), np.exp(log_step)[:, None]
         A = -rate + 1j * A_imag                              # (1)
         lam = step * A                                       # (d_model, modes)  (1)
-    for name, fits in (("log_A_real", np.isfinite(rate) & (rate > 0)), ("A_imag", np.isfinite(A_imag)), ("log_step", np.isfinite(lam))):
+    for name, fits in (("log_A_real", np.isfinite(rate) & (A != 0)), ("A_imag", np.isfinite(A_imag)), ("log_step", np.isfinite(lam))):
         if not np.all(fits):
-            raise invalid(f"params.{name}", got="a number out of range", wants="finite steps and frequencies, finite rates above 0")
+            raise invalid(f"params.{name}", got="a number out of range", wants="finite steps, rates and frequencies, and an A that is not 0")
     gain = np.expm1(lam) / A                                 # exp(lam) - 1 would lose the digits of a small step  (2)
     return A, lam, gain, C[..., 0] + 1j * C[..., 1], step
 
@@ -203,7 +203,7 @@ def _example(rng):
         bad("params.log_step", params=_example(np.random.default_rng(0)).args[0]._replace(log_step=np.array([0.0, 800.0, 0.0]))),
         bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), np.inf))),
         bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), 800.0))),
-        bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), -800.0))),
+        bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), -800.0), A_imag=np.zeros((3, 2)))),
         bad("params.A_imag", params=_example(np.random.default_rng(0)).args[0]._replace(A_imag=np.full((3, 2), np.nan))),
         bad("params.A_imag", params=_example(np.random.default_rng(0)).args[0]._replace(A_imag=np.full((3, 2), -np.inf))),
         bad(view="fourier"),
