@@ -6,7 +6,7 @@ Sources: Van Loan 1978, IEEE Trans. Autom. Control 23(3), for (1) and (2); Tusti
 arXiv:2111.00396, eq. 3, for (4). Differs from the textbook's Bbar = A^-1 (exp(step A) - I) B: nothing is divided by A, so
 an A that is singular (an integrator) is no exception. [P, p] is a matrix P with a column p beside it.
 
-    zoh         Z = [[A, B / 2^e], [0, 0]], with the least e >= 0 that makes step |B|_1 / 2^e less than 1   (1)
+    zoh         Z = [[A, B / 2^e], [0, 0]], with the least e that makes step |B|_1 / 2^e less than 1   (1)
                 [[Abar, Bbar / 2^e], [0, 1]] = exp(step Z)              (2)
     bilinear    M = I - step/2 A                                        (3)
                 [Abar, Bbar] = M^-1 [I + step/2 A, step B]              (4)
@@ -38,7 +38,7 @@ def _with_zero_row(rows):
 
 def _zero_order_hold(A, B, step):
     # Bbar is linear in B. A large B in Z would ask for squarings, and each costs Abar digits.
-    e = np.maximum(np.frexp(step * np.abs(B).sum(-1))[1], 0)[..., None]
+    e = np.frexp(step * np.abs(B).sum(-1))[1][..., None]
     Z = _with_zero_row(_beside(A, np.ldexp(B, -e)))          # (..., d_state + 1, d_state + 1)  (1)
     step = step[..., None, None]
     exponential, exponential_backward = matrix_exponential(step * Z)

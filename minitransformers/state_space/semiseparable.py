@@ -101,7 +101,7 @@ def semiseparable(
     def backward(dM):
         dscores = dM * L                                     # zero above the diagonal, whatever dM is there  (5)
         dC, dB = dscores @ B, dscores.swapaxes(-1, -2) @ C   # (6)
-        dlog_decay = sum_over_crossings(dM * M)              # (7)
+        dlog_decay = sum_over_crossings(dscores * scores)    # dM o M, without the M that was given away  (7)
         return dlog_decay, dB, dC
 
     return M, backward

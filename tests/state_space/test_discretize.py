@@ -64,6 +64,13 @@ def test_a_large_B_makes_a_large_Bbar_and_changes_nothing_else(method, size, dty
         np.testing.assert_allclose(own, theirs, rtol=0, atol=5 * tolerance)
 
 
+def test_a_long_step_of_a_slow_system_keeps_its_decays():
+    A, B, step = (np.array(a, np.float32) for a in ([[-1e-8, 0], [0, -2e-8]], [1, -1], 1e8))
+    (Abar, Bbar), _ = discretize(A, B, step)
+    np.testing.assert_allclose(np.diag(Abar), np.exp([-1, -2]), rtol=1e-6)
+    np.testing.assert_allclose(Bbar, 1e8 * (1 - np.exp([-1, -2])) / [1, -2], rtol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["zoh", "bilinear"])
 def test_every_system_of_a_batch_has_its_own_step(method):
     A, B, step = random_system(np.random.default_rng(1), 2, 4)

@@ -98,6 +98,15 @@ def test_the_sum_over_crossings_is_the_sum_of_rectangles(n):
     np.testing.assert_allclose(sum_over_crossings(entries), np.stack(expected, axis=-1), rtol=0, atol=1e-12)
 
 
+def test_the_matrix_may_be_overwritten_before_the_backward():
+    arguments, dM = case(), np.random.default_rng(1).normal(size=(7, 7))
+    expected = semiseparable(*arguments)[1](dM)
+    M, backward = semiseparable(*arguments)
+    M *= 2
+    for own, theirs in zip(backward(dM), expected, strict=True):
+        np.testing.assert_array_equal(own, theirs)
+
+
 def test_many_lengths_do_not_pile_up_in_memory():
     for n in range(1, 40):
         sum_over_crossings(np.exp(segsum(-np.ones(n))))
