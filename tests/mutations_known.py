@@ -22,6 +22,11 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, form=form)": "chunks of every length give the same",
         "solve = partial(scan, form=form, chunk=chunk) -> solve = scan": "every order of work gives the same",
     },
+    "semiseparable": {
+        "later = _ones_below(n, dtype, 0).T @ entries if n <= _SHORT else np.cumsum(entries[..., ::-1, :], axis=-2)[..., ::-1, :] -> "
+        "later = _ones_below(n, dtype, 0).T @ entries if n >= _SHORT else np.cumsum(entries[..., ::-1, :], axis=-2)[..., ::-1, :]":
+            "the product and the running sum give the same",
+    },
     "ssd_recurrent": {
         f"stride = int(np.ceil(n ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
         for other in ("int(n ** 0.5)", "int(np.ceil(n ** 1.0))", "int(np.ceil(n))")

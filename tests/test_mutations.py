@@ -84,6 +84,7 @@ BRANCHES = {
     "language_model": [*language_models()],
     "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "selective_scan": [bad(D=None), bad(z=None), bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
+    "semiseparable": [example(-np.full(130, 0.1), *np.random.default_rng(1).normal(size=(2, 130, 1)))],  # beyond its product
     "transformer_block": [bad("", placement="post", alpha=1.7, drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
 }
 

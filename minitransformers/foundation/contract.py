@@ -5,6 +5,7 @@
 
 Positional arguments are arrays or trees of arrays and get a gradient each; everything else is keyword-only. A
 call is pure: nothing is written to, nothing is remembered, and ``backward`` may be called any number of times.
+The output may be what backward reads (the softmax's is): write to it only once the gradients are taken.
 
 ``@concept`` puts the function into the catalogue and checks its arguments against the shapes in its signature, at
 the outermost call only: the calls that a concept makes of others go straight through.

@@ -95,6 +95,8 @@ def _compile(hint: Any) -> Callable | None:
         inner = [check for check in map(_compile, arguments) if check is not None]
         if type(None) in arguments and len(inner) == 1:
             return lambda value, path, scope, call: None if value is None else inner[0](value, path, scope, call)
+        if all(hasattr(argument, "_fields") for argument in arguments):
+            return functools.partial(_check_one_of, checks=dict(zip(arguments, inner, strict=True)))
         return None
     if origin is list:
         inner_check = _compile(arguments[0])
@@ -141,6 +143,12 @@ def _axis_names(hints: Any) -> list[str]:
                 if token.isidentifier() and token not in names:
                     names.append(token)
     return names
+
+
+def _check_one_of(value: Any, path: str, scope: _Scope, call: _Call, *, checks: dict[type, Callable]) -> None:
+    if type(value) not in checks:
+        raise ValueError(f"{path}: got {type(value).__name__}, wants {' or '.join(cls.__name__ for cls in checks)}")
+    checks[type(value)](value, path, scope, call)
 
 
 def _check_list(value: Any, path: str, scope: _Scope, call: _Call, *, inner: Callable) -> None:

@@ -18,7 +18,7 @@ Mamba's output in float32. The order of their window is kept: position i sees i 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -39,9 +39,9 @@ from minitransformers.state_space.mamba import Mamba, init_mamba, mamba, mamba_s
 class SambaLayer(NamedTuple):
     """A mixer, Mamba or attention, and a feed-forward network, each behind its norm."""
 
-    mixer_norm: RmsNorm
+    mixer_norm: Annotated[RmsNorm, "d_model"]
     mixer: Mamba | GroupedQueryAttention
-    channel_norm: RmsNorm
+    channel_norm: Annotated[RmsNorm, "d_model"]
     channel: GatedFeedForward
 
 
@@ -49,7 +49,9 @@ def init_samba(
     rng: np.random.Generator, d_model: int, *, num_layers: int, num_heads: int, num_kv_heads: int | None = None, d_state: int = 16,
     d_hidden: int | None = None, std: float | None = None, residual_std: float | None = None, dtype: type = np.float32,
 ) -> list[SambaLayer]:  # fmt: skip
-    """num_layers layers, Mamba in the first; each part as its own init makes it."""
+    """num_layers layers, at least 1, Mamba in the first; each part as its own init makes it."""
+    if not isinstance(num_layers, (int, np.integer)) or num_layers < 1:
+        raise invalid("num_layers", got=num_layers, wants="a whole number of at least 1")
     scales: dict[str, Any] = {"std": std, "residual_std": residual_std, "dtype": dtype}
 
     def mixer(layer: int) -> Mamba | GroupedQueryAttention:
@@ -63,12 +65,34 @@ def init_samba(
     return [SambaLayer(norm(), mixer(i), norm(), init_gated_feed_forward(rng, d_model, d_hidden=d_hidden, **scales)) for i in range(num_layers)]
 
 
+def check_stack(norms: dict[str, RmsNorm], x: Array, state: list[Any] | None = None) -> None:
+    """Raise ValueError unless there is a layer, x is as wide as the norm of each, and state has a part for each or is None."""
+    if not norms:
+        raise invalid("params", got="no layers", wants="at least 1 layer")
+    (d_model,) = next(iter(norms.values())).gain.shape
+    if x.shape[-1] != d_model or x.shape[-2] < 1:
+        raise invalid("x", got=f"shape {x.shape}", wants=f"at least 1 position of {d_model} features, as the layers have")
+    for name, norm in norms.items():
+        if norm.gain.shape != (d_model,):
+            raise invalid(f"params.{name}.gain", got=f"shape {norm.gain.shape}", wants=f"{(d_model,)}, as the first layer has")
+    if state is not None and len(state) != len(norms):
+        raise invalid("state", got=f"{len(state)} layers", wants=f"{len(norms)}, as params has")
+
+
+def _check(params: list[SambaLayer], x: Array, state: list[Any] | None = None) -> None:
+    check_stack({f"{i}.mixer_norm": layer.mixer_norm for i, layer in enumerate(params)}, x, state)
+
+
 @trusted
 def samba_step(
     params: list[SambaLayer], x: Float[Array, "... new d_model"], state: list[Any] | None, *, num_heads: int, window: int,
     num_kv_heads: int | None = None, rotate: Callable | None = None,
 ):  # fmt: skip
-    """The outputs of a few new positions; a state is Mamba's or a cache of ``window`` positions, of fixed size both."""
+    """The outputs of a few new positions; a state is Mamba's or a cache of ``window`` positions, of fixed size both.
+
+    Raises ValueError where x or the number of states does not fit the layers.
+    """
+    _check(params, x, state)
     attend: Callable = partial(sliding_window_attention_step, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, rotate=rotate)
     states = []
     for i, layer in enumerate(params):
@@ -112,11 +136,11 @@ def samba(
     window counts the positions that attention sees, its own among them. rotate(x) -> out, backward turns queries and keys
     (the paper uses RoPE); Mamba needs no positions.
     Returns out, shaped like x and not normalised, and backward: dout -> list of SambaLayer, dx.
-    Raises ValueError when window is below 1, num_heads does not divide the features, or x has other features than the layers.
+    Raises ValueError when window is below 1, num_heads does not divide the features, or the layers
+    are none, or not all as wide as x.
     """
+    _check(params, x)
     attend: Callable = partial(sliding_window_attention, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, rotate=rotate)
-    if x.shape[-1:] != (wants := params[0].mixer_norm.gain.shape):
-        raise invalid("x", got=f"{x.shape[-1]} features", wants=f"{wants[0]}, as the layers have")
     backwards = []
     for layer in params:
         normed, mixer_norm_backward = rms_norm(layer.mixer_norm, x)  # (1)

@@ -89,7 +89,10 @@ def init_shared_attention(
 def init_shared_call(
     rng: np.random.Generator, params: SharedAttention, *, rank: int | None = None, attention_rank: int | None = None, std: float | None = None
 ) -> SharedCall:
-    """A call's own map, and low-rank changes that are zero at first (up is zero) where ranks are given."""
+    """A call's own map, and low-rank changes that are zero at first (up is zero) where ranks are given, of at least 1."""
+    for name, size in (("rank", rank), ("attention_rank", attention_rank)):
+        if size is not None and (not isinstance(size, (int, np.integer)) or size < 1):
+            raise invalid(name, got=size, wants="None or a whole number of at least 1")
     d_model, d_hidden = params.gate.weight.shape
     d_joined, dtype = 2 * d_model, params.gate.weight.dtype.type
 

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.foundation import bad, concept, example, invalid, trees, trusted
+from minitransformers.hybrids.samba import check_stack
 from minitransformers.hybrids.shared_attention import (
     SharedAttention,
     SharedCall,
@@ -68,8 +69,8 @@ def init_zamba(
     """
     if mixer not in MIXERS:
         raise invalid("mixer", got=repr(mixer), wants=" or ".join(MIXERS))
-    if not 1 <= every <= num_layers:
-        raise invalid("every", got=every, wants=f"1 to the {num_layers} layers, or no layer calls")
+    if not isinstance(every, (int, np.integer)) or not 1 <= every <= num_layers:
+        raise invalid("every", got=every, wants=f"a whole number from 1 to the {num_layers} layers, or no layer calls")
     if not 1 <= num_shared <= num_layers // every:
         raise invalid("num_shared", got=num_shared, wants=f"1 to the {num_layers // every} calls")
     shared = [init_shared_attention(rng, d_model, num_heads=num_heads, d_hidden=d_hidden, std=std, dtype=dtype) for _ in range(num_shared)]
@@ -88,11 +89,21 @@ def _blocks(params: Zamba) -> list[int]:
     return [max(0, int(count) - 1) % len(params.shared) for count in calls]
 
 
+def _check(params: Zamba, x: Array, state: list[Any] | None = None) -> None:
+    check_stack({f"layers.{i}.norm": layer.norm for i, layer in enumerate(params.layers)}, x, state)
+    if not params.shared:
+        raise invalid("params.shared", got="no block", wants="at least 1 to call")
+
+
 @trusted
 def zamba_step(
     params: Zamba, x: Float[Array, "... new d_model"], state: list[Any] | None, *, num_heads: int, rotate: Callable | None = None
 ):
-    """The outputs of a few new positions; a layer's state is its recurrence's, and its own cache where it calls."""
+    """The outputs of a few new positions; a layer's state is its recurrence's, and its own cache where it calls.
+
+    Raises ValueError where x or the number of states does not fit the layers.
+    """
+    _check(params, x, state)
     stream, states = x, []
     for layer, block, (mixer_state, cache) in zip(params.layers, _blocks(params), state or [(None, None)] * len(params.layers), strict=True):
         heard = stream
@@ -135,10 +146,10 @@ def zamba(params: Zamba, x: Float[Array, "... positions d_model"], *, num_heads:
 
     num_heads heads of 2 d_model / num_heads features share the block; rotate(x) -> out, backward turns queries and keys.
     Returns out, shaped like x and not normalised, and backward: dout -> Zamba, dx.
-    Raises ValueError when num_heads does not divide 2 d_model, or x has other features than the layers.
+    Raises ValueError when num_heads does not divide 2 d_model, layers or blocks are none, or the layers are not all as wide
+    as x.
     """
-    if x.shape[-1:] != (wants := params.layers[0].norm.gain.shape):
-        raise invalid("x", got=f"{x.shape[-1]} features", wants=f"{wants[0]}, as the layers have")
+    _check(params, x)
     stream, backwards = x, []
     for layer, block in zip(params.layers, _blocks(params), strict=True):
         heard, call_backward = stream, None

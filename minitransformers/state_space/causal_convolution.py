@@ -58,7 +58,7 @@ def causal_convolution(
 ):
     """Mix each feature with its own last width - 1 values; no feature sees another.
 
-    past holds the width - 1 inputs before the first of x, oldest first; None stands for zeros.
+    past holds the width - 1 inputs before the first of x, oldest first; None stands for zeros. At width 1 there is none to give.
     Returns out, shaped like x, and backward: dout -> CausalConvolution(dweight, dbias), dx, dpast.
     Raises ValueError where past is not width - 1 positions long or the axes do not fit.
     """

@@ -6,12 +6,12 @@ Sources: Van Loan 1978, IEEE Trans. Autom. Control 23(3), for (1) and (2); Tusti
 arXiv:2111.00396, eq. 3, for (4). Differs from the textbook's Bbar = A^-1 (exp(step A) - I) B: nothing is divided by A, so
 an A that is singular (an integrator) is no exception. [P, p] is a matrix P with a column p beside it.
 
-    zoh         Z = [[A, B], [0, 0]]                                    (1)
-                [[Abar, Bbar], [0, 1]] = exp(step Z)                    (2)
+    zoh         Z = [[A, B / 2^k], [0, 0]], with the least k that makes step |B|_1 / 2^k less than 1   (1)
+                [[Abar, Bbar / 2^k], [0, 1]] = exp(step Z)              (2)
     bilinear    M = I - step/2 A                                        (3)
                 [Abar, Bbar] = M^-1 [I + step/2 A, step B]              (4)
-    zoh         W = gradient of exp at [[dAbar, dBbar], [0, 0]]         (5)
-                [dA, dB] = step times the upper rows of W               (6)
+    zoh         W = gradient of exp at [[dAbar, 2^k dBbar], [0, 0]]     (5)
+                [dA, 2^k dB] = step times the upper rows of W           (6)
                 dstep = sum of W Z                                      (7)
     bilinear    [P, p] = M^-T [dAbar, dBbar]                            (8)
                 S = P + P Abar^T + p Bbar^T                             (9)
@@ -37,16 +37,21 @@ def _with_zero_row(rows):
 
 
 def _zero_order_hold(A, B, step):
-    Z = _with_zero_row(_beside(A, B))                        # (..., d_state + 1, d_state + 1)  (1)
+    # Bbar is linear in B. A large B in Z would ask for squarings, and each costs Abar digits.
+    k = np.frexp(step * np.abs(B).sum(-1))[1][..., None]
+    Z = _with_zero_row(_beside(A, np.ldexp(B, -k)))          # (..., d_state + 1, d_state + 1)  (1)
     step = step[..., None, None]
     exponential, exponential_backward = matrix_exponential(step * Z)
-    out = exponential[..., :-1, :]                           # (2)
+    Abar, column = exponential[..., :-1, :-1], exponential[..., :-1, -1]
+    out = _beside(Abar, np.ldexp(column, k))                 # (2)
 
     def backward(dout):
-        W = exponential_backward(_with_zero_row(dout))       # (5)
-        drows = step * W[..., :-1, :]                        # (6)
-        dstep = (W * Z).sum((-2, -1))                        # (7)
-        return drows[..., :-1], drows[..., -1], dstep
+        dcolumn = np.ldexp(dout[..., -1], k)
+        W = exponential_backward(_with_zero_row(_beside(dout[..., :-1], dcolumn)))  # (5)
+        drows = step * W[..., :-1, :]
+        dA, dB = drows[..., :-1], np.ldexp(drows[..., -1], -k)  # (6)
+        dstep = (W * Z).sum((-2, -1))                        # 2^k cancels: no gradient of it  (7)
+        return dA, dB, dstep
 
     return out, backward
 

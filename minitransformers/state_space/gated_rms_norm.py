@@ -47,6 +47,7 @@ def init_gated_rms_norm(rng: np.random.Generator, d_model: int, *, dtype: type =
         bad(groups=0),
         bad(eps=0.0),
         bad(eps=float("nan")),
+        bad(eps=float("inf")),
         bad(z=np.ones((2, 5, 3))),
         bad("params.gain", params=GatedRmsNorm(np.ones((1, 6)))),
         bad(x=np.ones((2, 5, 8))),
@@ -57,14 +58,16 @@ def gated_rms_norm(
 ):  # fmt: skip
     """Multiply x by silu(z), divide each group of features by its root mean square, scale by the gain.
 
-    groups are equal runs of neighbouring features; eps has the units of (x silu(z))^2.
+    groups are equal runs of neighbouring features; eps has the units of (x silu(z))^2. The sum of a group's squares must
+    stay within the dtype: where x silu(z) exceeds about 1e19 in float32 it is infinite, and the group comes out as 0.
     Returns out, shaped like x, and backward: dout -> GatedRmsNorm(dgain), dx, dz.
-    Raises ValueError when groups do not divide d_inner, eps is not above 0, or the axes do not fit.
+    Raises ValueError when groups do not divide d_inner, eps is 0 or infinite in x's dtype or negative, or the axes do not fit.
     """
     if not isinstance(groups, (int, np.integer)) or groups < 1 or x.shape[-1] % groups:
         raise invalid("groups", got=groups, wants=f"a whole number that divides the {x.shape[-1]} features")
-    if not eps > 0:
-        raise invalid("eps", got=eps, wants="a number above 0")
+    limits = np.finfo(x.dtype)
+    if not float(limits.smallest_subnormal) <= eps <= float(limits.max):
+        raise invalid("eps", got=eps, wants=f"a number above 0 that {x.dtype} can hold")
     size = x.shape[-1] // groups
     grouped = (*x.shape[:-1], groups, size)
 

@@ -18,10 +18,10 @@ def hippo_legs(d_state: int, *, dtype: type = np.float64) -> tuple[Array, Array]
 
     A is stable, with the eigenvalues -1 .. -d_state, and far from normal; A + p p^T + I/2 with p = B / sqrt(2) is
     skew-symmetric, so that A is a normal matrix less one of rank one.
-    Raises ValueError when d_state is less than 1.
+    Raises ValueError when d_state is no whole number of at least 1.
     """
-    if d_state < 1:
-        raise invalid("d_state", got=d_state, wants="at least 1")
+    if not isinstance(d_state, (int, np.integer)) or d_state < 1:
+        raise invalid("d_state", got=d_state, wants="a whole number of at least 1")
     n = np.arange(d_state)
     B = np.sqrt(2 * n + 1.0)
     A = -np.tril(np.outer(B, B), -1) - np.diag(n + 1.0)

@@ -6,8 +6,8 @@ Prefix Sums and Their Applications, section 1.4; Martin and Cundy 2017, arXiv:17
 networks). Multiplications for each lane at length L and chunk Q, and how many operations wait for one another:
 
     sequential     L     L               one position after the other
-    associative    3 L   2 log2(L)       pairs, pairs of pairs, and down again
-    chunked        3 L   Q + L / Q       all chunks in lockstep, then what each hands on
+    associative    3 L   3 log2(L)       pairs, pairs of pairs, and down again
+    chunked        3 L   2 Q + L / Q     all chunks in lockstep, then what each hands on
 
     h_t = decay_t h_{t-1} + drive_t                          (1)
     pair: decay = decay_t decay_{t-1}, drive = decay_t drive_{t-1} + drive_t         (2)
@@ -35,11 +35,11 @@ FORMS = ("sequential", "associative", "chunked")
 
 
 def check_form(form: str, chunk: int) -> None:
-    """Raise ValueError for an unknown form or a chunk below 1."""
+    """Raise ValueError for an unknown form or a chunk that is no whole number of at least 1."""
     if form not in FORMS:
         raise invalid("form", got=repr(form), wants="one of " + ", ".join(map(repr, FORMS)))
-    if chunk < 1:
-        raise invalid("chunk", got=chunk, wants="at least 1 position")
+    if not isinstance(chunk, (int, np.integer)) or chunk < 1:
+        raise invalid("chunk", got=chunk, wants="a whole number of at least 1 position")
 
 
 def scan(decay: Array, drive: Array, state: Array, *, form: str = "sequential", chunk: int = 64) -> Array:
@@ -101,6 +101,7 @@ def _chunked(decay: Array, drive: Array, chunk: int) -> Array:
         bad("decay", decay=np.ones((2, 0, 3)), drive=np.ones((2, 0, 3))),
         bad(form="parallel"),
         bad(chunk=0),
+        bad("chunk", form="chunked", chunk=2.5),
     ],
 )
 def linear_scan(
@@ -114,9 +115,11 @@ def linear_scan(
     """Every state of the recurrence; lanes run side by side and do not meet.
 
     state is what stands before the first position (None: zeros). form is "sequential", "associative" or "chunked", in
-    chunks of ``chunk`` positions, at least 1, which need not divide the length. All give the same up to rounding.
+    chunks of ``chunk`` positions, at least 1, which need not divide the length. All give the same up to rounding, as long as
+    no product of decays overflows: with decays above 1 that can happen where every state is finite, and the two parallel
+    forms then give NaN (infinity times 0). "sequential" makes no products of decays and overflows only where a state does.
     Returns states, shaped like drive, and backward: dstates -> ddecay, ddrive, dstate.
-    Raises ValueError for an unknown form, a chunk below 1, and axes that do not fit.
+    Raises ValueError for an unknown form, a chunk that is no whole number of at least 1, and axes that do not fit.
     """
     check_form(form, chunk)
     start = np.zeros_like(drive[..., 0, :]) if state is None else state

@@ -93,6 +93,15 @@ def _check_parts(params: Mamba) -> None:
             raise invalid(f"params.{name}.weight", got=f"{own.weight.shape[1]} columns", wants=f"{parts} = {wants}")
 
 
+def rates(A_log: Array) -> Array:
+    """A = -exp(A_log), rates of fading. Raises ValueError where one is not finite, or is 0."""
+    with np.errstate(over="ignore"):
+        A = -np.exp(A_log)
+    if not (np.max(A) < 0 and np.min(A) > -np.inf):          # NaN is neither
+        raise invalid("params.A_log", got=f"numbers from {np.min(A_log):.3g} to {np.max(A_log):.3g}", wants="logarithms of finite rates above 0")
+    return A
+
+
 @trusted
 def mamba_step(
     params: Mamba, x: Float[Array, "*batch new d_model"], state: MambaState | None, *, form: str = "sequential", chunk: int = 64
@@ -103,9 +112,9 @@ def mamba_step(
     Raises ValueError where the state has another model's or another batch's shape.
     """
     _check_parts(params)
-    (d_inner, width), (*batch, _, d_model) = params.conv.weight.shape, x.shape
-    if d_model != params.in_proj.weight.shape[0]:
-        raise invalid("x", got=f"{d_model} features", wants=f"{params.in_proj.weight.shape[0]}, as params.in_proj.weight has")
+    (d_inner, width), (*batch, new, d_model) = params.conv.weight.shape, x.shape
+    if d_model != params.in_proj.weight.shape[0] or new < 1:
+        raise invalid("x", got=f"shape {x.shape}", wants=f"at least 1 position of {params.in_proj.weight.shape[0]} features")
     if state is None:
         state = MambaState(np.zeros((*batch, width - 1, d_inner), x.dtype), np.zeros((*batch, *params.A_log.shape), x.dtype))
     shapes = (*batch, width - 1, d_inner), (*batch, *params.A_log.shape)
@@ -131,7 +140,7 @@ def _forward(params: Mamba, x: Array, past: Array | None, state: Array | None, *
     low, B, C = np.split(parts, [dt_rank, dt_rank + d_state], axis=-1)  # (4)
     step, dt_backward = linear(params.dt_proj, low)          # its bias is added here, and nowhere else
     delta, softplus_backward = softplus(step)                # (5)
-    A = -np.exp(params.A_log)                                # (6)
+    A = rates(params.A_log)                                  # (6)
     (y, last), scan_backward = selective_scan(u, delta, A, B, C, params.D, z, state, form=form, chunk=chunk)  # (7)
     out, out_backward = linear(params.out_proj, y)           # (8)
 
@@ -175,6 +184,9 @@ def _example_params(rng: np.random.Generator, d_model: int = 3, d_inner: int = 4
         bad("params.in_proj.weight", params=_example_params(np.random.default_rng(0))._replace(in_proj=Linear(np.ones((3, 7)), None))),
         bad("params.x_proj.weight", params=_example_params(np.random.default_rng(0))._replace(x_proj=Linear(np.ones((4, 6)), None))),
         bad("params.D", params=_example_params(np.random.default_rng(0))._replace(D=np.ones(5))),
+        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(A_log=np.full((4, 2), np.nan))),
+        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(A_log=np.full((4, 2), 800.0))),
+        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(A_log=np.full((4, 2), -800.0))),
         bad(form="parallel"),
         bad(chunk=0),
     ],
@@ -185,7 +197,8 @@ def mamba(params: Mamba, x: Float[Array, "... positions d_model"], *, form: str 
 
     form and chunk are those of selective_scan and change no result.
     Returns out, shaped like x, and backward: dout -> Mamba of gradients, dx.
-    Raises ValueError where the joint projections are not as wide as their parts, for an unknown form and a chunk below 1.
+    Raises ValueError where the joint projections are not as wide as their parts, or a rate exp(A_log) is not finite or is 0; for an
+    unknown form and a chunk below 1.
     """
     _check_parts(params)
     out, _, _, backward = _forward(params, x, None, None, form=form, chunk=chunk)

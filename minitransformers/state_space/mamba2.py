@@ -37,6 +37,7 @@ from minitransformers.basics.softplus import softplus
 from minitransformers.foundation import bad, concept, example, invalid, trusted
 from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.state_space.gated_rms_norm import GatedRmsNorm, gated_rms_norm, init_gated_rms_norm
+from minitransformers.state_space.mamba import rates
 from minitransformers.state_space.ssd import ssd
 
 
@@ -147,7 +148,7 @@ def _forward(params: Mamba2, x: Array, past: Array | None, state: Array | None, 
     active, silu_backward = silu(convolved)
     u, B, C = np.split(active, [d_inner, d_inner + num_groups * d_state], axis=-1)  # (3)
     delta, softplus_backward = softplus(step + params.dt_bias)  # (4)
-    A = -np.exp(params.A_log)                                # (5)
+    A = rates(params.A_log)                                  # (5)
     (y, last), ssd_backward = ssd(
         u.reshape(*before, heads, d_head), delta, A, B.reshape(groups), C.reshape(groups), params.D, state, form=form, chunk=chunk
     )  # (6)
@@ -194,6 +195,8 @@ def _example_params(rng: np.random.Generator) -> Mamba2:
         bad("params.in_proj.weight", params=_example_params(np.random.default_rng(0))._replace(in_proj=Linear(np.ones((3, 29)), None))),
         bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(dt_bias=np.ones(3), A_log=np.ones(3), D=np.ones(3))),
         bad("params.D", params=_example_params(np.random.default_rng(0))._replace(D=np.ones(3))),
+        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(A_log=np.array([0.0, np.nan]))),
+        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(A_log=np.array([0.0, 800.0]))),
         bad(form="parallel"),
         bad(chunk=0),
         bad(eps=0.0),
@@ -208,8 +211,8 @@ def mamba2(
     num_groups is the number of B and C, each shared by as many heads, and of the norm's groups. form and chunk are those of ssd and
     change no result; eps is the norm's.
     Returns out, shaped like x, and backward: dout -> Mamba2 of gradients, dx.
-    Raises ValueError where the joint projection is not as wide as its parts, num_groups does not divide the heads, or ssd refuses
-    form or chunk.
+    Raises ValueError where the joint projection is not as wide as its parts, num_groups does not divide the heads, a rate exp(A_log)
+    is not finite or is 0, or ssd refuses form or chunk.
     """
     out, _, _, backward = _forward(params, x, None, None, num_groups=num_groups, form=form, chunk=chunk, eps=eps)
     return out, backward

@@ -65,6 +65,7 @@ def _norm(A):
         bad(A=np.array([[0.0, np.nan], [0.0, 0.0]])),
         bad(A=np.array([[0.0, np.inf], [0.0, 0.0]])),
         bad(A=np.eye(3, dtype=int)),
+        bad(A=np.eye(3, dtype=np.float16)),
     ],
 )
 def matrix_exponential(A: Float[Array, "... d_state d_state"]):
@@ -72,8 +73,10 @@ def matrix_exponential(A: Float[Array, "... d_state d_state"]):
 
     A is dimensionless: a rate times a time. A number of exp(A) that exceeds the dtype overflows, as exp of a number does.
     Returns out, shaped like A, and backward: dout -> dA.
-    Raises ValueError when A is not square or not finite.
+    Raises ValueError when A is not square or not finite, or neither float32 nor float64.
     """
+    if A.itemsize not in _DEGREE:
+        raise invalid("A", got=A.dtype, wants="float32 or float64")
     if not np.isfinite(A).all():
         raise invalid("A", got="a number that is not finite", wants="finite numbers")
     out = exponential(A)

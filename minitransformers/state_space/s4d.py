@@ -96,11 +96,18 @@ def init_s4d(
 
 
 def _modes(params: S4D):
-    """A, lam, gain, C and step in double precision: lam l is an angle of thousands of radians, and there are few of them."""
+    """A, lam, gain, C and step in double precision: lam l is an angle of thousands of radians, and there are few of them.
+
+    Raises ValueError where one of log_step, log_A_real and A_imag makes a step or an A that is not finite, or an A of 0.
+    """
     log_step, log_A_real, A_imag, C, _ = (part.astype(np.float64) for part in params)
-    A = -np.exp(log_A_real) + 1j * A_imag                    # (1)
-    step = np.exp(log_step)[:, None]                         # (1)
-    lam = step * A                                           # (d_model, modes)  (1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rate, step = np.exp(log_A_real), np.exp(log_step)[:, None]
+        A = -rate + 1j * A_imag                              # (1)
+        lam = step * A                                       # (d_model, modes)  (1)
+    for name, fits in (("log_A_real", np.isfinite(rate) & (A != 0)), ("A_imag", np.isfinite(A_imag)), ("log_step", np.isfinite(lam))):
+        if not np.all(fits):
+            raise invalid(f"params.{name}", got="a number out of range", wants="finite steps, rates and frequencies, and an A that is not 0")
     gain = np.expm1(lam) / A                                 # exp(lam) - 1 would lose the digits of a small step  (2)
     return A, lam, gain, C[..., 0] + 1j * C[..., 1], step
 
@@ -159,7 +166,10 @@ def s4d_step(params: S4D, x: Float[Array, "... new d_model"], state: Complex[Arr
     """The outputs of a few new positions, given the state that those before left; ``state`` is None at the start.
 
     Returns out, shaped like x, and the new state: modes complex numbers a channel, however long the past. Forward only.
+    Raises ValueError where x or the state does not fit the parameters.
     """
+    if x.shape[-1:] != params.D.shape or x.shape[-2] < 1:
+        raise invalid("x", got=f"shape {x.shape}", wants=f"at least 1 position of {len(params.D)} features")
     _, lam, gain, C, _ = _modes(params)
     dtype = np.result_type(x.dtype, np.complex64)
     decay, c = np.exp(lam).astype(dtype), (C * gain).astype(dtype)
@@ -190,7 +200,12 @@ def _example(rng):
         bad("params.A_imag", params=_example(np.random.default_rng(0)).args[0]._replace(A_imag=np.ones((3, 4)))),
         bad("params.C", params=_example(np.random.default_rng(0)).args[0]._replace(C=np.ones((3, 2, 3)))),
         bad("params.log_step", params=_example(np.random.default_rng(0)).args[0]._replace(log_step=np.array([0.0, np.nan, 0.0]))),
+        bad("params.log_step", params=_example(np.random.default_rng(0)).args[0]._replace(log_step=np.array([0.0, 800.0, 0.0]))),
         bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), np.inf))),
+        bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), 800.0))),
+        bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), -800.0), A_imag=np.zeros((3, 2)))),
+        bad("params.A_imag", params=_example(np.random.default_rng(0)).args[0]._replace(A_imag=np.full((3, 2), np.nan))),
+        bad("params.A_imag", params=_example(np.random.default_rng(0)).args[0]._replace(A_imag=np.full((3, 2), -np.inf))),
         bad(view="fourier"),
     ],
     step=s4d_step,
@@ -200,13 +215,11 @@ def s4d(params: S4D, x: Float[Array, "... positions d_model"], *, view: str = "c
 
     view is "convolution" (all positions at once, by FFT) or "recurrent" (one after the other): two ways to the same numbers.
     Returns out, shaped like x, and backward: dout -> S4D of gradients, dx.
-    Raises ValueError when the axes do not fit, x is empty, log_step or log_A_real is not finite, or view is unknown.
+    Raises ValueError when the axes do not fit, x is empty, a step, a rate or a frequency is not finite, or
+    view is unknown.
     """
     if view not in _VIEWS:
         raise invalid("view", got=repr(view), wants=" or ".join(f'"{name}"' for name in _VIEWS))
-    for name in ("log_step", "log_A_real"):
-        if not np.isfinite(getattr(params, name)).all():
-            raise invalid(f"params.{name}", got="a number that is not finite", wants="finite numbers")
     A, lam, gain, C, step = _modes(params)
     c = C * gain                                             # (3)
     y, view_backward = _VIEWS[view](lam, c, x)

@@ -63,7 +63,11 @@ def _example(rng):
     example=_example,
     rejects=[
         bad(delta=np.full((2, 5, 3), -0.1)),
+        bad(delta=np.full((2, 5, 3), np.nan)),
+        bad(delta=np.full((2, 5, 3), np.inf)),
         bad(A=np.zeros((3, 4))),
+        bad(A=np.full((3, 4), np.nan)),
+        bad(A=np.full((3, 4), -np.inf)),
         bad("A", A=-np.ones((3, 5))),
         bad("u", u=np.ones((2, 0, 3)), delta=np.ones((2, 0, 3))),
         bad(delta=np.ones((2, 4, 3))),
@@ -75,6 +79,7 @@ def _example(rng):
         bad(state=np.ones((2, 4, 3))),
         bad(form="parallel"),
         bad(chunk=0),
+        bad(chunk=2.5),
     ],
 )
 def selective_scan(
@@ -99,14 +104,16 @@ def selective_scan(
     very wide states are shorter than it.
     Returns (out, state), out shaped like u and the state after the last position, and backward: (dout, dstate) -> one
     gradient each, None for what was None.
-    Raises ValueError for a negative delta, an A that is not negative, an unknown form, a chunk below 1 and axes that do
+    Raises ValueError for a delta that is negative or not finite, an A that is not negative and finite, an unknown form, a chunk below 1 and axes that do
     not fit.
     """
     check_form(form, chunk)
-    if np.min(delta) < 0:
-        raise invalid("delta", got=f"a step of {np.min(delta):.3g}", wants="steps of at least 0, as softplus makes them")
-    if np.max(A) >= 0:
-        raise invalid("A", got=f"an entry of {np.max(A):.3g}", wants="entries below 0, or the state grows")
+    for name, array, fits, wants in (
+        ("delta", delta, np.min(delta) >= 0 and np.max(delta) < np.inf, "finite steps of at least 0, as softplus makes them"),
+        ("A", A, np.max(A) < 0 and np.min(A) > -np.inf, "finite entries below 0, or the state grows"),
+    ):                                                       # NaN is its array's least and largest number, and fits nowhere
+        if not fits:
+            raise invalid(name, got=f"numbers from {np.min(array):.3g} to {np.max(array):.3g}", wants=wants)
 
     def time_first(rows: Array) -> Array:                    # (..., n, width) to (n, batch, width)
         return rows.reshape(-1, *rows.shape[-2:]).swapaxes(0, 1)

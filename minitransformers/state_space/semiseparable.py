@@ -27,13 +27,13 @@ from minitransformers.foundation import bad, concept, example, invalid
 _SHORT = 128  # positions up to which a product with a triangle of ones is quicker than a running sum
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _ones_below(n: int, dtype: np.dtype, diagonal: int) -> Array:
     """Ones on the diagonal (0) or the one under it (-1), and below."""
     return np.tril(np.ones((n, n), dtype), diagonal)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _never_above(n: int, dtype: np.dtype) -> Array:
     """-inf above the diagonal, zeros elsewhere."""
     return np.triu(np.full((n, n), -np.inf, dtype), 1)
@@ -54,8 +54,9 @@ def segsum(log_decay: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
 
 def sum_over_crossings(entries: Float[Array, "*batch n n"]) -> Float[Array, "*batch n"]:
     """For each step k the sum of the entries i, j that cross it, j < k <= i: segsum's backward."""
-    later = np.cumsum(entries[..., ::-1, :], axis=-2)[..., ::-1, :]  # rows k and below
-    return (later * _ones_below(entries.shape[-1], entries.dtype, -1)).sum(-1)
+    n, dtype = entries.shape[-1], entries.dtype
+    later = _ones_below(n, dtype, 0).T @ entries if n <= _SHORT else np.cumsum(entries[..., ::-1, :], axis=-2)[..., ::-1, :]
+    return np.vecdot(later, _ones_below(n, dtype, -1))       # of the rows k and below what stands left of k
 
 
 def check_log_decay(log_decay: Array) -> None:
@@ -100,7 +101,7 @@ def semiseparable(
     def backward(dM):
         dscores = dM * L                                     # zero above the diagonal, whatever dM is there  (5)
         dC, dB = dscores @ B, dscores.swapaxes(-1, -2) @ C   # (6)
-        dlog_decay = sum_over_crossings(dM * M)              # (7)
+        dlog_decay = sum_over_crossings(dscores * scores)    # dM o M, without the M that was given away  (7)
         return dlog_decay, dB, dC
 
     return M, backward

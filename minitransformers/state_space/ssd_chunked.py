@@ -17,12 +17,15 @@ matrix product, for each head (B and C are those of its group):
     dscores = sum over the heads of a group of L o (dy @ x^T)                             (7)
     dC = dscores @ B + sum over the heads of (carry o dy) @ h                             (8)
     dB = dscores^T @ C + sum over the heads of (L_last o x) @ dh'                         (9)
-    dsums_i = <dy_i, y_i> - <dx_i, x_i>, and + <dh', h'> at the last i                    (10)
-    dlog_decay_k = dsums_k + ... + dsums_{Q-1}               (11)
-    dh = (carry o dy)^T @ C + carry_last dh'                 (12)
+    dh = (carry o dy)^T @ C + carry_last dh'                 (10)
+    crossing_ij = (dM o M)_ij, with L_{last,j} <x_j B_j^T, dh'> added to the last row     (11)
+    starting_i = carry_i <dy_i, h C_i>, with carry_last <h, dh'> added to the last        (12)
+    dlog_decay_k = sum of crossing_ij over j < k <= i, + sum of starting_i over i >= k    (13)
 
-(10) is the whole gradient of L, carry and their uses; no Q x Q array is summed for it. Time n (Q d_state / r + Q d_head +
-2 d_state d_head) multiply-adds a head, r = heads of a group; memory for the backward n Q + n d_head d_state / Q numbers a head.
+dM = dy @ x^T. (11) to (13) add what a decay has done, term by term: each term carries that decay as a factor. A shorter line
+gives the same on paper and subtracts what it does not (see the page): behind a reset float32 loses the gradient in it.
+Time n (Q d_state / r + Q d_head + 2 d_state d_head) multiply-adds a head, r = heads of a group; memory for the backward
+n (Q + Q / r) + n d_head d_state / Q numbers a head: L, the scores C @ B^T, and the states between chunks.
 """
 
 import numpy as np
@@ -30,7 +33,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.foundation import bad, concept, invalid
-from minitransformers.state_space.semiseparable import segsum
+from minitransformers.state_space.semiseparable import segsum, sum_over_crossings
 from minitransformers.state_space.ssd_recurrent import REJECTS, check_recurrence, example_call
 
 
@@ -84,30 +87,31 @@ def ssd_chunked(
         chunks.append((at, L, scores, carry, h))
         h = fade * h
         h += (last * here).swapaxes(-1, -2) @ key            # (5)
-    final = h
 
     def backward(dout):
-        dy, dh = dout[0], dout[1].reshape(final.shape)
+        dy, dh = dout[0], dout[1].reshape(*batch, groups, -1, d_head, d_state)
         dx, dlog_decay, dB, dC = (np.empty_like(a) for a in (x, log_decay, B, C))
-        after = final
         for at, L, scores, carry, h in reversed(chunks):
             here, key, query, dhere = (by_head(a[at]) for a in (x, B, C, dy))
             last, fade = L[..., -1, :, None], carry[..., -1:, :]
             dinput = last * (key @ dh.swapaxes(-1, -2))
             dinput += (L * scores).swapaxes(-1, -2) @ dhere  # (6)
             dM = dhere @ here.swapaxes(-1, -2)
-            dM *= L
+            dM *= L                                          # by the scores now: dM o M is this times scores
             dscores = dM.sum(-3, keepdims=True)              # (7)
             dread = carry * dhere
-            dC[at] = by_position(dscores @ key + (dread @ h).sum(-3, keepdims=True))  # (8)
-            stored = (last * here @ dh).sum(-3, keepdims=True)
-            dB[at] = by_position(dscores.swapaxes(-1, -2) @ query + stored)  # (9)
-            dsums = np.vecdot(dhere, by_head(y[at])) - np.vecdot(dinput, here)  # (10)
-            dsums[..., -1] += (dh * after).sum((-1, -2))     # (10)
-            dalpha = np.cumsum(dsums[..., ::-1], axis=-1)[..., ::-1]  # (11)
+            read = dread @ h                                 # (..., groups, r, Q, d_state), each head's part of dC
+            dC[at] = by_position(dscores @ key + read.sum(-3, keepdims=True))  # (8)
+            stored = last * here @ dh                        # and of dB
+            dB[at] = by_position(dscores.swapaxes(-1, -2) @ query + stored.sum(-3, keepdims=True))  # (9)
+            crossing = np.multiply(dM, scores, out=dM)
+            crossing[..., -1, :] += np.vecdot(stored, key)   # (11)
+            starting = np.vecdot(read, query)
+            dh = fade * dh
+            starting[..., -1] += (dh * h).sum((-1, -2))      # (12)
+            dh += dread.swapaxes(-1, -2) @ query             # (10)
+            dalpha = sum_over_crossings(crossing) + np.cumsum(starting[..., ::-1], axis=-1)[..., ::-1]  # (13)
             dx[at], dlog_decay[at[:-1]] = by_position(dinput), by_position(dalpha[..., None])[..., 0]
-            after, dh = h, fade * dh
-            dh += dread.swapaxes(-1, -2) @ query             # (12)
         return dx, dlog_decay, dB, dC, None if state is None else dh.reshape(state.shape)
 
-    return (y, final.reshape(*batch, heads, d_head, d_state)), backward
+    return (y, h.reshape(*batch, heads, d_head, d_state)), backward

@@ -41,9 +41,9 @@ def decays(path: str, leaf: Array) -> bool:
     """Whether weight decay applies: to matrices, but not to norms, biases, embeddings or tables of positions.
 
     A leaf with fewer than two axes is a gain, a bias or a scale; a table, and what a weighting has learned, are known by
-    their paths. A_log, the logarithm of a state's rate of fading, is no map: 0 is not small there, it is a rate of 1.
+    their paths. A state's rates of fading (A_log, log_A_real) and its frequencies (A_imag) are no maps: 0 is not small there.
     """
-    return leaf.ndim >= 2 and not any(word in path for word in ("embedding", "position", "norm", "learned", "A_log"))
+    return leaf.ndim >= 2 and not any(word in path for word in ("embedding", "position", "norm", "learned", "A_log", "log_A_real", "A_imag"))
 
 
 class AdamW:

@@ -44,6 +44,18 @@ def tower(params: Tower, x: Float[Array, "..."]):
     pass
 
 
+class Table(NamedTuple):
+    rows: Float[Array, "names d_row"]
+
+
+class Either(NamedTuple):
+    part: Map | Table
+
+
+def either(params: list[Either], x: Float[Array, "..."]):
+    pass
+
+
 def two_maps(d_model=3, d_hidden=5, **changes):
     parts = TwoMaps(Map(np.ones((d_model, d_hidden)), None), Map(np.ones((d_hidden, d_model)), np.ones(d_model)))
     return parts._replace(**changes)
@@ -103,6 +115,14 @@ def test_what_does_not_fit_is_named(function, args, config, message):
     with pytest.raises(ValueError) as caught:
         check_arguments(function, args, config)
     assert str(caught.value).startswith(message)
+
+
+def test_a_part_of_one_kind_or_another_is_checked_as_what_it_is():
+    check_arguments(either, ([Either(Table(np.ones((2, 3)))), Either(Map(np.ones((2, 3)), np.ones(3)))], np.ones(1)), {})
+    with pytest.raises(ValueError, match=r"params\.0\.part\.bias: got shape \(1,\), wants \(d_out\)"):
+        check_arguments(either, ([Either(Map(np.ones((2, 3)), np.ones(1)))], np.ones(1)), {})
+    with pytest.raises(ValueError, match=r"params\.0\.part: got TwoMaps, wants Map or Table"):
+        check_arguments(either, ([Either(two_maps())], np.ones(1)), {})
 
 
 def test_dout_must_have_the_structure_shape_and_dtype_of_the_output():

@@ -325,6 +325,13 @@ def test_a_step_refuses_what_the_whole_pass_refuses(changes, message):
         bmojo_step(params, x, None, **{**SIZES, **changes})
 
 
+@pytest.mark.parametrize("cut", [np.s_[..., :0, :], np.s_[..., :1]], ids=["no positions", "one feature"])
+def test_a_step_refuses_an_x_that_does_not_fit(cut):
+    params, x = case()
+    with pytest.raises(ValueError, match="x: got shape"):
+        bmojo_step(params, x[cut], None, **SIZES)
+
+
 def test_heads_divide_the_values_too():
     params, x = case()
     value, output = (trees.map(lambda leaf: leaf[..., :7], params.value), params.output._replace(weight=params.output.weight[:7]))

@@ -179,5 +179,42 @@ def test_the_check_refuses_a_stream_without_its_own_gradient():
 
 def test_an_input_of_another_width_is_refused_by_name():
     params, _ = random_call()
-    with pytest.raises(ValueError, match="x: got 5 features"):
+    with pytest.raises(ValueError, match=r"x: got shape \(2, 3, 5\)"):
         samba(params, np.ones((2, 3, 5)), num_heads=2, window=2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "path", "named"),
+    [
+        (1, "mixer_norm.gain", r"params\.1\.channel_norm\.gain: .* as in params\.1\.mixer_norm\.gain"),
+        (1, "channel_norm.gain", r"params\.1\.channel_norm\.gain"),
+        (2, "mixer.D", r"params\.2\.mixer\.D"),
+        (2, "mixer.conv.bias", r"params\.2\.mixer\.conv\.bias"),
+    ],
+)
+def test_a_later_part_that_would_broadcast_is_refused_by_name(layer, path, named):
+    params, x = random_call(num_layers=3)
+    params[layer] = trees.unflatten(params[layer], [leaf[:1] if at == path else leaf for at, leaf in trees.leaves(params[layer])])
+    with pytest.raises(ValueError, match=named):
+        samba(params, x, num_heads=2, window=3)
+
+
+def test_no_layers_and_a_later_layer_of_another_width_are_refused_by_name():
+    params, x = random_call()
+    with pytest.raises(ValueError, match="params: got no layers"):
+        samba([], x, num_heads=2, window=3)
+    with pytest.raises(ValueError, match="num_layers: got 0"):
+        random_call(num_layers=0)
+    narrow, _ = random_call(d_model=2)
+    with pytest.raises(ValueError, match=r"params\.1\.mixer_norm\.gain: got shape \(2,\), wants \(4,\)"):
+        samba([params[0], narrow[1]], x, num_heads=2, window=3)
+
+
+@pytest.mark.parametrize(
+    ("x", "layers", "named"), [(np.ones((2, 1, 1)), 2, "x: got"), (np.ones((2, 0, 4)), 2, "x: got"), (np.ones((2, 1, 4)), 1, "state: got 1 layers, wants 2")]
+)
+def test_a_step_refuses_what_would_broadcast(x, layers, named):
+    params, before = random_call()
+    _, state = samba_step(params, before, None, num_heads=2, window=3)
+    with pytest.raises(ValueError, match=named):
+        samba_step(params, x, state[:layers], num_heads=2, window=3)

@@ -156,7 +156,7 @@ def test_the_check_refuses_a_shared_gradient_that_is_not_summed():
 
 
 @pytest.mark.parametrize(
-    ("changes", "names"), [({"every": 0}, "every"), ({"every": 5}, "every"), ({"num_shared": 3}, "num_shared"), ({"mixer": "mamba3"}, "mixer"), ({"num_heads": 3}, "num_heads")]
+    ("changes", "names"), [({"every": 0}, "every"), ({"every": 5}, "every"), ({"every": 2.5}, "every: got 2.5"), ({"attention_rank": -1}, "attention_rank: got -1"), ({"rank": 0}, "rank: got 0"), ({"num_shared": 3}, "num_shared"), ({"mixer": "mamba3"}, "mixer"), ({"num_heads": 3}, "num_heads")]
 )
 def test_impossible_stacks_are_refused_by_name(changes, names):
     with pytest.raises(ValueError, match=names):
@@ -165,8 +165,36 @@ def test_impossible_stacks_are_refused_by_name(changes, names):
 
 def test_a_layer_of_another_width_is_refused_by_name():
     params, _ = random_call()
-    with pytest.raises(ValueError, match="x: got 5 features"):
+    with pytest.raises(ValueError, match=r"x: got shape \(2, 3, 5\)"):
         zamba(params, np.ones((2, 3, 5)), num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "path"), [("mamba", "norm.gain"), ("mamba", "mixer.D"), ("mamba", "mixer.conv.bias"), ("mamba2", "mixer.conv.bias"), ("mamba2", "mixer.norm.gain")]
+)
+def test_a_later_part_that_would_broadcast_is_refused_by_name(mixer, path):
+    params, x = random_call(mixer=mixer)
+    params.layers[2] = trees.unflatten(params.layers[2], [leaf[:1] if at == path else leaf for at, leaf in trees.leaves(params.layers[2])])
+    with pytest.raises(ValueError, match=f"params.layers.2.{path}"):
+        zamba(params, x, num_heads=2)
+
+
+def test_a_stack_without_layers_or_blocks_is_refused_by_name():
+    params, x = random_call()
+    with pytest.raises(ValueError, match="params: got no layers"):
+        zamba(params._replace(layers=[]), x, num_heads=2)
+    with pytest.raises(ValueError, match=r"params\.shared: got no block"):
+        zamba(params._replace(shared=[]), x, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("x", "layers", "named"), [(np.ones((2, 1, 1)), 4, "x: got"), (np.ones((2, 0, 4)), 4, "x: got"), (np.ones((2, 1, 4)), 3, "state: got 3 layers, wants 4")]
+)
+def test_a_step_refuses_what_would_broadcast(x, layers, named):
+    params, before = random_call()
+    _, state = zamba_step(params, before, None, num_heads=2)
+    with pytest.raises(ValueError, match=named):
+        zamba_step(params, x, state[:layers], num_heads=2)
 
 
 def put(torch, module, weight, name="weight"):

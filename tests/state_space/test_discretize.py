@@ -45,6 +45,32 @@ def test_equals_the_textbook_and_its_gradients(method, n):
         np.testing.assert_allclose(own, oracle, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 2e-6), (np.float64, 1e-13)])
+@pytest.mark.parametrize("size", [1e-8, 1e8, 2.0**60])
+@pytest.mark.parametrize("method", ["zoh", "bilinear"])
+def test_a_large_B_makes_a_large_Bbar_and_changes_nothing_else(method, size, dtype, tolerance):
+    A, B, step = (a.astype(dtype) for a in random_system(np.random.default_rng(7), 2))
+    dAbar, dBbar = (np.random.default_rng(8).normal(size=a.shape).astype(dtype) for a in (A, B))
+    (Abar, Bbar), backward = discretize(A, B * dtype(size), step, method=method)
+    (dA, dB, dstep), expected, exact = backward((dAbar, dBbar / dtype(size))), [], []
+    for i in range(2):
+        system = [a[i].astype(np.float64) for a in (A, B, step)]
+        exact.append(textbook(*system, method))
+        expected.append(discretize(*system, method=method)[1]((dAbar[i].astype(np.float64), dBbar[i].astype(np.float64))))
+    for own, theirs in zip((Abar, Bbar / dtype(size)), zip(*exact, strict=True), strict=True):
+        assert own.dtype == dtype
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=tolerance)
+    for own, theirs in zip((dA, dB * dtype(size), dstep), zip(*expected, strict=True), strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=5 * tolerance)
+
+
+def test_a_long_step_of_a_slow_system_keeps_its_decays():
+    A, B, step = (np.array(a, np.float32) for a in ([[-1e-8, 0], [0, -2e-8]], [1, -1], 1e8))
+    (Abar, Bbar), _ = discretize(A, B, step)
+    np.testing.assert_allclose(np.diag(Abar), np.exp([-1, -2]), rtol=1e-6)
+    np.testing.assert_allclose(Bbar, 1e8 * (1 - np.exp([-1, -2])) / [1, -2], rtol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["zoh", "bilinear"])
 def test_every_system_of_a_batch_has_its_own_step(method):
     A, B, step = random_system(np.random.default_rng(1), 2, 4)

@@ -28,6 +28,13 @@ def case(seed=0, shape=(2, 3, 6)):
     return GatedRmsNorm(rng.normal(size=shape[-1])), 2 * rng.normal(size=shape), rng.normal(size=shape), rng.normal(size=shape)
 
 
+@pytest.mark.parametrize("eps, dtype", [(1e-50, np.float32), (1e39, np.float32), (np.inf, np.float64), (-1e-5, np.float64)])
+def test_an_eps_that_the_dtype_cannot_hold_is_refused(eps, dtype):
+    params, x, z, _ = case()
+    with pytest.raises(ValueError, match="eps: got"):
+        gated_rms_norm(GatedRmsNorm(params.gain.astype(dtype)), x.astype(dtype), z.astype(dtype), eps=eps)
+
+
 @pytest.mark.parametrize("groups, eps", [(1, 1e-5), (2, 1e-5), (3, 0.1), (6, 1e-2)])
 def test_equals_the_textbook_loops_and_their_gradients(groups, eps):
     params, x, z, dout = case()

@@ -40,5 +40,6 @@ def test_the_scaled_system_holds_the_legendre_coefficients_of_what_it_read():
 
 def test_dtype_and_bad_sizes():
     assert {a.dtype for a in hippo_legs(3, dtype=np.float32)} == {np.dtype(np.float32)}
-    with pytest.raises(ValueError, match="d_state"):
-        hippo_legs(0)
+    for d_state in (0, 2.5):
+        with pytest.raises(ValueError, match=f"d_state: got {d_state}"):
+            hippo_legs(d_state)

@@ -161,3 +161,15 @@ def test_parity_with_mambapy(form, n):
     ddecay, ddrive, _ = backward(dout)
     for own, other in ((states, theirs.detach()), (ddecay, their_decay.grad), (ddrive, their_drive.grad)):
         np.testing.assert_allclose(own, other.numpy(), rtol=0, atol=1e-12)
+
+
+def test_with_growing_decays_the_sequential_form_overflows_only_where_a_state_does():
+    decay, drive = np.full((1200, 1), 4.0), np.zeros((1200, 1))
+    drive[-2] = 1.0
+    states, backward = linear_scan(decay, drive)
+    assert states[-2:].tolist() == [[1.0], [4.0]] and not states[:-2].any()
+    dstates = np.zeros_like(drive)
+    dstates[0] = 1.0                                         # nothing comes back through the decays that follow
+    assert all(np.isfinite(gradient).all() for gradient in backward(dstates)[:2])
+    with np.errstate(invalid="ignore", over="ignore"):       # 4^600 does overflow: the limit that the docstring names
+        assert np.isnan(linear_scan(decay, drive, form="chunked", chunk=600)[0]).any()

@@ -107,7 +107,9 @@ def test_a_state_of_another_model_or_batch_is_named():
         mamba_step(random_params(rng, d_state=6), x, state)
     with pytest.raises(ValueError, match=r"state.past"):
         mamba_step(params, x[:1], state)
-    with pytest.raises(ValueError, match=r"x: got 5 features"):
+    with pytest.raises(ValueError, match=r"x: got shape \(2, 0, 3\)"):
+        mamba_step(params, x[:, :0], state)
+    with pytest.raises(ValueError, match=r"x: got shape"):
         mamba_step(params, np.ones((2, 4, 5)), state)
     with pytest.raises(ValueError, match=r"params.x_proj.weight: got 9 columns, wants dt_rank \+ 2 d_state = 8"):
         mamba_step(params._replace(dt_proj=Linear(np.ones((4, 4)), None)), x, None)

@@ -88,6 +88,9 @@ def test_a_step_writes_to_nothing_and_keeps_float32():
     np.testing.assert_array_equal(x, x_before)
     with pytest.raises(ValueError, match="state"):
         s4d_step(params, np.ones((2, 1, 3), np.float32), state)
+    for wrong in (np.ones((1, 1), np.float32), np.ones((0, 3), np.float32)):
+        with pytest.raises(ValueError, match="x: got shape"):
+            s4d_step(params, wrong, state)
 
 
 @pytest.mark.parametrize("view", ["convolution", "recurrent"])

@@ -201,10 +201,20 @@ def test_every_length_that_differs_is_named():
     for name in ("delta", "B", "C", "z"):
         with pytest.raises(ValueError, match=name):
             selective_scan(*{**call, name: call[name][:, :4]}.values())
-    with pytest.raises(ValueError, match=r"A: got an entry of 0.5"):
+    with pytest.raises(ValueError, match=r"A: got numbers from -\d.* to 0.5, wants finite entries below 0"):
         selective_scan(*{**call, "A": np.where(call["A"] == call["A"].max(), 0.5, call["A"])}.values())
-    with pytest.raises(ValueError, match=r"delta: got a step of -0.01"):
+    with pytest.raises(ValueError, match=r"delta: got numbers from -0.01 to \d.*, wants finite steps"):
         selective_scan(*{**call, "delta": np.where(call["delta"] == call["delta"].min(), -0.01, call["delta"])}.values())
+
+
+@pytest.mark.parametrize("stray", [np.nan, np.inf])
+def test_one_stray_number_does_not_hide_another(stray):
+    call = dict(zip(NAMES, random_call(np.random.default_rng(9)), strict=True))
+    for name, bad in (("delta", -0.01), ("A", 0.5)):
+        spoilt = call[name].copy()
+        spoilt.flat[:2] = stray, bad
+        with pytest.raises(ValueError, match=f"^{name}: got"):
+            selective_scan(*{**call, name: spoilt}.values())
 
 
 def wrong_backward(change):

@@ -7,6 +7,7 @@ import pytest
 
 from minitransformers.basics.softmax import softmax
 from minitransformers.foundation import check_gradients
+from minitransformers.state_space import semiseparable as semiseparable_module
 from minitransformers.state_space.semiseparable import off_diagonal_ranks, segsum, semiseparable, sum_over_crossings
 
 
@@ -90,10 +91,26 @@ def test_segment_sums_are_the_sums_of_their_segments(n):
     assert np.isneginf(sums[:, np.triu(np.ones((n, n), bool), 1)]).all()
 
 
-def test_the_sum_over_crossings_is_the_sum_of_rectangles():
-    entries = np.random.default_rng(3).normal(size=(2, 6, 6))
-    expected = [entries[:, k:, :k].sum((-1, -2)) for k in range(6)]
-    np.testing.assert_allclose(sum_over_crossings(entries), np.stack(expected, axis=-1), rtol=0, atol=1e-14)
+@pytest.mark.parametrize("n", [6, 130])
+def test_the_sum_over_crossings_is_the_sum_of_rectangles(n):
+    entries = np.random.default_rng(3).normal(size=(2, n, n))
+    expected = [entries[:, k:, :k].sum((-1, -2)) for k in range(n)]
+    np.testing.assert_allclose(sum_over_crossings(entries), np.stack(expected, axis=-1), rtol=0, atol=1e-12)
+
+
+def test_the_matrix_may_be_overwritten_before_the_backward():
+    arguments, dM = case(), np.random.default_rng(1).normal(size=(7, 7))
+    expected = semiseparable(*arguments)[1](dM)
+    M, backward = semiseparable(*arguments)
+    M *= 2
+    for own, theirs in zip(backward(dM), expected, strict=True):
+        np.testing.assert_array_equal(own, theirs)
+
+
+def test_many_lengths_do_not_pile_up_in_memory():
+    for n in range(1, 40):
+        sum_over_crossings(np.exp(segsum(-np.ones(n))))
+    assert max(made.cache_info().currsize for made in (semiseparable_module._ones_below, semiseparable_module._never_above)) <= 8
 
 
 def test_a_reset_does_not_blur_what_follows_it_in_float32():
