@@ -16,7 +16,6 @@ Block b of q, k, v holds the positions from b window on; zeros fill up the last 
 Where causal is false the window reaches as far ahead as back, and k[b + 1] stands in (1) and (4) as a third part.
 """
 
-import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -24,7 +23,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, whole_number
 
 
 @concept(
@@ -57,7 +56,7 @@ def banded_attention(
     Raises ValueError when axes do not fit or window is not a whole number of at least 1.
     """
     positions = q.shape[-2]
-    window = min(_whole(window), positions)
+    window = min(whole_number("window", window, least=1), positions)
     offsets = (-1, 0) if causal else (-1, 0, 1)              # the blocks that a block of queries can reach
 
     def near(blocks):
@@ -103,13 +102,3 @@ def _shift(blocks, offset):
     nothing = np.zeros_like(blocks[..., :1, :, :])
     parts = [nothing, blocks[..., :-1, :, :]] if offset < 0 else [blocks[..., 1:, :, :], nothing]
     return np.concatenate(parts, axis=-3)
-
-
-def _whole(window):
-    try:
-        number = operator.index(window)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise invalid("window", got=window, wants="a whole number of at least 1")
-    return number

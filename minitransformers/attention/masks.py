@@ -12,13 +12,12 @@ Masks made of numbers alone are cached and therefore read-only; those made of ar
 """
 
 import functools
-import operator
 
 import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray as Array
 
-from minitransformers.foundation import invalid
+from minitransformers.foundation import invalid, whole_number
 
 
 def causal_mask(queries: int, keys: int | None = None) -> Bool[Array, "queries keys"]:
@@ -31,22 +30,22 @@ def sliding_window_mask(queries: int, keys: int | None = None, *, window: int) -
 
     Hugging Face's convention. (Some code reads "the last W" as W + 1 keys.)
     """
-    return _mask("window", *_sizes(queries, keys), _at_least("window", window, 1))
+    return _mask("window", *_sizes(queries, keys), whole_number("window", window, least=1))
 
 
 def band_mask(queries: int, keys: int | None = None, *, reach: int) -> Bool[Array, "queries keys"]:
     """Each query sees the positions at most ``reach`` away, on both sides."""
-    return _mask("band", *_sizes(queries, keys), _at_least("reach", reach, 0))
+    return _mask("band", *_sizes(queries, keys), whole_number("reach", reach, least=0))
 
 
 def prefix_mask(queries: int, keys: int | None = None, *, prefix: int) -> Bool[Array, "queries keys"]:
     """Causal, but the first ``prefix`` keys are seen by all: a prompt is read in both directions."""
-    return _mask("prefix", *_sizes(queries, keys), _at_least("prefix", prefix, 0))
+    return _mask("prefix", *_sizes(queries, keys), whole_number("prefix", prefix, least=0))
 
 
 def padding_mask(lengths: Int[Array, "*batch"], keys: int) -> Bool[Array, "*batch 1 1 keys"]:
     """The first ``lengths`` keys of each sequence are real, the others padding that nobody may see."""
-    lengths, keys = _integers("lengths", lengths), _at_least("keys", keys, 1)
+    lengths, keys = _integers("lengths", lengths), whole_number("keys", keys, least=1)
     if lengths.min() < 0 or lengths.max() > keys:
         raise invalid("lengths", got=f"{lengths.min()} to {lengths.max()}", wants=f"numbers from 0 to keys = {keys}")
     return np.arange(keys) < lengths[..., None, None, None]
@@ -76,18 +75,8 @@ def _mask(kind, queries, keys, number=0):
 
 
 def _sizes(queries, keys):
-    queries = _at_least("queries", queries, 1)
-    return queries, queries if keys is None else _at_least("keys", keys, 1)
-
-
-def _at_least(name, value, least):
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise invalid(name, got=value, wants="a whole number") from None
-    if number < least:
-        raise invalid(name, got=number, wants=f"at least {least}")
-    return number
+    queries = whole_number("queries", queries, least=1)
+    return queries, queries if keys is None else whole_number("keys", keys, least=1)
 
 
 def _integers(name, values):

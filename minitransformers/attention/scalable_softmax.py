@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.heads import check_scores, count_keys, dot_over_keys, forbid, sum_over_keys, sum_to
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, whole_number
 
 
 def init_scalable_softmax(
@@ -30,10 +30,8 @@ def init_scalable_softmax(
 
     Raises ValueError for no head and for fewer than 2 keys.
     """
-    if not isinstance(num_heads, (int, np.integer)) or num_heads < 1:
-        raise invalid("num_heads", got=num_heads, wants="a whole number of at least 1")
-    if not isinstance(context, (int, np.integer)) or context < 2:
-        raise invalid("context", got=context, wants="a whole number of at least 2 keys: log 1 is 0")
+    whole_number("num_heads", num_heads, least=1)
+    whole_number("context", context, least=2)                # log 1 is 0
     return (np.full((num_heads, 1), 1 / np.log(np.arange(1, context + 1)).mean(), dtype),)
 
 

@@ -41,7 +41,7 @@ from minitransformers.attention.heads import check_heads, merge_heads, split_hea
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
 from minitransformers.basics.embedding import Embedding, embedding
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import bad, concept, example, invalid, trusted
+from minitransformers.foundation import bad, concept, example, invalid, trusted, whole_number
 from minitransformers.hybrids.eidetic_memory import Eidetic, Predictor, admit, choose, innovation
 from minitransformers.state_space.causal_convolution import CausalConvolution
 from minitransformers.state_space.mamba import Mamba, MambaState, init_mamba, mamba, mamba_step
@@ -132,9 +132,8 @@ def _check(num_heads: int, window: int, memory: int, params: Bmojo) -> None:
     check_heads("num_heads", num_heads, params.value.weight.shape[1])
     if params.ssm.in_proj.weight.shape[0] != (d_model := params.query.weight.shape[0]):
         raise invalid("params.ssm", got=f"{params.ssm.in_proj.weight.shape[0]} features", wants=f"{d_model}, as params.query has")
-    for name, size, least in (("window", window, 1), ("memory", memory, 0)):
-        if not isinstance(size, (int, np.integer)) or size < least:
-            raise invalid(name, got=size, wants=f"a whole number of at least {least}")
+    whole_number("window", window, least=1)
+    whole_number("memory", memory, least=0)
 
 
 def _near(stream: Array, places: Array, window: int):

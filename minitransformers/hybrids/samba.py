@@ -31,7 +31,7 @@ from minitransformers.attention.sliding_window_attention import (
     sliding_window_attention_step,
 )
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward, init_gated_feed_forward
-from minitransformers.foundation import bad, concept, example, invalid, trees, trusted
+from minitransformers.foundation import bad, concept, example, invalid, trees, trusted, whole_number
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.state_space.mamba import Mamba, init_mamba, mamba, mamba_step
 
@@ -50,8 +50,7 @@ def init_samba(
     d_hidden: int | None = None, std: float | None = None, residual_std: float | None = None, dtype: type = np.float32,
 ) -> list[SambaLayer]:  # fmt: skip
     """num_layers layers, at least 1, Mamba in the first; each part as its own init makes it."""
-    if not isinstance(num_layers, (int, np.integer)) or num_layers < 1:
-        raise invalid("num_layers", got=num_layers, wants="a whole number of at least 1")
+    whole_number("num_layers", num_layers, least=1)
     scales: dict[str, Any] = {"std": std, "residual_std": residual_std, "dtype": dtype}
 
     def mixer(layer: int) -> Mamba | GroupedQueryAttention:

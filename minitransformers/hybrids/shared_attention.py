@@ -34,7 +34,7 @@ from minitransformers.attention.heads import check_heads
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention, multi_head_attention_step
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import bad, concept, example, invalid, trusted
+from minitransformers.foundation import bad, concept, example, invalid, trusted, whole_number
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 
 
@@ -91,8 +91,8 @@ def init_shared_call(
 ) -> SharedCall:
     """A call's own map, and low-rank changes that are zero at first (up is zero) where ranks are given, of at least 1."""
     for name, size in (("rank", rank), ("attention_rank", attention_rank)):
-        if size is not None and (not isinstance(size, (int, np.integer)) or size < 1):
-            raise invalid(name, got=size, wants="None or a whole number of at least 1")
+        if size is not None:
+            whole_number(name, size, least=1)
     d_model, d_hidden = params.gate.weight.shape
     d_joined, dtype = 2 * d_model, params.gate.weight.dtype.type
 

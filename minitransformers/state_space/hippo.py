@@ -10,7 +10,7 @@ trained system, Gu, Goel and Re 2021 (S4), arXiv:2111.00396, eq. 2.
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.foundation import invalid
+from minitransformers.foundation import whole_number
 
 
 def hippo_legs(d_state: int, *, dtype: type = np.float64) -> tuple[Array, Array]:
@@ -20,8 +20,7 @@ def hippo_legs(d_state: int, *, dtype: type = np.float64) -> tuple[Array, Array]
     skew-symmetric, so that A is a normal matrix less one of rank one.
     Raises ValueError when d_state is no whole number of at least 1.
     """
-    if not isinstance(d_state, (int, np.integer)) or d_state < 1:
-        raise invalid("d_state", got=d_state, wants="a whole number of at least 1")
+    whole_number("d_state", d_state, least=1)
     n = np.arange(d_state)
     B = np.sqrt(2 * n + 1.0)
     A = -np.tril(np.outer(B, B), -1) - np.diag(n + 1.0)

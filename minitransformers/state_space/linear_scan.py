@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, concept, example, invalid, whole_number
 
 FORMS = ("sequential", "associative", "chunked")
 
@@ -38,8 +38,7 @@ def check_form(form: str, chunk: int) -> None:
     """Raise ValueError for an unknown form or a chunk that is no whole number of at least 1."""
     if form not in FORMS:
         raise invalid("form", got=repr(form), wants="one of " + ", ".join(map(repr, FORMS)))
-    if not isinstance(chunk, (int, np.integer)) or chunk < 1:
-        raise invalid("chunk", got=chunk, wants="a whole number of at least 1 position")
+    whole_number("chunk", chunk, least=1)
 
 
 def scan(decay: Array, drive: Array, state: Array, *, form: str = "sequential", chunk: int = 64) -> Array:

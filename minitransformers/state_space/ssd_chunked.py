@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, invalid
+from minitransformers.foundation import bad, concept, whole_number
 from minitransformers.state_space.semiseparable import segsum, sum_over_crossings
 from minitransformers.state_space.ssd_recurrent import REJECTS, check_recurrence, example_call
 
@@ -58,8 +58,7 @@ def ssd_chunked(
     a chunk below 1 raises ValueError, too.
     """
     check_recurrence(log_decay, B)
-    if not isinstance(chunk, (int, np.integer)) or chunk < 1:
-        raise invalid("chunk", got=chunk, wants="a whole number of at least 1 position")
+    whole_number("chunk", chunk, least=1)
     *batch, n, heads, d_head = x.shape
     groups, d_state = B.shape[-2:]
 

@@ -19,7 +19,7 @@ asked for at the position where its last clue stands; only answers are asked for
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.foundation import invalid
+from minitransformers.foundation import invalid, whole_number
 
 IGNORED = -100  # cross_entropy's default
 NOISE = 0       # the token that means nothing, in copying and in recall without random filler
@@ -63,10 +63,10 @@ def induction_heads(
     vocabulary_size - 1.
     Raises ValueError for no question or more than half the length has room for, for a length below 3 and a vocabulary below 3.
     """
-    _at_least("batch_size", batch_size, 1)
-    _at_least("length", length, 3)
-    _at_least("vocabulary_size", vocabulary_size, 3)
-    _at_least("num_questions", num_questions, 1)
+    whole_number("batch_size", batch_size, least=1)
+    whole_number("length", length, least=3)
+    whole_number("vocabulary_size", vocabulary_size, least=3)
+    whole_number("num_questions", num_questions, least=1)
     if 2 * num_questions >= length:
         raise invalid("num_questions", got=num_questions, wants=f"at most {(length - 1) // 2} in a length of {length}")
     special, rows = vocabulary_size - 1, np.arange(batch_size)[:, None]
@@ -102,8 +102,8 @@ def associative_recall(
     Raises ValueError for an odd length, for pairs that take more than half of it, for fewer keys in the vocabulary than
     pairs, and for a power that is not above 0. (Zoology's code wants a vocabulary larger than length, too.)
     """
-    _at_least("batch_size", batch_size, 1)
-    _at_least("num_pairs", num_pairs, 1)
+    whole_number("batch_size", batch_size, least=1)
+    whole_number("num_pairs", num_pairs, least=1)
     half = vocabulary_size // 2
     if length % 2:
         raise invalid("length", got=length, wants="an even number: pairs take two places")
@@ -150,13 +150,8 @@ def _distinct(rng: np.random.Generator, weights: Array, batch_size: int, count: 
 
 
 def _check_copying(batch_size: int, length: int, num_tokens: int, vocabulary_size: int) -> None:
-    _at_least("batch_size", batch_size, 1)
-    _at_least("num_tokens", num_tokens, 1)
-    _at_least("vocabulary_size", vocabulary_size, 4)
+    whole_number("batch_size", batch_size, least=1)
+    whole_number("num_tokens", num_tokens, least=1)
+    whole_number("vocabulary_size", vocabulary_size, least=4)
     if num_tokens > length:
         raise invalid("num_tokens", got=num_tokens, wants=f"at most the length of {length}")
-
-
-def _at_least(name: str, number: int, least: int) -> None:
-    if number < least:
-        raise invalid(name, got=number, wants=f"at least {least}")
