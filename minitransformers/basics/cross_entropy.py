@@ -82,7 +82,8 @@ def cross_entropy(
         reward += off * exps.sum(axis=-1)
     np.exp(exps, out=exps)                                   # in place: the array is ours and nothing else needs it
     total = exps @ np.ones(num_classes, dtype)               # sums rows three times faster than sum(-1)  (2)
-    row_loss = np.where(kept, np.log(total) - reward, 0)     # what is ignored may be infinite or NaN  (4)
+    exps[~kept], total[~kept] = 0, 1                         # what is ignored may be infinite or NaN
+    row_loss = np.where(kept, np.log(total) - reward, 0)     # (4)
     out = weight @ row_loss                                  # (5)
 
     def backward(dout):
@@ -91,7 +92,6 @@ def cross_entropy(
         if off:
             dlogits -= (scale * off)[:, None]
         dlogits[positions, classes] -= scale * on            # one class a row: no id repeats  (6)
-        dlogits[~kept] = 0                                   # and not 0 times what is ignored
         return dlogits.reshape(logits.shape)
 
     return out, backward
