@@ -135,9 +135,9 @@ def multi_head_attention(
     causal hides later keys besides. scale multiplies the scores (default 1/sqrt(d_head)). rotate(x) -> out, backward
     turns queries and keys (functools.partial(rope, base=1e5)). normalize(params.normalizer, query, key) -> (query, key),
     backward, a function or its name ("qk_norm"), acts on each head before that. weighting, a function or its name,
-    takes the place of the softmax, as in scaled_dot_product_attention, and gets params.learned. attend(query, key, value) -> out, backward takes the
-    place of scaled_dot_product_attention and decides itself, causal or not, what a query sees; by its name
-    ("gaussian_kernel_attention") it gets the causal mask.
+    takes the place of the softmax, as in scaled_dot_product_attention, and gets params.learned. attend(query, key, value)
+    -> out, backward takes the place of scaled_dot_product_attention and decides itself, causal or not, what a query sees;
+    by its name ("gaussian_kernel_attention") it gets the causal mask.
     Returns out, shaped like x, and backward: dout -> MultiHeadAttention, dx, dbias (None without a bias).
     Raises ValueError when num_heads does not divide the projections, when mask or bias do not fit the scores, when
     attend comes with mask, bias, scale or weighting, or normalize without what it learns.

@@ -13,8 +13,8 @@ and Gemma 2; "none" is the exact form, used by BERT. They differ by up to 4.7e-4
 
 The slope is made in the forward, while x is in the cache: the backward is one product, and keeps one array.
 Phi of a negative number is exp(-x^2 / 2) times a ratio of polynomials (Hart et al. 1968, Computer Approximations, as
-given by West 2005, "Better approximations to cumulative normal functions", Wilmott), within 2e-16 of Phi, absolutely: NumPy has no erf,
-SciPy's is slower, and the exponential is wanted for (5) in any case.
+given by West 2005, "Better approximations to cumulative normal functions", Wilmott), within 2e-16 of Phi, absolutely:
+NumPy has no erf, SciPy's is slower, and the exponential is wanted for (5) in any case.
 """
 
 from math import pi, sqrt

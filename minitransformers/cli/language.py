@@ -43,15 +43,16 @@ def train(arguments: argparse.Namespace) -> int:
     if chosen("batch", 16, 8) % arguments.threads:
         raise UsageError(f"--threads: got {arguments.threads}, wants a divisor of the batch of {chosen('batch', 16, 8)}")
     training_config = TrainingConfig(
-        steps=steps, batch_size=chosen("batch", 16, 8), micro_batches=arguments.threads, threads=arguments.threads, learning_rate=chosen("learning_rate", 1e-3, 1e-2), warmup=warmup / steps,
+        steps=steps, batch_size=chosen("batch", 16, 8), micro_batches=arguments.threads, threads=arguments.threads,
+        learning_rate=chosen("learning_rate", 1e-3, 1e-2), warmup=warmup / steps,
         weight_decay=arguments.weight_decay, clip=arguments.clip, seed=arguments.seed,
         eval_every=max(1, steps // 4), eval_windows=64 if small else 256, checkpoint_every=max(1, steps // 4),
     )  # fmt: skip
     corpus = Corpus.load(arguments.text, context=context, vocabulary=f"{arguments.vocabulary}s")
     model_config = LanguageModelConfig(
         vocabulary_size=corpus.vocabulary.size, context=context, d_model=chosen("width", 128, 32),
-        num_layers=chosen("layers", 4, 2), num_heads=chosen("heads", 4, 2), mixer=arguments.mixer, stack=arguments.stack, channel=arguments.channel,
-        norm=arguments.norm, position=arguments.position, placement=arguments.placement, tied=not arguments.untied,
+        num_layers=chosen("layers", 4, 2), num_heads=chosen("heads", 4, 2),
+        mixer=arguments.mixer, stack=arguments.stack, channel=arguments.channel, norm=arguments.norm, position=arguments.position, placement=arguments.placement, tied=not arguments.untied,
         scale_embedding=arguments.scale_embedding, fix_norm=arguments.fix_norm, dropout=arguments.dropout,
         options=_options(arguments.option),
     )  # fmt: skip

@@ -135,8 +135,8 @@ def samba(
     window counts the positions that attention sees, its own among them. rotate(x) -> out, backward turns queries and keys
     (the paper uses RoPE); Mamba needs no positions.
     Returns out, shaped like x and not normalised, and backward: dout -> list of SambaLayer, dx.
-    Raises ValueError when window is below 1, num_heads does not divide the features, or the layers
-    are none, or not all as wide as x.
+    Raises ValueError when window is below 1, num_heads does not divide the features, or there is no layer, or one that is
+    not as wide as x.
     """
     _check(params, x)
     attend: Callable = partial(sliding_window_attention, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, rotate=rotate)

@@ -45,7 +45,8 @@ def load_gpt2(weights: Mapping[str, Array] | str | Path, *, num_heads: int) -> t
 
         weights, _ = read_safetensors(weights)
     # The causal mask is stored beside the weights in old files.
-    named = [(name.removeprefix("transformer."), np.asarray(a)) for name, a in weights.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))]
+    masks = (".attn.bias", ".attn.masked_bias")
+    named = [(name.removeprefix("transformer."), np.asarray(array)) for name, array in weights.items() if not name.endswith(masks)]
     arrays = dict(named)
     if len(arrays) < len(named):
         raise invalid("weights", got="a name with and without transformer. in front", wants="each weight once")

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
+from minitransformers.basics.embedding import Embedding, embedding
 from minitransformers.foundation import bad, concept, example, invalid, whole_number
 
 
@@ -69,14 +70,13 @@ def learned(params: Learned, x: Float[Array, "... length d_model"], *, positions
     if positions.min() < 0 or positions.max() >= max_positions:
         wants = f"0 to {max_positions - 1}, the rows of params.table"
         raise invalid("positions", got=f"{positions.min()} to {positions.max()}", wants=wants)
-    row = params.table[positions]                            # (length, d_model)  (1)
+    row, row_backward = embedding(Embedding(params.table), ids=positions)  # (length, d_model); a position may repeat  (1)
     out = x + row                                            # (2)
 
     def backward(dout):
         dx = dout                                            # (3)
         drow = dout.reshape(-1, length, d_model).sum(axis=0)  # (length, d_model)  (4)
-        dtable = np.zeros_like(params.table)
-        np.add.at(dtable, positions, drow)                   # dtable[positions] += drow would drop repeats  (5)
+        dtable = row_backward(drow).weight                   # rows of one position add up  (5)
         return Learned(dtable), dx
 
     return out, backward

@@ -104,8 +104,8 @@ def selective_scan(
     very wide states are shorter than it.
     Returns (out, state), out shaped like u and the state after the last position, and backward: (dout, dstate) -> one
     gradient each, None for what was None.
-    Raises ValueError for a delta that is negative or not finite, an A that is not negative and finite, an unknown form, a chunk below 1 and axes that do
-    not fit.
+    Raises ValueError for a delta that is negative or not finite, an A that is not negative and finite, an unknown form, a
+    chunk below 1 and axes that do not fit.
     """
     check_form(form, chunk)
     for name, array, fits, wants in (

@@ -36,8 +36,9 @@ def fit(
     """Parameters after some steps of AdamW on ``loss(params) -> value, gradients``; params stay as they are.
 
     The rate climbs to peak during warmup (a part of the steps, from 0 to 1) and falls along a cosine to floor (a part of
-    peak); clip limits the norm of the gradient; weight_decay is the optimiser's, on what ``decays``. ``watch(step, value, params)`` is called after each step, with the value
-    before it, and may measure but not keep the parameters: the next step changes them. progress goes around the steps.
+    peak); clip limits the norm of the gradient; weight_decay is the optimiser's, on what ``decays``.
+    ``watch(step, value, params)`` is called after each step, with the value before it, and may measure but not keep the
+    parameters: the next step changes them. progress goes around the steps.
     Raises ValueError for fewer than one step and a warmup that is no part, and TrainingDiverged where a gradient is not finite.
     """
     if steps < 1:
