@@ -147,7 +147,7 @@ def _check(entry: Entry, seed: int) -> dict[str, Any]:
         found["autograd"] = None if report.autograd is None else float(report.autograd)
         return "; ".join(report.failures())
 
-    for name, generic in checks.CHECKS.items():
+    for name, generic in checks.checks_of(entry).items():
         try:
             failures[name] = gradients() if name == "gradients" else generic(entry, seed=seed).message
         except Exception as error:  # one broken concept must not hide the state of the others

@@ -1,8 +1,24 @@
 """What every concept stands on: the contract, its proof, trees of parameters and the catalogue. It knows no concept."""
 
-from minitransformers.foundation.contract import bad, concept, example, invalid, positive_number, trusted, whole_number
+from minitransformers.foundation.contract import (
+    bad,
+    checked,
+    concept,
+    example,
+    invalid,
+    positive_number,
+    procedure,
+    trusted,
+    whole_number,
+    without_params,
+)
 from minitransformers.foundation.gradients import assert_gradients, check_gradients
+from minitransformers.foundation.ranges import above, at_least, at_most, below, between, finite, from_to_below, negative, positive
+from minitransformers.foundation.reparameterize import reparameterize
+from minitransformers.foundation.shapes import InvalidArgument
 
 __all__ = [
-    "assert_gradients", "bad", "check_gradients", "concept", "example", "invalid", "positive_number", "trusted", "whole_number",
+    "InvalidArgument", "above", "assert_gradients", "at_least", "at_most", "bad", "below", "between", "check_gradients", "checked",
+    "concept", "example", "finite", "from_to_below", "invalid", "negative", "positive", "positive_number", "procedure", "reparameterize",
+    "trusted", "whole_number", "without_params",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""The catalogue: every concept in the package, made from the labels on the functions themselves.
+"""The catalogue: every concept and procedure in the package, made from the labels on the functions themselves.
 
-Nobody keeps a second list. ``concepts()`` imports the chapters once and maps each concept's name to its entry;
-the generic checks, the command line, the site's tables and the language model's parts all read it.
+Nobody keeps a second list. ``entries()`` imports the chapters once and maps each name to its entry; ``concepts()`` and
+``procedures()`` are the two halves. The generic checks, the command line, the site's tables and the workbench read it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 # What a concept can be to a model (see the table of roles in the documentation). A position acts in one of three places. A
-# stack stands for all blocks at once: its layers share parameters, or read what no single block is given.
-ROLES = ("mixer", "stack", "channel", "norm", "position/input", "position/rotation", "position/bias", "weighting", "core", "normalizer")
+# stack stands for all blocks at once: its layers share parameters, or read what no single block is given. prepare, core and
+# weighting are slots of attention: what is done to queries and keys first, what moves the values, what makes weights of scores.
+ROLES = ("mixer", "stack", "channel", "norm", "position/input", "position/rotation", "position/bias", "prepare", "core", "weighting", "normalizer")
 
 # The order in which a reader meets the chapters.
 READING_ORDER = (
@@ -58,7 +59,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the museum label of a concept says."""
+    """What the museum label of a concept or a procedure says."""
 
     name: str
     chapter: str
@@ -69,15 +70,23 @@ class Entry:
     roles: tuple[str, ...] = ()
     rejects: tuple[Rejection, ...] = ()
     step: Callable | None = None
+    form_of: str | None = None
+    gradient_of: Callable | None = None
+    is_procedure: bool = False
 
     @property
     def module(self) -> str:
         """The module's dotted name."""
         return self.function.__module__
 
+    @property
+    def page(self) -> str:
+        """The name of the page that explains it: the plain form's for another form of it, otherwise the file's."""
+        return self.form_of or self.module.rpartition(".")[2]
+
     @cached_property
     def init(self) -> Callable | None:
-        """``init_<name>`` of the same module, or None where the concept has no parameters."""
+        """``init_<name>`` of the same module, or None where it has no parameters."""
         return getattr(sys.modules[self.module], f"init_{self.name}", None)
 
     def example(self, rng: np.random.Generator) -> Example:
@@ -94,20 +103,22 @@ _entries: dict[str, Entry] = {}
 
 def register(entry: Entry) -> None:
     """Add an entry. Raises ValueError where the label lacks a part or the name is taken."""
+    what = f"{'procedure' if entry.is_procedure else 'concept'} {entry.name}"
     for part in ("title", "source"):
         if not getattr(entry, part).strip():
-            raise ValueError(f"concept {entry.name}: the label has no {part}")
+            raise ValueError(f"{what}: the label has no {part}")
     if not callable(entry.make_example):
-        raise ValueError(f"concept {entry.name}: example must be a function of a random generator")
+        raise ValueError(f"{what}: example must be a function of a random generator")
     for role in entry.roles:
         if role not in ROLES:
-            raise ValueError(f"concept {entry.name}: unknown role {role!r}; the roles are {', '.join(ROLES)}")
+            raise ValueError(f"{what}: unknown role {role!r}; the roles are {', '.join(ROLES)}")
     package, _, file = entry.module.rpartition(".")
-    if package.split(".")[0] == "minitransformers" and file != entry.name:
-        raise ValueError(f"concept {entry.name}: its file must bear its name, not {file}.py")
+    ours = package.split(".")[0] == "minitransformers"
+    if ours and not entry.is_procedure and file not in (entry.name, entry.form_of):
+        raise ValueError(f"{what}: its file must bear its name, not {file}.py")
     other = _entries.get(entry.name)
     if other is not None and _place(other.function) != _place(entry.function):
-        raise ValueError(f"concept {entry.name}: the name is taken by {other.module}")
+        raise ValueError(f"{what}: the name is taken by {other.module}")
     _entries[entry.name] = entry
 
 
@@ -117,8 +128,8 @@ def _place(function: Callable) -> tuple:
     return (code.co_filename, code.co_firstlineno)
 
 
-def concepts(*, role: str | None = None, chapter: str | None = None) -> dict[str, Entry]:
-    """Every concept in reading order: name to entry; only those of a role or a chapter, where one is given."""
+def entries(*, role: str | None = None, chapter: str | None = None) -> dict[str, Entry]:
+    """Every concept and procedure in reading order: name to entry; only those of a role or a chapter, where one is given."""
     import minitransformers
 
     for module in pkgutil.walk_packages(minitransformers.__path__, "minitransformers."):
@@ -133,14 +144,24 @@ def concepts(*, role: str | None = None, chapter: str | None = None) -> dict[str
     }
 
 
+def concepts(*, role: str | None = None, chapter: str | None = None) -> dict[str, Entry]:
+    """The entries that have a gradient."""
+    return {name: entry for name, entry in entries(role=role, chapter=chapter).items() if not entry.is_procedure}
+
+
+def procedures(*, chapter: str | None = None) -> dict[str, Entry]:
+    """The entries that have none."""
+    return {name: entry for name, entry in entries(chapter=chapter).items() if entry.is_procedure}
+
+
 def find(name: str, *, role: str | None = None) -> Entry:
     """The entry of that name. Raises ValueError that suggests the nearest name."""
     import difflib
 
-    known = concepts(role=role)
+    known = entries(role=role)
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    kind = f"{role} " if role else ""
+    kind = f"{role} " if role else "concept or procedure "
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {kind or 'concept '}{name!r}{hint} (known: {', '.join(known)})")
+    raise ValueError(f"unknown {kind}{name!r}{hint} (known: {', '.join(known)})")

@@ -1,7 +1,7 @@
-"""The checks that every concept in the catalogue passes without a test written for it.
+"""The checks that every entry of the catalogue passes without a test written for it.
 
-``run(entry)`` holds one concept against the whole table; each row is a function of the same name below, so that a
-test can ask for one of them alone. All work on the label's example: small, float64, made by any generator.
+``run(entry)`` holds one concept or procedure against its whole table; each row is a function of the same name below, so
+that a test can ask for one of them alone. All work on the label's example: small, float64, made by any generator.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from minitransformers.foundation import trees
-from minitransformers.foundation.catalogue import Entry, Example
-from minitransformers.foundation.gradients import GradientReport, check_gradients, one_each
+from minitransformers.foundation.bad_calls import bad_calls, resized
+from minitransformers.foundation.catalogue import Entry, Example, Rejection
+from minitransformers.foundation.contract import InvalidArgument
+from minitransformers.foundation.gradients import GradientReport, check_gradients, fresh, one_each
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,20 @@ class Outcome:
 
 def run(entry: Entry, *, seed: int = 0) -> list[Outcome]:
     """Every check, in the order of the table."""
-    return [check(entry, seed=seed) for check in CHECKS.values()]
+    return [check(entry, seed=seed) for check in checks_of(entry).values()]
+
+
+def checks_of(entry: Entry) -> dict[str, Callable[..., Outcome]]:
+    """The checks by name: a procedure has no gradient to hold against anything."""
+    return {name: check for name, check in CHECKS.items() if not (entry.is_procedure and name in _OF_GRADIENTS)}
 
 
 def gradient_report(entry: Entry, *, seed: int = 0) -> GradientReport:
     """The gradient checker's report on the label's example."""
     example = _example(entry, seed)
-    return check_gradients(entry.function, *example.args, rng_for_check=np.random.default_rng([seed, 1]), **example.config)
+    return check_gradients(
+        entry.function, *example.args, rng_for_check=np.random.default_rng([seed, 1]), gradient_of=entry.gradient_of, **example.config
+    )
 
 
 def gradients(entry: Entry, *, seed: int = 0) -> Outcome:
@@ -52,16 +61,20 @@ def gradients(entry: Entry, *, seed: int = 0) -> Outcome:
 
 
 def dtypes(entry: Entry, *, seed: int = 0) -> Outcome:
-    """float32 in, float32 out, in the output and every gradient; the same for float64; and the two agree to 1e-4."""
+    """float32 in, float32 out, in the output and every gradient; the same for float64; and the two agree to 1e-4.
+
+    A procedure may compute in float64 whatever comes in.
+    """
     exact, single = _example(entry, seed), _as_dtype(_example(entry, seed), np.float32)
     worst, found = 0.0, []
-    out64, grads64 = _forward_and_backward(entry, exact, seed)
-    out32, grads32 = _forward_and_backward(entry, single, seed)
-    for what, wide, narrow in (("output", out64, out32), ("gradient", grads64, grads32)):
-        pairs = list(zip(trees.leaves(wide, what), trees.leaves(narrow, what), strict=True))
-        scale = max([float(np.max(np.abs(a), initial=0)) for (_, a), _ in pairs] + [1e-30])
-        for (path, a), (_, b) in pairs:
-            if a.dtype != np.float64 or b.dtype != np.float32:
+    for what, wide, narrow in zip(("output", "gradient"), _results(entry, exact, seed), _results(entry, single, seed), strict=False):
+        pairs = [(path, np.asarray(a), np.asarray(b)) for (path, a), (_, b) in zip(_leaves(wide, what), _leaves(narrow, what), strict=True)]
+        scale = max([float(np.max(np.abs(a), initial=0)) for _, a, _ in pairs if a.dtype.kind in "fiuc"] + [1e-30])
+        for path, a, b in pairs:
+            if a.dtype.kind != "f":
+                worst = max(worst, float(not np.array_equal(a, b)))
+                continue
+            if a.dtype != np.float64 or not (b.dtype == np.float32 or (entry.is_procedure and b.dtype == np.float64)):
                 found.append(f"{path}: {a.dtype} from float64, {b.dtype} from float32")
             worst = float(np.maximum(worst, np.max(np.abs(a - b), initial=0) / scale))
     if not worst <= 1e-4:
@@ -75,24 +88,25 @@ def purity(entry: Entry, *, seed: int = 0) -> Outcome:
     before = _arrays(example)
     copies = [a.copy() for a in before]
     out, backward = _call(entry, example)
-    dout = _random_like(out, seed)
-    dout_copy = trees.map(np.array, dout)
-    out_copy = trees.map(np.array, out)
-    first = trees.map(np.array, _as_tuple(backward(dout), example))
-    second = _as_tuple(backward(dout), example)
+    out_copy = _copied(out)
     again, backward_again = _call(entry, example)
-    third = _as_tuple(backward_again(dout), example)
-    found = [
-        message
-        for message, ok in (
+    rows = [
+        ("an argument was written to", all(map(np.array_equal, before, copies))),
+        ("a second call differs", _same(out_copy, again)),
+        ("a second call changed what the first returned", _same(out, out_copy)),
+    ]
+    if backward is not None:
+        dout = _random_like(out, seed)
+        dout_copy = _copied(dout)
+        first, second, third = (_copied(_as_tuple(back(dout), example)) for back in (backward, backward, backward_again))
+        rows += [
             ("an argument was written to", all(map(np.array_equal, before, copies))),
             ("dout was written to", _same(dout, dout_copy)),
             ("backward changed the output", _same(out, out_copy)),
             ("a second backward differs", _same(first, second)),
-            ("a second call differs", _same(out, again) and _same(first, third)),
-        )
-        if not ok
-    ]
+            ("a second call's backward differs", _same(first, third)),
+        ]
+    found = list(dict.fromkeys(message for message, ok in rows if not ok))
     return Outcome("purity", float(len(found)), 0.0, "; ".join(found))
 
 
@@ -110,10 +124,9 @@ def strides(entry: Entry, *, seed: int = 0) -> Outcome:
 
     example, worst = _example(entry, seed), 0.0
     for layout in (fortran, spread, zero_stride):
-        plain = trees.map(lambda a: np.array(layout(a), order="C"), example.args)
-        strided = trees.map(lambda a: layout(np.asarray(a)), example.args)
-        reference = _forward_and_backward(entry, Example(plain, example.config), seed)
-        found = _forward_and_backward(entry, Example(strided, example.config), seed)
+        plain = _mapped(example, lambda a, layout=layout: np.array(layout(a), order="C"))
+        strided = _mapped(example, lambda a, layout=layout: layout(np.asarray(a)))
+        reference, found = _results(entry, plain, seed), _results(entry, strided, seed)
         worst = float(np.maximum(worst, _difference(reference, found)))
     return Outcome("strides", worst, 1e-12, "" if worst <= 1e-12 else f"memory layout changes the result by {worst:.2g}")
 
@@ -161,7 +174,7 @@ def large_inputs(entry: Entry, *, seed: int = 0) -> Outcome:
     example = Example(trees.map(lambda a: a * np.float32(1e3), example.args), example.config)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         try:
-            results = _forward_and_backward(entry, example, seed)
+            results = _results(entry, example, seed)
         except FloatingPointError as error:
             return Outcome("large inputs", 1.0, 0.0, str(error))
     broken = [path for path, leaf in trees.leaves(results) if not np.all(np.isfinite(leaf))]
@@ -170,20 +183,82 @@ def large_inputs(entry: Entry, *, seed: int = 0) -> Outcome:
 
 def rejections(entry: Entry, *, seed: int = 0) -> Outcome:
     """Every bad call on the label raises a ValueError that names the argument."""
-    example, found = _example(entry, seed), []
-    for rejection in entry.rejects:
-        spoiled = rejection.spoil(entry.function, example)
-        try:
-            _call(entry, spoiled)
-            found.append(f"{rejection.names}: a bad value was accepted")
-        except ValueError as error:
-            if rejection.names not in str(error):
-                found.append(f"{rejection.names}: the error does not name it: {error}")
-        except Exception as error:
-            found.append(f"{rejection.names}: {type(error).__name__} instead of ValueError: {error}")
-    if not entry.rejects:
-        found.append("the label lists no bad call")
+    found = [f"{rejection.names}: {problem}" for rejection in entry.rejects if (problem := _refused(entry, rejection, _example(entry, seed)))]
     return Outcome("rejections", float(len(found)), 0.0, "; ".join(found))
+
+
+def signature(entry: Entry, *, seed: int = 0) -> Outcome:
+    """Every bad call that the annotations tell of raises a ValueError that names the argument."""
+    found = []
+    for what, rejection in bad_calls(entry.function, _example(entry, seed)):
+        if problem := _refused(entry, rejection, _example(entry, seed)):
+            found.append(f"{what}: {problem}")
+    return Outcome("signature", float(len(found)), 0.0, "; ".join(found[:10]))
+
+
+def shapes(entry: Entry, *, seed: int = 0) -> Outcome:
+    """An axis that is one longer, or 1, is refused by name, or gives gradients of the arguments' own shapes."""
+    found = []
+    for what, example in resized(_example(entry, seed)):
+        try:
+            out, backward = _call(entry, example)
+            if backward is not None:
+                pairs = zip(trees.leaves(example.args), trees.leaves(_as_tuple(backward(_random_like(out, seed)), example)), strict=True)
+                found += [f"{what}: the gradient of {path} has shape {g.shape}" for (path, a), (_, g) in pairs if np.shape(a) != np.shape(g)]
+        except InvalidArgument:
+            continue
+        except Exception as error:
+            found.append(f"{what}: {type(error).__name__}: {error}")
+    return Outcome("shapes", float(len(found)), 0.0, "; ".join(found[:10]))
+
+
+def scalars(entry: Entry, *, seed: int = 0) -> Outcome:
+    """Settings that come as NumPy's numbers give the same bits as Python's."""
+    example = _example(entry, seed)
+    kinds: dict[type, type] = {bool: np.bool_, int: np.int64, float: np.float64}
+    spoiled = {k: kinds[type(v)](v) if type(v) in kinds else v for k, v in _with_defaults(entry, example).items()}
+    same = _same(_results(entry, example, seed), _results(entry, Example(example.args, spoiled), seed))
+    return Outcome("scalars", float(not same), 0.0, "" if same else "NumPy's numbers as settings change the result or its dtype")
+
+
+def zeros(entry: Entry, *, seed: int = 0) -> Outcome:
+    """None in the place of a part of dout gives what zeros give."""
+    example = _example(entry, seed)
+    out, backward = _call(entry, example)
+    dout, worst = _random_like(out, seed), 0.0
+    for i in range(len(out) if isinstance(out, tuple) else 0):
+        parts = [[*dout[:i], part, *dout[i + 1 :]] for part in (None, trees.zeros_like(out[i]))]
+        with_none, with_zeros = (_as_tuple(backward(type(dout)(*p) if hasattr(dout, "_fields") else tuple(p)), example) for p in parts)
+        worst = max(worst, _difference(with_none, with_zeros))
+    nothing = _difference(_as_tuple(backward(None), example), trees.zeros_like(_as_tuple(backward(dout), example)))
+    worst = max(worst, nothing)
+    return Outcome("zeros", worst, 0.0, "" if worst == 0 else f"None for zero changes a gradient by {worst:.2g}")
+
+
+def steps(entry: Entry, *, seed: int = 0) -> Outcome:
+    """Where there is a step: one position at a time, several at once and the full pass agree (≤ 1e-10)."""
+    if entry.step is None:
+        return Outcome("steps", 0.0, 1e-10)
+    example = _example(entry, seed)
+    return Outcome("steps", *_stepwise(entry, example))
+
+
+def _stepwise(entry: Entry, example: Example) -> tuple[float, float, str]:
+    assert entry.step is not None
+    names, known = list(inspect.signature(entry.function).parameters), inspect.signature(entry.step).parameters
+    given = {**dict(zip(names, example.args, strict=False)), **example.config}
+    params, x = example.args[:2]
+    besides = {k: v for k, v in given.items() if k not in (*names[:2], "bias", "mask")}  # what is said of a whole text's pairs
+    whole, _ = entry.function(params, x, *(besides.pop(k) for k in names[2 : len(example.args)] if k in besides), **besides)
+    config = {k: v for k, v in given.items() if k in known and k not in (*names[:2], "bias", "mask")}
+    worst, n = 0.0, x.shape[-2]
+    for sizes in ([1] * n, [n], [n - n // 2, *[1] * (n // 2)]):
+        state, start = None, 0
+        for size in sizes:
+            out, state = entry.step(params, x[..., start : start + size, :], state, **config)
+            worst = float(np.maximum(worst, _difference(out, whole[..., start : start + size, :])))
+            start += size
+    return worst, 1e-10, "" if worst <= 1e-10 else f"the steps differ from the whole by {worst:.2g}"
 
 
 CHECKS: dict[str, Callable[..., Outcome]] = {
@@ -193,18 +268,48 @@ CHECKS: dict[str, Callable[..., Outcome]] = {
     "strides": strides,
     "batches": batches,
     "large inputs": large_inputs,
+    "zeros": zeros,
+    "scalars": scalars,
+    "shapes": shapes,
+    "signature": signature,
     "rejections": rejections,
+    "steps": steps,
 }
+
+_OF_GRADIENTS = ("gradients", "batches", "large inputs", "zeros", "steps")
 
 
 def _example(entry: Entry, seed: int) -> Example:
     return entry.example(np.random.default_rng(seed))
 
 
-def _call(entry: Entry, example: Example) -> Any:
-    from minitransformers.foundation.gradients import _fresh
+def _call(entry: Entry, example: Example) -> tuple[Any, Any]:
+    """The output, and backward, which a procedure has not."""
+    result = entry.function(*example.args, **fresh(example.config))
+    return (result, None) if entry.is_procedure else result
 
-    return entry.function(*example.args, **_fresh(example.config))
+
+def _results(entry: Entry, example: Example, seed: int) -> tuple:
+    """The output, and the gradients at a random dout where there are any."""
+    out, backward = _call(entry, example)
+    return (out,) if backward is None else (out, _as_tuple(backward(_random_like(out, seed)), example))
+
+
+def _refused(entry: Entry, rejection: Rejection, example: Example) -> str:
+    """What is wrong with how a bad call is refused; empty where it is refused by name."""
+    try:
+        _call(entry, rejection.spoil(entry.function, example))
+        return "a bad value was accepted"
+    except ValueError as error:
+        return "" if rejection.names in str(error) else f"the error does not name it: {error}"
+    except Exception as error:
+        return f"{type(error).__name__} instead of ValueError: {error}"
+
+
+def _with_defaults(entry: Entry, example: Example) -> dict[str, Any]:
+    parameters = inspect.signature(entry.function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is not p.empty}
+    return {**defaults, **example.config}
 
 
 def _random_like(out: Any, seed: int) -> Any:
@@ -216,30 +321,41 @@ def _as_tuple(grads: Any, example: Example) -> tuple:
     return one_each(grads, len(example.args))
 
 
-def _forward_and_backward(entry: Entry, example: Example, seed: int) -> tuple:
-    out, backward = _call(entry, example)
-    return out, _as_tuple(backward(_random_like(out, seed)), example)
+def _mapped(example: Example, function: Callable) -> Example:
+    """The example with the function applied to every array, those in trees that come by keyword included."""
+
+    def mapped(value: Any) -> Any:
+        is_tree = isinstance(value, (np.ndarray, list)) or (isinstance(value, tuple) and hasattr(value, "_fields"))
+        return trees.map(lambda leaf: function(leaf) if isinstance(leaf, np.ndarray) else leaf, value) if is_tree else value
+
+    return Example(trees.map(function, example.args), {k: mapped(v) for k, v in example.config.items()})
 
 
 def _as_dtype(example: Example, dtype: Any) -> Example:
-    def convert(leaf: Any) -> Any:
-        return leaf.astype(dtype) if getattr(leaf, "dtype", np.dtype(bool)).kind == "f" else leaf
-
-    def convert_config(value: Any) -> Any:
-        # Frozen weights and memories come by keyword and have the dtype of the rest.
-        is_tree = isinstance(value, (np.ndarray, list)) or (isinstance(value, tuple) and hasattr(value, "_fields"))
-        return trees.map(convert, value) if is_tree else value
-
-    return Example(trees.map(convert, example.args), {k: convert_config(v) for k, v in example.config.items()})
+    # Frozen weights and memories come by keyword and have the dtype of the rest.
+    return _mapped(example, lambda a: a.astype(dtype) if a.dtype.kind == "f" else a)
 
 
 def _arrays(example: Example) -> list[np.ndarray]:
-    leaves = [leaf for _, leaf in trees.leaves(example.args)] + [v for v in example.config.values() if isinstance(v, np.ndarray)]
-    return [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]
+    return [leaf for _, leaf in trees.leaves((example.args, list(example.config.values()))) if isinstance(leaf, np.ndarray)]
+
+
+def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
+    return list(trees.leaves(tree, path))
+
+
+def _copied(tree: Any) -> Any:
+    return trees.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
 def _same(a: Any, b: Any) -> bool:
-    return all(np.array_equal(x, y, equal_nan=True) for (_, x), (_, y) in zip(trees.leaves(a), trees.leaves(b), strict=True))
+    """Whether two trees are the same, bit for bit and in their dtypes."""
+
+    def equal(x: Any, y: Any) -> bool:
+        x, y = np.asarray(x), np.asarray(y)
+        return x.dtype == y.dtype and np.array_equal(x, y, equal_nan=x.dtype.kind in "fc")
+
+    return all(equal(x, y) for (_, x), (_, y) in zip(trees.leaves(a), trees.leaves(b), strict=True))
 
 
 def _difference(a: Any, b: Any) -> float:

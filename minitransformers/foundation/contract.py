@@ -1,4 +1,4 @@
-"""The contract that every concept keeps, and the label that says so.
+"""The contract that every concept keeps, and the labels that say so.
 
     out, backward = concept(*differentiable, **configuration)
     grads = backward(dout)
@@ -6,22 +6,25 @@
 Positional arguments are arrays or trees of arrays and get a gradient each; everything else is keyword-only. A
 call is pure: nothing is written to, nothing is remembered, and ``backward`` may be called any number of times.
 The output may be what backward reads (the softmax's is): write to it only once the gradients are taken.
+None in the place of dout, or of a part of it, means zero.
 
-``@concept`` puts the function into the catalogue and checks its arguments against the shapes in its signature, at
-the outermost call only: the calls that a concept makes of others go straight through.
+``@concept`` puts the function into the catalogue and checks its arguments against its signature, at the outermost call
+only: the calls that a concept makes of others go straight through. ``@procedure`` does the same for what has no gradient,
+and ``@checked`` checks alone.
 """
 
 from __future__ import annotations
 
 import functools
-import operator
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
 
-from minitransformers.foundation import catalogue, shapes
+from minitransformers.foundation import catalogue, trees
+from minitransformers.foundation.shapes import InvalidArgument
+from minitransformers.foundation.signature import check_arguments, check_like
 
 F = TypeVar("F", bound=Callable)
 
@@ -43,13 +46,14 @@ def bad(names: str | None = None, /, **changes: Any) -> catalogue.Rejection:
     return catalogue.Rejection(names or next(iter(changes)), changes)
 
 
-def invalid(argument: str, *, got: object, wants: str) -> ValueError:
+def invalid(argument: str, *, got: object, wants: str) -> InvalidArgument:
     """The error for an argument that cannot be used: which, what came, what is wanted."""
-    return ValueError(f"{argument}: got {got}, wants {wants}")
+    return InvalidArgument(f"{argument}: got {got}, wants {wants}")
 
 
 def whole_number(argument: str, value: Any, *, least: int) -> int:
-    """The value as Python's int, which cannot overflow. Raises ValueError unless it is whole and at least ``least``."""
+    """Leaving."""
+    import operator
     try:
         number = operator.index(value)
     except TypeError:
@@ -60,7 +64,7 @@ def whole_number(argument: str, value: Any, *, least: int) -> int:
 
 
 def positive_number(argument: str, value: Any, *, dtype: Any = np.float64) -> float:
-    """The value as Python's float, which widens no array. Raises ValueError unless it is above 0 and finite in the dtype."""
+    """Leaving."""
     limits = np.finfo(dtype)
     if not float(limits.smallest_subnormal) <= value <= float(limits.max):
         raise invalid(argument, got=value, wants=f"a finite number above 0 in {limits.dtype}")
@@ -75,46 +79,87 @@ def concept(
     roles: Iterable[str] = (),
     rejects: Iterable[catalogue.Rejection] = (),
     step: Callable | None = None,
+    form_of: str | None = None,
+    gradient_of: Callable | None = None,
 ) -> Callable[[F], F]:
     """Label a function as a concept.
 
     title and source (authors, year, arXiv id, equation) are what a reader sees; ``example(rng)`` makes the small
     float64 call that the checks run on; roles say where a model can use it; rejects are calls that must raise
-    ValueError; step, for a mixer, is ``step(params, x, state, **config) -> (out, state)``: the same outputs, a few
-    positions at a time.
+    ValueError and that no annotation tells; step, for a mixer, is ``step(params, x, state, **config) -> (out, state)``:
+    the same outputs, a few positions at a time. form_of names the concept that this is another form of: the two share a
+    page. gradient_of, where backward is a surrogate's, gives that surrogate: ``gradient_of(*args, **config)`` is a
+    function of the same args whose gradient at these args backward returns (straight-through: ``lambda x: lambda x: x``).
     """
 
     def label(function: F) -> F:
         @functools.wraps(function)
         def outermost(*args: Any, **config: Any) -> Any:
-            if getattr(_running, "concept", False):
-                return function(*args, **config)
-            shapes.check_arguments(function, args, config)
-            out, backward = _guarded(function, *args, **config)
+            if mark := getattr(_running, "mark", None):
+                if mark is EXPLAINING:
+                    check_arguments(function, args, config)
+                out, backward = function(*args, **config)
+                return out, _none_is_zero(backward, out) if isinstance(out, tuple) else backward
+            out, backward = _outermost(function, args, config)
 
             @functools.wraps(backward)
             def checked_backward(dout: Any) -> Any:
-                shapes.check_like("dout", dout, out)
-                return _guarded(backward, dout)
+                check_like("dout", dout, out)
+                return _guarded(backward, (_filled(dout, out),), {})
 
             return out, checked_backward
 
         catalogue.register(
             catalogue.Entry(
-                name=function.__name__,
-                chapter=(function.__module__.split(".") + [""])[1] or function.__module__,
-                title=title,
-                source=source,
-                function=outermost,
-                make_example=example,
-                roles=tuple(roles),
-                rejects=tuple(rejects),
-                step=step,
+                **_said(function, outermost), title=title, source=source, make_example=example, roles=tuple(roles), rejects=tuple(rejects),
+                step=step, form_of=form_of, gradient_of=gradient_of,
             )
-        )
+        )  # fmt: skip
         return outermost  # type: ignore[return-value]
 
     return label
+
+
+def procedure(
+    *,
+    title: str,
+    source: str,
+    example: Callable[[np.random.Generator], catalogue.Example],
+    rejects: Iterable[catalogue.Rejection] = (),
+    roles: Iterable[str] = (),
+) -> Callable[[F], F]:
+    """Label a function that has no gradient: a mask, a cache, a metric, a choice, a projection found by algebra.
+
+    The arguments of the label are those of concept. Procedures that belong together may share a file, and then share the
+    page of its name.
+    """
+
+    def label(function: F) -> F:
+        outermost = checked(function)
+        catalogue.register(
+            catalogue.Entry(
+                **_said(function, outermost), title=title, source=source, make_example=example, roles=tuple(roles), rejects=tuple(rejects),
+                is_procedure=True,
+            )
+        )  # fmt: skip
+        return outermost
+
+    return label
+
+
+def _said(function: Callable, outermost: Callable) -> dict[str, Any]:
+    chapter = (function.__module__.split(".") + [""])[1] or function.__module__
+    return {"name": function.__name__, "chapter": chapter, "function": outermost}
+
+
+def checked(function: F) -> F:
+    """Check the arguments of an outermost call against the signature, and convert its numbers, as the labels do."""
+
+    @functools.wraps(function)
+    def outermost(*args: Any, **config: Any) -> Any:
+        return function(*args, **config) if getattr(_running, "mark", None) else _outermost(function, args, config)
+
+    return outermost  # type: ignore[return-value]
 
 
 def trusted(function: F) -> F:
@@ -125,16 +170,67 @@ def trusted(function: F) -> F:
 
     @functools.wraps(function)
     def inside(*args: Any, **config: Any) -> Any:
-        return _guarded(function, *args, **config)
+        return _guarded(function, args, config)
 
     return inside  # type: ignore[return-value]
 
 
-def _guarded(function: Callable, *args: Any, **config: Any) -> Any:
-    """Call with the mark set that a concept is running, so that inner concepts are not checked again."""
-    before = getattr(_running, "concept", False)
-    _running.concept = True
+def without_params(function: Callable) -> Callable:
+    """A concept that learns nothing, in the form of a slot: ``slot(None, *arrays, **config)``, and None for its gradient."""
+
+    @functools.wraps(function)
+    def slot(params: None, *arrays: Any, **config: Any) -> Any:
+        out, backward = function(*arrays, **config)
+
+        def with_none(dout: Any) -> tuple:
+            gradients = backward(dout)
+            return (None, *gradients) if isinstance(gradients, tuple) else (None, gradients)
+
+        return out, with_none
+
+    return slot
+
+
+# What is going on in this thread: a concept runs, and those that it calls check nothing; or it has failed, and is run
+# once more to find out where: then they do.
+INSIDE, EXPLAINING = "inside", "explaining"
+
+
+def _outermost(function: Callable, args: tuple, config: dict[str, Any]) -> Any:
+    """Check, then call. Where the call fails for want of a check inside it, the error says what did not fit where."""
+    args, config = check_arguments(function, args, config)
+    try:
+        return _guarded(function, args, config)
+    except InvalidArgument:
+        raise
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        try:
+            _guarded(function, args, config, EXPLAINING)
+        except InvalidArgument as found:
+            raise InvalidArgument(f"{function.__name__}, within: {found}") from error
+        except Exception:
+            pass
+        raise
+
+
+def _guarded(function: Callable, args: tuple, config: dict[str, Any], mark: str = INSIDE) -> Any:
+    """Call with the mark set that a concept is running."""
+    before = getattr(_running, "mark", None)
+    _running.mark = mark
     try:
         return function(*args, **config)
     finally:
-        _running.concept = before
+        _running.mark = before
+
+
+def _none_is_zero(backward: Callable, out: tuple) -> Callable:
+    return lambda dout: backward(_filled(dout, out))
+
+
+def _filled(dout: Any, out: Any) -> Any:
+    """dout with zeros in the place of None."""
+    if dout is None:
+        return trees.map(np.zeros_like, out)
+    if isinstance(out, (tuple, list)):
+        return type(dout)(map(_filled, dout, out)) if not hasattr(dout, "_fields") else type(dout)(*map(_filled, dout, out))
+    return dout

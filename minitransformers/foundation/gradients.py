@@ -14,6 +14,8 @@ that has lost a term still passes):
    wrong gradient it only halves. No tolerance is needed.
 3. **HIPS autograd**, where it is installed and can trace the forward (no slice assignment, no ``out=``).
 
+Where a backward is a surrogate's (straight-through, gradient reversal), all three look at the surrogate.
+
 The error of an argument is its largest deviation relative to the largest element of its gradient. Floor: a gradient
 that drowns in what rounding does to the difference is judged by that rounding, and a deviation that rounding explains
 (a gradient that is zero, as that of attention's key bias) counts relative to the largest gradient of the call.
@@ -127,13 +129,15 @@ def check_gradients(
     rng_for_check: np.random.Generator | None = None,
     bound: float = BOUND,
     second_opinion: bool = True,
+    gradient_of: Callable | None = None,
     **config: Any,
 ) -> GradientReport:
     """Hold the backward of ``function(*args, **config) -> (out, backward)`` against differences of its forward.
 
     args are float64 arrays or trees of them; config goes through. A generator in config is copied before every call,
     so that each call draws the same numbers. rng_for_check draws dout and the direction (default: a fixed seed).
-    second_opinion=False leaves HIPS autograd out.
+    second_opinion=False leaves HIPS autograd out. gradient_of is for a backward that is a surrogate's: ``gradient_of(*args,
+    **config)`` makes a function of the same args, and it is this function that is differentiated.
     Raises ValueError where an argument is not float64; a wrong structure or shape of a gradient is a finding.
     """
     rng = rng_for_check if rng_for_check is not None else np.random.default_rng(_SEED)
@@ -148,14 +152,17 @@ def check_gradients(
             paths.append(path)
             values.append(array.copy())
 
-    def call(new_values: list[Any]) -> Any:
-        return function(*trees.unflatten(args, new_values), **_fresh(config))
+    out, backward = function(*trees.unflatten(args, values), **fresh(config))
+    surrogate = None if gradient_of is None else gradient_of(*trees.unflatten(args, [v.copy() for v in values]), **fresh(config))
+
+    def forward(new_values: list[Any]) -> Any:
+        new_args = trees.unflatten(args, new_values)
+        return function(*new_args, **fresh(config))[0] if surrogate is None else surrogate(*new_args)
 
     def outputs(new_values: list[np.ndarray]) -> list[np.ndarray]:
         # A copy: a function that returns its argument returns what the next difference writes to.
-        return [np.array(leaf, np.float64) for _, leaf in trees.leaves(call(new_values)[0])]
+        return [np.array(leaf, np.float64) for _, leaf in trees.leaves(forward(new_values))]
 
-    out, backward = call(values)
     dout = trees.map(lambda leaf: np.asarray(rng.normal(size=np.shape(leaf))), out)
     weights = [leaf for _, leaf in trees.leaves(dout)]
     gradients = one_each(backward(dout), len(args))
@@ -171,7 +178,7 @@ def check_gradients(
     if all(np.shape(own) == array.shape for own, array in zip(analytic, values, strict=True)):
         report.order = _taylor_order(outputs, values, analytic, weights, rng)
         if second_opinion:
-            report.autograd, report.autograd_reason = _autograd(call, values, dout, analytic)
+            report.autograd, report.autograd_reason = _autograd(forward, values, dout, analytic)
     return report
 
 
@@ -195,7 +202,8 @@ def _argument_names(function: Callable, count: int) -> list[str]:
     return names + [f"argument {i}" for i in range(len(names), count)]
 
 
-def _fresh(config: dict[str, Any]) -> dict[str, Any]:
+def fresh(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with its generators copied, so that each call draws the same numbers."""
     import copy
 
     return {k: copy.deepcopy(v) if isinstance(v, np.random.Generator) else v for k, v in config.items()}
@@ -312,7 +320,7 @@ def _taylor_order(outputs: Callable, values: list, gradients: list, weights: lis
     return best
 
 
-def _autograd(call: Callable, values: list, dout: Any, analytic: list) -> tuple[float | None, str]:
+def _autograd(forward: Callable, values: list, dout: Any, analytic: list) -> tuple[float | None, str]:
     """The largest relative difference from the gradients of HIPS autograd, or None and why there is none."""
     try:
         import autograd
@@ -322,7 +330,7 @@ def _autograd(call: Callable, values: list, dout: Any, analytic: list) -> tuple[
     weights = [leaf for _, leaf in trees.leaves(dout)]
 
     def loss(boxes: list) -> Any:
-        out = [leaf for _, leaf in trees.leaves(call(boxes)[0])]
+        out = [leaf for _, leaf in trees.leaves(forward(boxes))]
         total = 0.0
         for w, leaf in zip(weights, out, strict=True):
             if _boxed_as_constant(leaf):

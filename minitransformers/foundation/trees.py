@@ -15,8 +15,8 @@ import numpy as np
 Tree = Any
 
 
-def _children(tree: Tree) -> list[tuple[str, Tree]] | None:
-    """The named children of an inner node, or None where the tree is a leaf."""
+def children(tree: Tree) -> list[tuple[str, Tree]] | None:
+    """The named children of an inner node, none for None, or None where the tree is a leaf."""
     if tree is None:
         return []
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -26,7 +26,7 @@ def _children(tree: Tree) -> list[tuple[str, Tree]] | None:
     return None
 
 
-def _like(node: Tree, children: list[Tree]) -> Tree:
+def like(node: Tree, children: list[Tree]) -> Tree:
     """A node of the same type as ``node`` with other children."""
     if node is None:
         return None
@@ -37,11 +37,11 @@ def _like(node: Tree, children: list[Tree]) -> Tree:
 
 def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield ``(path, leaf)`` from left to right."""
-    children = _children(tree)
-    if children is None:
+    inner = children(tree)
+    if inner is None:
         yield path, tree
     else:
-        for name, child in children:
+        for name, child in inner:
             yield from leaves(child, f"{path}.{name}" if path else name)
 
 
@@ -50,31 +50,60 @@ def map(function: Callable, tree: Tree, *others: Tree, path: str = "") -> Tree:
 
     Raises ValueError, naming the place, where another tree has not the structure of the first.
     """
-    children = _children(tree)
-    if children is None:
+    inner = children(tree)
+    if inner is None:
         return function(tree, *others)
-    others_children = []
+    columns = []
     for other in others:
-        found = _children(other)
-        if found is None or [name for name, _ in found] != [name for name, _ in children] or (tree is None) != (other is None):
+        found = children(other)
+        if found is None or [name for name, _ in found] != [name for name, _ in inner] or (tree is None) != (other is None):
             raise ValueError(f"{path or 'tree'}: the trees differ in structure: {_kind(tree)} beside {_kind(other)}")
-        others_children.append([child for _, child in found])
-    return _like(
+        columns.append([child for _, child in found])
+    return like(
         tree,
         [
-            map(function, child, *(columns[i] for columns in others_children), path=f"{path}.{name}" if path else name)
-            for i, (name, child) in enumerate(children)
+            map(function, child, *(column[i] for column in columns), path=f"{path}.{name}" if path else name)
+            for i, (name, child) in enumerate(inner)
         ],
     )
 
 
 def _kind(tree: Tree) -> str:
-    children = _children(tree)
+    inner = children(tree)
     if tree is None:
         return "None"
-    if children is None:
+    if inner is None:
         return f"a leaf ({type(tree).__name__})"
-    return f"{type(tree).__name__}({', '.join(name for name, _ in children)})"
+    return f"{type(tree).__name__}({', '.join(name for name, _ in inner)})"
+
+
+def partition(tree: Tree, where: Callable[[str, Any], bool]) -> tuple[Tree, Tree]:
+    """Two trees of the same structure: the leaves for which ``where(path, leaf)`` holds, and the others; None elsewhere."""
+
+    def part(node: Tree, path: str, wanted: bool) -> Tree:
+        inner = children(node)
+        if inner is None:
+            return node if bool(where(path, node)) is wanted else None
+        return like(node, [part(child, f"{path}.{name}" if path else name, wanted) for name, child in inner])
+
+    return part(tree, "", True), part(tree, "", False)
+
+
+def combine(one: Tree, other: Tree, path: str = "") -> Tree:
+    """The tree that was cut in two: from each place the leaf of the tree that has one, None where neither has.
+
+    Raises ValueError, naming the place, where both have a leaf or the structures differ.
+    """
+    if one is None or other is None:
+        return other if one is None else one
+    mine, theirs = children(one), children(other)
+    if mine is None or theirs is None:
+        raise ValueError(f"{path or 'tree'}: got {_kind(one)} beside {_kind(other)}, wants None in one of the trees")
+    if [name for name, _ in mine] != [name for name, _ in theirs]:
+        raise ValueError(f"{path or 'tree'}: the trees differ in structure: {_kind(one)} beside {_kind(other)}")
+    return like(
+        one, [combine(a, b, f"{path}.{name}" if path else name) for (name, a), (_, b) in zip(mine, theirs, strict=True)]
+    )
 
 
 def unflatten(tree: Tree, new_leaves: Iterable[Any]) -> Tree:

@@ -167,7 +167,7 @@ def test_resume_refuses_another_configuration(train, tmp_path):
         (("--option", "mixer.causal=false"), "options.mixer.causal: multi_head_attention has no such option"),
         (("--option", "mixer.bias=true"), "options.mixer.bias"),
         (("--option", "channel.d_hidden=abc"), "--option: a part cannot be made with these"),
-        (("--option", "norm.eps=null"), "--option: a part cannot be made with these"),
+        (("--option", "norm.eps=null"), "eps: got None, wants"),
         (("--mixer", "sliding_window_attention", "--option", "mixer.window=0"), "window: got 0"),
         (("--mixer", "grouped_query_attention", "--option", "mixer.num_kv_heads=3"), "num_kv_heads: got 3"),
         (("--context", "2000"), "too short"),

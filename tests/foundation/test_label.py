@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from jaxtyping import Float
+from numpy import ndarray as Array
 
 from minitransformers import catalogue
-from minitransformers.foundation import bad, checks, concept, example, invalid
+from minitransformers.foundation import bad, checks, concept, example, invalid, procedure, without_params
 
 TOUR = dict(title="T", source="S", example=lambda rng: example(rng.normal(size=3)))
 
@@ -34,6 +36,106 @@ class TestLabel:
         assert entry.function(np.ones(2))[0].tolist() == [2, 2]
         assert entry.init is None
         assert checks.gradients(entry).passed
+
+    def test_a_procedure_stands_beside_the_concepts_and_has_the_checks_that_need_no_gradient(self):
+        @procedure(title="T", source="S", example=lambda rng: example(rng.normal(size=3), power=2), rejects=[bad(power=-1)])
+        def raised(x: Float[Array, "n"], *, power: int):
+            if power < 0:
+                raise invalid("power", got=power, wants="no negative number")
+            return x**power
+
+        entry = catalogue.procedures()["raised"]
+        assert entry.is_procedure and "raised" in catalogue.entries() and "raised" not in catalogue.concepts()
+        assert entry.page == __name__.rpartition(".")[2]
+        found = checks.run(entry)
+        assert {outcome.check for outcome in found} == {"dtypes", "purity", "strides", "scalars", "shapes", "signature", "rejections"}
+        assert all(outcome.passed for outcome in found), [outcome.message for outcome in found]
+
+    def test_an_impure_procedure_is_caught(self):
+        @procedure(**TOUR)
+        def sorting(x):
+            x.sort()
+            return x
+
+        @procedure(title="T", source="S", example=lambda rng: example(rng=np.random.default_rng(0)))
+        def forgetting(*, rng):
+            return np.random.default_rng().normal(size=2)
+
+        assert "written to" in checks.purity(catalogue.entries()["sorting"]).message
+        assert "a second call differs" in checks.purity(catalogue.entries()["forgetting"]).message
+
+    def test_another_form_shares_the_page_of_the_plain_one(self):
+        @concept(**TOUR, form_of="plain")
+        def faster(x):
+            return x, lambda dout: dout
+
+        assert catalogue.find("faster").page == "plain"
+
+    def test_a_surrogate_is_what_the_gradient_is_held_against(self):
+        def rounding(name, gradient_of):
+            def function(x):
+                return np.round(x), lambda dout: dout
+
+            function.__name__ = name
+            concept(**TOUR, gradient_of=gradient_of)(function)
+            return checks.gradients(catalogue.find(name))
+
+        assert rounding("straight_through", lambda x: lambda x: x).passed
+        assert "2 times" not in rounding("straight_through", lambda x: lambda x: x).message
+        assert "0.5 times" in rounding("half_of_it", lambda x: lambda x: 2 * x).message
+        assert not rounding("itself", None).passed           # the slope of a step is 0
+
+    def test_a_surrogate_may_hold_what_is_detached_at_the_point(self):
+        @concept(**TOUR, gradient_of=lambda x: lambda y: y / np.linalg.norm(x))
+        def detached_direction(x):
+            norm = np.linalg.norm(x)
+            return x / norm, lambda dout: dout / norm
+
+        assert checks.gradients(catalogue.find("detached_direction")).passed
+
+    def test_none_in_the_place_of_a_part_of_dout_is_zero_inside_another_concept_too(self):
+        @concept(**TOUR)
+        def split(x):
+            return (x, 2 * x), lambda dout: dout[0] + 2 * dout[1]
+
+        @concept(**TOUR)
+        def second(x):
+            (_, double), backward = split(x)
+            return double, lambda dout: backward((None, dout))
+
+        x = np.ones(3)
+        assert split(x)[1]((None, x)).tolist() == [2, 2, 2]
+        assert split(x)[1]((x, None)).tolist() == [1, 1, 1]
+        assert split(x)[1](None).tolist() == [0, 0, 0]
+        assert second(x)[1](x).tolist() == [2, 2, 2] and second(x)[1](None).tolist() == [0, 0, 0]
+        assert checks.zeros(catalogue.find("split")).passed
+
+    def test_what_fails_inside_is_run_again_to_say_what_did_not_fit_where(self):
+        @concept(**TOUR)
+        def inner(x: Float[Array, "n"], y: Float[Array, "n"]):
+            return x + y, lambda dout: (dout, dout)
+
+        @concept(**TOUR)
+        def outer(x):
+            out, backward = inner(x, np.ones(2))
+            return out, lambda dout: backward(dout)[0]
+
+        @concept(**TOUR)
+        def broken(x):
+            raise TypeError("of its own")
+
+        with pytest.raises(ValueError, match=r"outer, within: y: got shape \(2,\), wants \(n\) with n = 3 as in x"):
+            outer(np.ones(3))
+        with pytest.raises(TypeError, match="of its own"):
+            broken(np.ones(3))
+
+    def test_numbers_that_numpy_made_do_not_widen_the_result(self):
+        @concept(title="T", source="S", example=lambda rng: example(rng.normal(size=3)))
+        def careful(x, *, scale: float = 0.1):
+            return x * scale, lambda dout: dout * scale
+
+        assert careful(np.ones(3, np.float32), scale=np.float64(0.1))[0].dtype == np.float32
+        assert checks.scalars(catalogue.find("careful")).passed
 
     def test_two_concepts_of_one_name_are_refused(self):
         def make():
@@ -166,11 +268,23 @@ def test_find_suggests_the_nearest_name():
 
 
 def test_every_entry_has_what_its_readers_need():
-    for name, entry in catalogue.concepts().items():
+    for name, entry in catalogue.entries().items():
         made = entry.example(np.random.default_rng(0))
         assert isinstance(made.args, tuple) and isinstance(made.config, dict), name
-        assert entry.module.endswith(f"{entry.chapter}.{name}"), name
+        assert entry.module.startswith(f"minitransformers.{entry.chapter}."), name
         assert entry.function.__doc__, name
+
+
+def test_every_form_is_a_form_of_something():
+    entries = catalogue.entries()
+    assert {entry.form_of for entry in entries.values()} - {None} <= entries.keys()
+
+
+def test_a_concept_without_parameters_in_the_form_of_a_slot():
+    slot = without_params(lambda x, y, *, factor=1: ((factor * x, y), lambda dout: (factor * dout[0], dout[1])))
+    out, backward = slot(None, 2, 3, factor=5)
+    assert (out, backward((1, 1))) == ((10, 3), (None, 5, 1))
+    assert without_params(lambda x: (x, lambda dout: dout))(None, 2)[1](7) == (None, 7)
 
 
 def test_importing_the_package_loads_no_concept_and_little_else():

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from minitransformers.foundation.contract import _guarded
-from minitransformers.foundation.shapes import check_arguments, check_like
+from minitransformers.foundation.signature import check_arguments, check_like
 
 
 class Map(NamedTuple):
@@ -50,6 +50,14 @@ class Table(NamedTuple):
 
 class Either(NamedTuple):
     part: Map | Table
+
+
+class Square(NamedTuple):
+    map: Annotated[Map, "d_model d_model"]
+
+
+def square(params: Square):
+    pass
 
 
 def either(params: list[Either], x: Float[Array, "..."]):
@@ -105,6 +113,7 @@ def test_what_fits_passes(function, args, config):
         (layer, (Map(np.ones((3, 3)), None), np.ones(3)), {}, "params: got Map, wants TwoMaps"),
         (layer, (two_maps(), np.ones(3)), {"packed": np.ones(7)}, "packed: got shape (7,), wants (2*d_model) with 2*d_model = 6"),
         (tower, (Tower((two_maps(),)), np.ones(2)), {}, "params.blocks: got tuple, wants a list"),
+        (square, (Square(Map(np.ones((3, 2)), None)),), {}, "params.map.weight: got d_out = 2, wants d_model = 3 as in params.map.weight"),
         (
             tower, (Tower([two_maps(), two_maps(down=Map(np.ones((5, 4)), None))]), np.ones(2)), {},
             "params.blocks.1.down.weight: got shape (5, 4), wants (d_in, d_out) with d_out = 3 as in params.blocks.1.up.weight",
@@ -142,6 +151,6 @@ def test_only_the_outermost_call_is_checked():
     with pytest.raises(ValueError, match="x: got shape"):
         linear(*wrong)
     with pytest.raises(ValueError, match="matmul"):  # inside another concept nothing is looked at twice
-        _guarded(linear, *wrong)
+        _guarded(linear, wrong, {})
     with pytest.raises(ValueError, match="x: got shape"):  # and an error inside leaves the door as it was
         linear(*wrong)

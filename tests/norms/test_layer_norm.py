@@ -186,8 +186,8 @@ def test_float32_stays_finite_as_far_as_its_squares_do(size):
         np.testing.assert_allclose(out, layer_norm(plain(64), x, eps=0.0)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_the_range_ends_where_the_sum_of_squares_overflows(dtype):
+def test_the_range_ends_where_the_sum_of_squares_overflows():
+    dtype = np.float32
     limit = np.sqrt(float(np.finfo(dtype).max) / 768)
     params, x = init_layer_norm(np.random.default_rng(0), 768, dtype=dtype), np.where(np.arange(768) % 2, limit, -limit)
     within, _ = layer_norm(params, (0.98 * x).astype(dtype))
