@@ -17,13 +17,13 @@ label_smoothing over all classes, the right one included; the code of Vaswani et
 with s = label_smoothing, weight = 0 where the position is ignored, else 1/(number of positions kept), or 1 for a sum.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import bad, between, concept, example, invalid
 
 
 @concept(
@@ -34,10 +34,6 @@ from minitransformers.foundation import bad, concept, example, invalid
         bad(targets=np.array([[0, 5, 1], [2, 2, 1]])),
         bad(targets=np.array([[0, -1, 1], [2, 2, 1]])),
         bad(targets=np.full((2, 3), -100)),
-        bad(targets=np.zeros((2, 2), int)),
-        bad(targets=np.zeros((2, 3))),
-        bad(label_smoothing=1.5),
-        bad(reduction="none"),
     ],
 )
 def cross_entropy(
@@ -45,7 +41,7 @@ def cross_entropy(
     *,
     targets: Int[Array, "*batch"],
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
+    label_smoothing: Annotated[float, between(0, 1)] = 0.0,
     reduction: Literal["mean", "sum"] = "mean",
 ):
     """Negative log-probability of the target classes under softmax(logits), in nats.
@@ -53,14 +49,10 @@ def cross_entropy(
     targets holds class ids from 0 to num_classes - 1; positions that hold ignore_index count for nothing.
     label_smoothing, from 0 to 1, moves that part of the target evenly onto all classes.
     Returns out, a scalar of the logits' dtype: the mean over the positions kept, or their sum; and backward: dout -> dlogits.
-    Raises ValueError when a target is out of range, when all are ignored, when a position that is kept has an infinite largest
-    logit, and for an impossible setting.
+    Raises ValueError when a target is out of range, when a position that is kept has an infinite largest logit, and when all
+    are ignored, of which there is a sum, 0, and no mean.
     """
-    if not 0 <= label_smoothing <= 1:
-        raise invalid("label_smoothing", got=label_smoothing, wants="a number from 0 to 1")
-    if reduction not in ("mean", "sum"):
-        raise invalid("reduction", got=repr(reduction), wants="'mean' or 'sum'")
-    num_classes, dtype, label_smoothing = logits.shape[-1], logits.dtype, float(label_smoothing)
+    num_classes, dtype = logits.shape[-1], logits.dtype
     rows, classes = logits.reshape(-1, num_classes), targets.reshape(-1)
     kept = classes != ignore_index
     classes = np.where(kept, classes, 0)
@@ -68,7 +60,7 @@ def cross_entropy(
         worst = classes.min() if classes.min() < 0 else classes.max()
         raise invalid("targets", got=f"the id {worst}", wants=f"ids from 0 to {num_classes - 1}, or {ignore_index} to ignore")
     count = np.count_nonzero(kept)
-    if count == 0:
+    if count == 0 and reduction == "mean":
         raise invalid("targets", got=f"{ignore_index} everywhere", wants="at least one position that is not ignored")
     weight = kept * dtype.type(1 / count if reduction == "mean" else 1)
     positions, on, off = np.arange(len(rows)), 1 - label_smoothing, label_smoothing / num_classes  # (3)

@@ -1,13 +1,14 @@
 """GELU: x times the probability that a standard normal number is below x.
 
-Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2. "tanh" is its approximation, used by GPT-2, T5 v1.1
-and Gemma 2; "none" is the exact form, used by BERT. They differ by up to 4.7e-4: a model needs the one it was trained with.
+Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2. ``gelu`` is its approximation by tanh, used by GPT-2, T5
+v1.1 and Gemma 2; ``gelu_exact`` is the function itself, used by BERT. They differ by up to 4.7e-4: a model needs the one
+it was trained with.
 
-    tanh: gate = (1 + tanh(k x (1 + c x^2))) / 2 with k = sqrt(2 / pi), c = 0.044715   (1)
-    none: gate = Phi(x) = (1 + erf(x / sqrt(2))) / 2         (2)
+    gelu        gate = (1 + tanh(k x (1 + c x^2))) / 2 with k = sqrt(2 / pi), c = 0.044715   (1)
+    gelu_exact  gate = Phi(x) = (1 + erf(x / sqrt(2))) / 2   (2)
     out = x * gate                                           (3)
-    tanh: dgate = 2 gate (1 - gate) k (1 + 3 c x^2)          (4)
-    none: dgate = exp(-x^2 / 2) / sqrt(2 pi)                 (5)
+    gelu        dgate = 2 gate (1 - gate) k (1 + 3 c x^2)    (4)
+    gelu_exact  dgate = exp(-x^2 / 2) / sqrt(2 pi)           (5)
     slope = gate + x * dgate                                 (6)
     dx = dout * slope                                        (7)
 
@@ -23,18 +24,57 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import concept, example
 
 _K, _C = sqrt(2 / pi), 0.044715
 _CHUNK = 32_768  # elements worked on at a time, so that the dozen steps between x and slope stay in the cache
 
-_NUMERATOR = (
-    3.52624965998911e-02, 0.700383064443688, 6.37396220353165, 33.912866078383, 112.079291497871, 221.213596169931, 220.206867912376,
-)  # fmt: skip
-_DENOMINATOR = (
-    8.83883476483184e-02, 1.75566716318264, 16.064177579207, 86.7807322029461, 296.564248779674, 637.333633378831, 793.826512519948,
-    440.413735824752,
-)  # fmt: skip
+
+@concept(
+    title="Gaussian error linear unit (GELU)",
+    source="Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2",
+    example=lambda rng: example(rng.normal(size=(2, 3, 5))),
+    roles=("activation",),
+)
+def gelu(x: Float[Array, "..."]):
+    """x times its gate, a tanh that is nearly the normal distribution function, element by element.
+
+    Returns out, shaped like x, and backward: dout -> dx.
+    """
+    return _gated(x, _tanh_gate)
+
+
+@concept(
+    title="Gaussian error linear unit, exact",
+    source="Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2",
+    example=lambda rng: example(rng.normal(size=(2, 3, 5))),
+    roles=("activation",),
+    form_of="gelu",
+)
+def gelu_exact(x: Float[Array, "..."]):
+    """x times the normal distribution function of x, element by element.
+
+    Returns out, shaped like x, and backward: dout -> dx.
+    """
+    return _gated(x, _normal_gate)
+
+
+def _gated(x, gate_of):
+    flat = x.reshape(-1)
+    out, slope = np.empty(x.size, x.dtype), np.empty(x.size, x.dtype)
+    for start in range(0, x.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        limited = flat[part].clip(-40, 40)                   # beyond, the gate is 0 or 1 to the last bit, and x * x cannot overflow
+        gate, dgate = gate_of(limited)
+        np.multiply(flat[part], gate, out=out[part])         # (3)
+        dgate *= limited
+        np.add(gate, dgate, out=slope[part])                 # (6)
+    out, slope = out.reshape(x.shape), slope.reshape(x.shape)
+
+    def backward(dout):
+        return dout * slope                                  # (7)
+
+    return out, backward
 
 
 def _tanh_gate(x):
@@ -77,35 +117,10 @@ def _polynomial(x, coefficients):
     return total
 
 
-_GATES = {"tanh": _tanh_gate, "none": _normal_gate}
-
-
-@concept(
-    title="Gaussian error linear unit (GELU)",
-    source="Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2",
-    example=lambda rng: example(rng.normal(size=(2, 3, 5))),
-    rejects=[bad(approximate="erf"), bad(x=np.arange(5)), bad(x=[1.0, -1.0]), bad(x=np.ones((2, 0)))],
-)
-def gelu(x: Float[Array, "..."], *, approximate: str = "tanh"):
-    """x times its gate, element by element; approximate is "tanh", or "none" for the exact form.
-
-    Returns out, shaped like x, and backward: dout -> dx.
-    Raises ValueError when x is not a floating array or approximate is neither.
-    """
-    if approximate not in _GATES:
-        raise invalid("approximate", got=repr(approximate), wants='"tanh" or "none"')
-    flat = x.reshape(-1)
-    out, slope = np.empty(x.size, x.dtype), np.empty(x.size, x.dtype)
-    for start in range(0, x.size, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        limited = flat[part].clip(-40, 40)               # beyond, the gate is 0 or 1 to the last bit, and x * x cannot overflow
-        gate, dgate = _GATES[approximate](limited)
-        np.multiply(flat[part], gate, out=out[part])         # (3)
-        dgate *= limited
-        np.add(gate, dgate, out=slope[part])                 # (6)
-    out, slope = out.reshape(x.shape), slope.reshape(x.shape)
-
-    def backward(dout):
-        return dout * slope                                  # (7)
-
-    return out, backward
+_NUMERATOR = (
+    3.52624965998911e-02, 0.700383064443688, 6.37396220353165, 33.912866078383, 112.079291497871, 221.213596169931, 220.206867912376,
+)  # fmt: skip
+_DENOMINATOR = (
+    8.83883476483184e-02, 1.75566716318264, 16.064177579207, 86.7807322029461, 296.564248779674, 637.333633378831, 793.826512519948,
+    440.413735824752,
+)  # fmt: skip

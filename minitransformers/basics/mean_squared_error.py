@@ -15,14 +15,13 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example
+from minitransformers.foundation import concept, example
 
 
 @concept(
     title="Mean squared error",
     source="Goodfellow, Bengio and Courville 2016, Deep Learning, eq. 5.4",
     example=lambda rng: example(rng.normal(size=(2, 3)), rng.normal(size=(2, 3))),
-    rejects=[bad(target=np.ones((2, 1))), bad(target=np.ones(3)), bad(prediction=np.ones((0, 3)))],
 )
 def mean_squared_error(prediction: Float[Array, "*shape"], target: Float[Array, "*shape"]):
     """Average the squared difference over all elements.

@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example
+from minitransformers.foundation import concept, example
 
 
 @concept(
     title="Rectified linear unit (ReLU)",
     source="Nair and Hinton 2010, ICML; Vaswani et al. 2017, arXiv:1706.03762, eq. 2",
     example=lambda rng: example(rng.normal(size=(2, 3, 5))),
-    rejects=[bad(x=np.arange(5)), bad(x=[1.0, -1.0]), bad(x=np.ones((2, 0)))],
+    roles=("activation",),
 )
 def relu(x: Float[Array, "..."]):
     """The positive part of x, element by element.

@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example
+from minitransformers.foundation import concept, example
 
 
 @concept(
     title="Logistic sigmoid",
     source="Rumelhart, Hinton and Williams 1986, Nature 323:533, eq. 2",
     example=lambda rng: example(rng.normal(size=(2, 3, 5))),
-    rejects=[bad(x=np.arange(5)), bad(x=[1.0, -1.0]), bad(x=np.ones((2, 0)))],
+    roles=("activation",),
 )
 def sigmoid(x: Float[Array, "..."]):
     """A number between 0 and 1 for every element of x; 0 is mapped to one half.

@@ -8,9 +8,9 @@ from minitransformers.foundation.contract import (
     invalid,
     positive_number,
     procedure,
+    slot,
     trusted,
     whole_number,
-    without_params,
 )
 from minitransformers.foundation.gradients import assert_gradients, check_gradients
 from minitransformers.foundation.ranges import above, at_least, at_most, below, between, finite, from_to_below, negative, positive
@@ -18,7 +18,27 @@ from minitransformers.foundation.reparameterize import reparameterize
 from minitransformers.foundation.shapes import InvalidArgument
 
 __all__ = [
-    "InvalidArgument", "above", "assert_gradients", "at_least", "at_most", "bad", "below", "between", "check_gradients", "checked",
-    "concept", "example", "finite", "from_to_below", "invalid", "negative", "positive", "positive_number", "procedure", "reparameterize",
-    "trusted", "whole_number", "without_params",
+    "InvalidArgument",
+    "above",
+    "assert_gradients",
+    "at_least",
+    "at_most",
+    "bad",
+    "below",
+    "between",
+    "check_gradients",
+    "checked",
+    "concept",
+    "example",
+    "finite",
+    "from_to_below",
+    "invalid",
+    "negative",
+    "positive",
+    "positive_number",
+    "procedure",
+    "reparameterize",
+    "slot",
+    "trusted",
+    "whole_number",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 # What a concept can be to a model (see the table of roles in the documentation). A position acts in one of three places. A
 # stack stands for all blocks at once: its layers share parameters, or read what no single block is given. prepare, core and
 # weighting are slots of attention: what is done to queries and keys first, what moves the values, what makes weights of scores.
-ROLES = ("mixer", "stack", "channel", "norm", "position/input", "position/rotation", "position/bias", "prepare", "core", "weighting", "normalizer")
+ROLES = ("mixer", "stack", "channel", "activation", "norm", "position/input", "position/rotation", "position/bias", "prepare", "core", "weighting", "normalizer")
 
 # The order in which a reader meets the chapters.
 READING_ORDER = (

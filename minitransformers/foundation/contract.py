@@ -175,11 +175,11 @@ def trusted(function: F) -> F:
     return inside  # type: ignore[return-value]
 
 
-def without_params(function: Callable) -> Callable:
-    """A concept that learns nothing, in the form of a slot: ``slot(None, *arrays, **config)``, and None for its gradient."""
+def slot(function: Callable) -> Callable:
+    """A concept that learns nothing, as a slot calls it: ``inner(None, *arrays, **config)``, and None for its gradient."""
 
     @functools.wraps(function)
-    def slot(params: None, *arrays: Any, **config: Any) -> Any:
+    def inner(params: None, *arrays: Any, **config: Any) -> Any:
         out, backward = function(*arrays, **config)
 
         def with_none(dout: Any) -> tuple:
@@ -188,7 +188,7 @@ def without_params(function: Callable) -> Callable:
 
         return out, with_none
 
-    return slot
+    return inner
 
 
 # What is going on in this thread: a concept runs, and those that it calls check nothing; or it has failed, and is run

@@ -247,8 +247,8 @@ def _tree(value: Any, path: str, scope: Scope, call: Call) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         _named_tuple(type(value), pairs=_SHARED)(value, path, scope, call)
     elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            _tree(item, f"{path}.{i}", scope, call)
+        for i, item in enumerate(value):                     # a list is a stack of like parts, a tuple a chain of unlike ones
+            _tree(item, f"{path}.{i}", scope if isinstance(value, list) else Scope(), call)
     elif isinstance(value, np.ndarray) and value.dtype.kind in "fc":
         same_dtype(value.dtype, path, call)
         if 0 in value.shape:

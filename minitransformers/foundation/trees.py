@@ -7,6 +7,8 @@ there) is a tree without leaves.
 
 from __future__ import annotations
 
+import functools
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -104,6 +106,30 @@ def combine(one: Tree, other: Tree, path: str = "") -> Tree:
     return like(
         one, [combine(a, b, f"{path}.{name}" if path else name) for (name, a), (_, b) in zip(mine, theirs, strict=True)]
     )
+
+
+class Decays:
+    """The mark of a field that weight decay acts on: ``weight: Annotated[Float[Array, "d_in d_out"], decays]``."""
+
+
+decays = Decays()
+
+
+def decayed(tree: Tree, path: str = "") -> Iterator[str]:
+    """The paths of the leaves that are marked, in their tuple, as what weight decay acts on."""
+    inner = children(tree)
+    marked = _decaying_fields(type(tree)) if isinstance(tree, tuple) and hasattr(tree, "_fields") else frozenset()
+    for name, child in inner or []:
+        place = f"{path}.{name}" if path else name
+        if name in marked and child is not None:
+            yield place
+        yield from decayed(child, place)
+
+
+@functools.cache
+def _decaying_fields(cls: type) -> frozenset[str]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return frozenset(name for name, hint in hints.items() if any(extra is decays for extra in typing.get_args(hint)))
 
 
 def unflatten(tree: Tree, new_leaves: Iterable[Any]) -> Tree:

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
+from minitransformers.basics.gelu import gelu, gelu_exact
 from minitransformers.basics.linear import Linear, linear
-from minitransformers.foundation import check_gradients
+from minitransformers.basics.relu import relu
+from minitransformers.basics.silu import silu
+from minitransformers.foundation import check_gradients, slot
 
-ACTIVATIONS = ("relu", "gelu", "gelu_exact", "silu")
+PHI = {function.__name__: slot(function) for function in (relu, gelu, gelu_exact, silu)}
+ACTIVATIONS = list(PHI)
 
 
 def phi(name, a):
@@ -43,7 +47,7 @@ def test_equals_the_textbook_formula_and_its_gradients(activation):
     rng = np.random.default_rng(0)
     params, x, dout = random_params(rng), rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
     flat = (*params.up, *params.down, x)
-    out, backward = feed_forward(params, x, activation=activation)
+    out, backward = feed_forward(params, x, activation=PHI[activation])
     np.testing.assert_allclose(out, textbook_feed_forward(*flat, activation), rtol=0, atol=1e-12)
     loss = lambda *arrays: anp.sum(dout * textbook_feed_forward(*arrays, activation))  # noqa: E731
     expected = autograd.grad(loss, argnum=(0, 1, 2, 3, 4))(*flat)
@@ -56,7 +60,7 @@ def test_equals_the_textbook_formula_and_its_gradients(activation):
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_with_every_activation_with_and_without_biases(activation, bias):
     rng = np.random.default_rng(1)
-    assert check_gradients(feed_forward, random_params(rng, bias=bias), rng.normal(size=(4, 3)), activation=activation).passed
+    assert check_gradients(feed_forward, random_params(rng, bias=bias), rng.normal(size=(4, 3)), activation=PHI[activation]).passed
 
 
 def test_every_position_is_on_its_own():
@@ -79,7 +83,7 @@ def test_with_relu_a_hidden_feature_and_its_outgoing_weights_trade_scale():
     rng = np.random.default_rng(4)
     params, x, scale = random_params(rng), rng.normal(size=(4, 3)), np.array([1, 2, 3, 0.5, 1, 7, 0.1])
     rescaled = FeedForward(Linear(params.up.weight * scale, params.up.bias * scale), Linear(params.down.weight / scale[:, None], params.down.bias))
-    np.testing.assert_allclose(feed_forward(rescaled, x, activation="relu")[0], feed_forward(params, x, activation="relu")[0], rtol=1e-12)
+    np.testing.assert_allclose(feed_forward(rescaled, x, activation=PHI["relu"])[0], feed_forward(params, x, activation=PHI["relu"])[0], rtol=1e-12)
 
 
 def test_far_on_the_positive_side_it_is_one_linear_map():
@@ -88,7 +92,7 @@ def test_far_on_the_positive_side_it_is_one_linear_map():
     params = params._replace(up=params.up._replace(bias=params.up.bias + 100))
     one_map = Linear(params.up.weight @ params.down.weight, params.up.bias @ params.down.weight + params.down.bias)
     for activation in ACTIVATIONS:
-        np.testing.assert_allclose(feed_forward(params, x, activation=activation)[0], linear(one_map, x)[0], rtol=1e-10)
+        np.testing.assert_allclose(feed_forward(params, x, activation=PHI[activation])[0], linear(one_map, x)[0], rtol=1e-10)
 
 
 def test_init_shapes_and_scales():
@@ -109,7 +113,7 @@ def test_init_takes_another_std_for_the_map_into_the_residual_stream():
 
 
 def with_the_activations_derivative_forgotten(params, x):
-    out, _ = feed_forward(params, x, activation="relu")
+    out, _ = feed_forward(params, x, activation=PHI["relu"])
     hidden, up_backward = linear(params.up, x)
     _, down_backward = linear(params.down, np.maximum(hidden, 0))
 
@@ -146,7 +150,7 @@ def test_parity_with_torch(activation):
     theirs_x = torch.tensor(x, requires_grad=True)
     theirs = down(theirs_phi(up(theirs_x)))
     theirs.backward(torch.tensor(dout))
-    out, backward = feed_forward(params, x, activation=activation)
+    out, backward = feed_forward(params, x, activation=PHI[activation])
     dparams, dx = backward(dout)
     np.testing.assert_allclose(out, theirs.detach().numpy(), atol=1e-11)
     np.testing.assert_allclose(dx, theirs_x.grad.numpy(), atol=1e-11)

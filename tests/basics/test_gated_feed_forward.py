@@ -9,10 +9,14 @@ import pytest
 
 from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward, init_gated_feed_forward
+from minitransformers.basics.gelu import gelu, gelu_exact
 from minitransformers.basics.linear import Linear
-from minitransformers.foundation import check_gradients, trees
+from minitransformers.basics.relu import relu
+from minitransformers.basics.silu import silu
+from minitransformers.foundation import check_gradients, slot, trees
 
-ACTIVATIONS = ("silu", "gelu", "gelu_exact", "relu")
+PHI = {function.__name__: slot(function) for function in (silu, gelu, gelu_exact, relu)}
+ACTIVATIONS = list(PHI)
 
 
 def phi(name, a):
@@ -44,7 +48,7 @@ def test_equals_the_textbook_formula_and_its_gradients(activation):
     rng = np.random.default_rng(0)
     params, x, dout = random_params(rng), rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
     flat = (params.gate.weight, params.up.weight, params.down.weight, x)
-    out, backward = gated_feed_forward(params, x, activation=activation)
+    out, backward = gated_feed_forward(params, x, activation=PHI[activation])
     np.testing.assert_allclose(out, textbook_gated(*flat, activation), rtol=0, atol=1e-12)
     loss = lambda *arrays: anp.sum(dout * textbook_gated(*arrays, activation))  # noqa: E731
     expected = autograd.grad(loss, argnum=(0, 1, 2, 3))(*flat)
@@ -57,7 +61,7 @@ def test_equals_the_textbook_formula_and_its_gradients(activation):
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_with_every_activation_with_and_without_biases(activation, bias):
     rng = np.random.default_rng(1)
-    assert check_gradients(gated_feed_forward, random_params(rng, bias=bias), rng.normal(size=(4, 3)), activation=activation).passed
+    assert check_gradients(gated_feed_forward, random_params(rng, bias=bias), rng.normal(size=(4, 3)), activation=PHI[activation]).passed
 
 
 def test_every_position_is_on_its_own():
@@ -74,7 +78,7 @@ def test_a_closed_gate_lets_nothing_through():
     params, x = random_params(rng, bias=True), rng.normal(size=(4, 3))
     closed = params._replace(gate=Linear(params.gate.weight, np.full(7, -100.0)))
     for activation in ACTIVATIONS:
-        out, backward = gated_feed_forward(closed, x, activation=activation)
+        out, backward = gated_feed_forward(closed, x, activation=PHI[activation])
         np.testing.assert_allclose(out, np.broadcast_to(params.down.bias, out.shape), atol=1e-12)
         np.testing.assert_allclose(backward(np.ones_like(out))[1], 0, atol=1e-12)
 
@@ -84,8 +88,8 @@ def test_with_values_of_one_it_is_the_plain_network():
     params, x = random_params(rng, bias=True), rng.normal(size=(4, 3))
     params = params._replace(up=Linear(np.zeros((3, 7)), np.ones(7)))
     for activation in ACTIVATIONS:
-        gated, _ = gated_feed_forward(params, x, activation=activation)
-        plain, _ = feed_forward(FeedForward(params.gate, params.down), x, activation=activation)
+        gated, _ = gated_feed_forward(params, x, activation=PHI[activation])
+        plain, _ = feed_forward(FeedForward(params.gate, params.down), x, activation=PHI[activation])
         np.testing.assert_allclose(gated, plain, rtol=1e-13)
 
 
@@ -95,8 +99,8 @@ def test_far_into_an_open_gate_it_is_quadratic():
     params = random_params(rng)
     params = params._replace(gate=Linear(np.abs(params.gate.weight), None))
     x = np.abs(rng.normal(size=(4, 3)))
-    once, _ = gated_feed_forward(params, x, activation="relu")
-    twice, _ = gated_feed_forward(params, 2 * x, activation="relu")
+    once, _ = gated_feed_forward(params, x, activation=PHI["relu"])
+    twice, _ = gated_feed_forward(params, 2 * x, activation=PHI["relu"])
     np.testing.assert_allclose(twice, 4 * once, rtol=1e-12)
 
 
@@ -175,7 +179,7 @@ def test_parity_with_llama(activation):
     theirs_x = torch.tensor(x, requires_grad=True)
     theirs = theirs_layer(theirs_x)
     theirs.backward(torch.tensor(dout))
-    out, backward = gated_feed_forward(params, x, activation=activation)
+    out, backward = gated_feed_forward(params, x, activation=PHI[activation])
     dparams, dx = backward(dout)
     np.testing.assert_allclose(out, theirs.detach().numpy(), atol=1e-11)
     np.testing.assert_allclose(dx, theirs_x.grad.numpy(), atol=1e-11)

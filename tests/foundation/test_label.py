@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers import catalogue
-from minitransformers.foundation import bad, checks, concept, example, invalid, procedure, without_params
+from minitransformers.foundation import bad, checks, concept, example, invalid, procedure, slot
 
 TOUR = dict(title="T", source="S", example=lambda rng: example(rng.normal(size=3)))
 
@@ -281,10 +281,10 @@ def test_every_form_is_a_form_of_something():
 
 
 def test_a_concept_without_parameters_in_the_form_of_a_slot():
-    slot = without_params(lambda x, y, *, factor=1: ((factor * x, y), lambda dout: (factor * dout[0], dout[1])))
-    out, backward = slot(None, 2, 3, factor=5)
+    both = slot(lambda x, y, *, factor=1: ((factor * x, y), lambda dout: (factor * dout[0], dout[1])))
+    out, backward = both(None, 2, 3, factor=5)
     assert (out, backward((1, 1))) == ((10, 3), (None, 5, 1))
-    assert without_params(lambda x: (x, lambda dout: dout))(None, 2)[1](7) == (None, 7)
+    assert slot(lambda x: (x, lambda dout: dout))(None, 2)[1](7) == (None, 7)
 
 
 def test_importing_the_package_loads_no_concept_and_little_else():

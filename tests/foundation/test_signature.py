@@ -161,6 +161,7 @@ def test_parts_that_any_leaves_open_are_as_wide_as_what_they_are_a_part_of():
         pass
 
     check_arguments(model, (Block(Gain(np.ones(3)), [Gain(np.ones(3)), None]), X), {})
+    check_arguments(model, (Block(Gain(np.ones(3)), (Gain(np.ones(2)), None)), X), {})  # a chain may narrow and widen again
     with pytest.raises(ValueError, match=r"params\.second\.0\.gain: got shape \(1,\), wants \(d_model\) with d_model = 3 as in params\.first\.gain"):
         check_arguments(model, (Block(Gain(np.ones(3)), [Gain(np.ones(1))]), X), {})
     with pytest.raises(ValueError, match=r"params\.second: got float32, wants float64, as params\.first\.gain is"):
