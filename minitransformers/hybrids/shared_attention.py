@@ -33,8 +33,9 @@ from minitransformers.attention.cache import KeyValueCache
 from minitransformers.attention.heads import check_heads
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention, multi_head_attention_step
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward
+from minitransformers.basics.gelu import gelu_exact
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import bad, concept, example, invalid, trusted, whole_number
+from minitransformers.foundation import bad, concept, example, invalid, slot, trusted, whole_number
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 
 
@@ -143,7 +144,7 @@ def shared_attention_step(
     normed, _ = rms_norm(params.attention_norm, np.concatenate([x, embedded], axis=-1))
     scale = (x.shape[-1] / num_heads) ** -0.5
     mixed, state = multi_head_attention_step(attention, normed, state, num_heads=num_heads, scale=scale, rotate=rotate)
-    worked, _ = gated_feed_forward(channel, rms_norm(params.channel_norm, mixed)[0], activation="gelu_exact")
+    worked, _ = gated_feed_forward(channel, rms_norm(params.channel_norm, mixed)[0], activation=slot(gelu_exact))
     return linear(call.output, worked)[0], state
 
 
@@ -189,7 +190,7 @@ def shared_attention(
     scale = (d_model / num_heads) ** -0.5                    # d_head is 2 d_model / num_heads
     mixed, attention_backward = multi_head_attention(attention, normed, num_heads=num_heads, scale=scale, rotate=rotate)  # (4)
     inner, channel_norm_backward = rms_norm(params.channel_norm, mixed)  # (..., positions, d_model)  (5)
-    worked, channel_backward = gated_feed_forward(channel, inner, activation="gelu_exact")  # (6)
+    worked, channel_backward = gated_feed_forward(channel, inner, activation=slot(gelu_exact))  # (6)
     out, output_backward = linear(call.output, worked)       # (7)
 
     def backward(dout):

@@ -82,7 +82,7 @@ def test_the_check_refuses_a_walk_in_the_order_of_the_forward():
     maps = tuple(init_linear(rng, 3, 3, bias=False, dtype=np.float64) for _ in range(2))
 
     def forwards(maps, x):
-        out, backward = chain(maps, x, parts=(linear, linear))
+        out, _ = chain(maps, x, parts=(linear, linear))
         _, first = linear(maps[0], x)
         _, second = linear(maps[1], linear(maps[0], x)[0])
 

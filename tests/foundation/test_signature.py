@@ -174,7 +174,7 @@ def test_parts_that_any_leaves_open_are_as_wide_as_what_they_are_a_part_of():
 def test_other_floats_are_refused_by_name(dtype):
     if np.dtype(dtype) == np.float64:
         pytest.skip("here a long double is a double")
-    with pytest.raises(ValueError, match="x: got .*, wants float32 or float64"):
+    with pytest.raises(ValueError, match=r"x: got .*, wants float32 or float64"):
         check_arguments(settings, (X.astype(dtype),), {})
 
 
