@@ -1,26 +1,30 @@
 """What the site adds to plain Markdown, in the order in which MkDocs asks for it.
 
-Page docs/<chapter>/<concept>.md belongs to module minitransformers/<chapter>/<concept>.py. Everything that is wrong
+The modules beside page docs/<chapter>/<name>.md come from the catalogue (see _hooks/exhibits.py). Everything that is wrong
 with a page (a formula without its line, a number that was never measured) is a warning, and the strict build fails.
 """
 
 import logging
+import posixpath
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from html import unescape
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from _hooks import code_panel, equations, figures, museum, navigation, results
+from _hooks import code_panel, equations, exhibits, figures, museum, navigation, parts, results
 from _hooks.prose import outside_code
+from _hooks.statements import in_words
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 
 from minitransformers import catalogue
+from minitransformers.foundation.catalogue import Entry
 
 _log = logging.getLogger("mkdocs.hooks.minitransformers")
 _FORMULA = re.compile(r'<div class="arithmatex">(.*?)</div>', re.DOTALL)
 _TAG = re.compile(r"\\tag\{(\d+)\}")
+_JUMP = '<a class="jump" href="#source" data-search-exclude>Code</a>'
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -30,37 +34,63 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: object) -> str:
-    """Put in measured numbers, tables and figures, and hold the page's equations against the module's."""
+    """Put in measured numbers, tables and figures, and hold the page's equations against its modules."""
     docs, warn = Path(config.docs_dir), partial(_warn, page)
-    module = module_of(page, config)
-    if module is not None:
+    exhibit = exhibit_of(page, config)
+    if exhibit is not None:
         page.meta["hide"] = ["toc"]
-        for problem in equations.problems(module.read_text(encoding="utf-8"), markdown):
+        problems = equations.problems(_text(exhibit.main), markdown)
+        for form in exhibit.forms:
+            problems += equations.problems_of_form(_text(form), markdown, _path(form, config))
+        for problem in problems:
             warn(problem)
     return outside_code(markdown, lambda prose: _furnish(prose, docs, Path(page.file.src_uri), warn))
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, **_: object) -> str:
-    """Inline the figures; where the page has a module, set the source beside the derivation."""
-    html = figures.fill(html, (Path(config.docs_dir) / page.file.src_uri).parent)
-    module = module_of(page, config)
-    if module is None:
+    """Inline the figures and name the parts; where the page has a module, set the source beside the derivation."""
+    html = parts.name_parts(figures.fill(html, (Path(config.docs_dir) / page.file.src_uri).parent))
+    exhibit = exhibit_of(page, config)
+    if exhibit is None:
         return html
-    path = module.relative_to(_root(config)).as_posix()
-    listing = code_panel.read(module.read_text(encoding="utf-8"), path)
-    text = _link_formulas(html, listing).replace("</h1>", "</h1>" + _museum_line(page, config, path), 1)
-    return f'<div class="beside"><div class="beside__text">{text}</div>{code_panel.render(listing)}</div>'
+    forms = _forms(exhibit, config)
+    text = _link_formulas(html, forms[0].listing).replace("</h1>", "</h1>" + _museum_line(page, config, exhibit), 1)
+    return f'<div class="beside"><div class="beside__text">{text}</div>{code_panel.render(forms)}{_JUMP}</div>'
 
 
-def module_of(page: Page, config: MkDocsConfig) -> Path | None:
-    """The module that a page explains, or None."""
-    name = page.file.src_uri.removesuffix(".md")
-    path = _root(config) / "minitransformers" / f"{name}.py"
-    return path if path.is_file() and page.meta.get("code", True) else None
+def exhibit_of(page: Page, config: MkDocsConfig) -> exhibits.Exhibit | None:
+    """What a page explains, or None."""
+    if not page.meta.get("code", True):
+        return None
+    return exhibits.beside(PurePosixPath(page.file.src_uri), _entries(), _root(config) / "minitransformers")
+
+
+@cache
+def _entries() -> dict[str, Entry]:
+    return catalogue.entries()
+
+
+def _forms(exhibit: exhibits.Exhibit, config: MkDocsConfig) -> list[code_panel.Form]:
+    """The sources of the panel, the page's own first; a line of another form has the form's name in its address."""
+    main = code_panel.read(_text(exhibit.main), _path(exhibit.main, config))
+    forms = [code_panel.Form("plain", main, exhibit.main.names)]
+    for source in exhibit.forms:
+        listing = code_panel.read(_text(source), _path(source, config), anchor=f"{source.file.stem}-L")
+        short = source.file.stem.removeprefix(f"{exhibit.main.file.stem}_").replace("_", " ")
+        forms.append(code_panel.Form(short, listing, source.names))
+    return forms
 
 
 def _root(config: MkDocsConfig) -> Path:
     return Path(config.config_file_path).parent
+
+
+def _path(source: exhibits.Source, config: MkDocsConfig) -> str:
+    return source.file.relative_to(_root(config)).as_posix()
+
+
+def _text(source: exhibits.Source) -> str:
+    return source.file.read_text(encoding="utf-8")
 
 
 def _warn(page: Page, problem: str) -> None:
@@ -68,30 +98,40 @@ def _warn(page: Page, problem: str) -> None:
 
 
 def _furnish(prose: str, docs: Path, page: Path, warn: Callable[[str], None]) -> str:
-    chapter = page.parent.name
+    chapter, link = page.parent.name, partial(_link, docs, page.parent.as_posix())
     prose = results.fill(prose, docs, chapter, warn)
     prose = figures.mark(prose, docs / page.parent, warn)
-    prose = museum.CATALOGUE.sub(lambda _: _catalogue_table(docs), prose)
-    return museum.CONCEPTS.sub(lambda _: _concept_table(docs, chapter), prose)
+    prose = museum.CATALOGUE.sub(lambda _: _catalogue_table(docs, link), prose)
+    return museum.CONCEPTS.sub(lambda _: _concept_table(docs, chapter, link), prose)
 
 
-def _catalogue_table(docs: Path) -> str:
-    return museum.catalogue_table(navigation.chapters(docs), catalogue.concepts().values(), docs)
+def _link(docs: Path, folder: str, entry: Entry) -> str:
+    """The entry's title, with a link from a page in the folder where the entry has a page."""
+    page = exhibits.page_of(entry, _entries(), docs)
+    return f"[{entry.title}]({posixpath.relpath(page, folder)})" if page else entry.title
 
 
-def _concept_table(docs: Path, chapter: str) -> str:
-    order = navigation.pages(docs, chapter)
-    pages = {f"{chapter}/{name}.md": entry for name, entry in catalogue.concepts(chapter=chapter).items()}
-    ordered = [pages[page] for page in order if page in pages] + [pages[page] for page in pages if page not in order]
-    return museum.concept_table(ordered, museum.load_checks(docs), docs)
+def _catalogue_table(docs: Path, link: museum.Link) -> str:
+    return museum.catalogue_table(navigation.chapters(docs), _entries().values(), docs, link)
 
 
-def _museum_line(page: Page, config: MkDocsConfig, path: str) -> str:
-    name = Path(page.file.src_uri).stem
-    entry = catalogue.concepts(chapter=Path(page.file.src_uri).parent.name).get(name)
-    measured = museum.load_checks(Path(config.docs_dir)).get(name, {})
+def _concept_table(docs: Path, chapter: str, link: museum.Link) -> str:
+    """In the order of the pages; on one page the entry of its name comes first."""
+    order = {page: place for place, page in enumerate(navigation.pages(docs, chapter))}
+
+    def place(entry: Entry) -> tuple[int, bool]:
+        page = exhibits.page_of(entry, _entries(), docs) or ""
+        return order.get(page, len(order)), PurePosixPath(page).stem != entry.name
+
+    entries = sorted((entry for entry in _entries().values() if entry.chapter == chapter), key=place)
+    return museum.concept_table(entries, museum.load_checks(docs), link)
+
+
+def _museum_line(page: Page, config: MkDocsConfig, exhibit: exhibits.Exhibit) -> str:
+    measured = museum.load_checks(Path(config.docs_dir)).get(Path(page.file.src_uri).stem, {})
     headings = [item for title in page.toc for item in title.children]
-    return museum.museum_line(entry, path, measured, [(item.title, item.id) for item in headings])
+    sections = [(item.title, item.id) for item in headings]
+    return museum.museum_line(exhibit.subjects, _path(exhibit.main, config), measured, sections)
 
 
 def _link_formulas(html: str, listing: code_panel.Listing) -> str:
@@ -105,10 +145,13 @@ def _link_formulas(html: str, listing: code_panel.Listing) -> str:
         number = int(tags[0])
         anchor = "" if number in seen else f' id="eq-{number}"'
         seen.add(number)
-        lines = ", ".join(map(str, listing.lines_of(number)))
+        lines = listing.lines_of(number)
+        words = in_words(lines)
+        place = f'<a class="equation__lines" href="#{listing.anchor}{lines[0]}" data-search-exclude>{words}</a>' if lines else ""
         return (
-            f'<div class="equation"{anchor} data-eq="{number}" tabindex="0" role="group" '
-            f'aria-label="Equation {number}, code line {lines}">{found.group()}{code_panel.excerpt(listing, number)}</div>'
+            f'<div class="equation"{anchor} data-eq="{number}" tabindex="0" role="group" aria-label="Equation {number}, code {words}">'
+            f'{found.group()}<span class="equation__no" aria-hidden="true" data-search-exclude>({number})</span>{place}'
+            f"{code_panel.excerpt(listing, number)}</div>"
         )
 
     return _FORMULA.sub(link, html)

@@ -61,10 +61,6 @@ def crowded_formulas(markdown: str) -> list[str]:
     return [", ".join(numbers) for numbers in tags if len(numbers) > 1]
 
 
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(f"({n})" for n in sorted(numbers))
-
-
 def problems(source: str, markdown: str) -> list[str]:
     """One sentence for each place that lacks numbers the others have; empty when the three sets are one."""
     places = {
@@ -81,3 +77,12 @@ def problems(source: str, markdown: str) -> list[str]:
     found += [f"one formula has the tags {tags}: give each its own $$ block" for tags in crowded_formulas(markdown)]
     return found
 
+
+def problems_of_form(source: str, markdown: str, path: str) -> list[str]:
+    """What is wrong with the numbers of another form of the page's idea: its lines may bear the page's numbers only."""
+    strange = line_numbers(source) - page_numbers(markdown)
+    return [f"{_listed(strange)} on the code lines of {path}, but not on the page"] if strange else []
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(f"({n})" for n in sorted(numbers))

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 _IMAGE = re.compile(r"^(?P<indent>[ \t]*)!\[(?P<caption>.*?)\]\((?P<path>[^()\s]+\.svg)\)[ \t]*$", re.MULTILINE)
+_PLATES = re.compile(r"(?:^[ \t]*!\[.*?\]\([^()\s]+\.svg\)[ \t]*(?:\n|\Z))+", re.MULTILINE)
 _SLOT = re.compile(r'<div class="figure-slot" data-svg="([^"]+)"></div>')
 _REFERENCE = re.compile(r'(\bid="|\bhref="#|url\(#|labelledby=")([^")]+)')
 _SIZE = re.compile(r'\s(width|height)="([\d.]+)(?:pt|px)?"')
@@ -13,7 +14,7 @@ _POINT = 4 / 3  # CSS pixels
 
 
 def mark(text: str, folder: Path, warn: Callable[[str], None]) -> str:
-    """Replace each image line by a figure with an empty slot; the caption stays Markdown."""
+    """Replace each image line by a figure with an empty slot; the caption stays Markdown. Lines that follow on each other stand side by side."""
 
     def figure(found: re.Match[str]) -> str:
         indent, caption, path = found["indent"], found["caption"], found["path"]
@@ -24,7 +25,12 @@ def mark(text: str, folder: Path, warn: Callable[[str], None]) -> str:
         lines += [f'<figcaption markdown="span">{caption}</figcaption>'] if caption else []
         return "\n".join(indent + line for line in [*lines, "</figure>"])
 
-    return _IMAGE.sub(figure, text)
+    def plates(found: re.Match[str]) -> str:
+        figures, count = _IMAGE.subn(figure, found.group())
+        indent = figures[: len(figures) - len(figures.lstrip())]
+        return figures if count == 1 else f'{indent}<div class="plates" markdown="1">\n{figures}{indent}</div>\n'
+
+    return _PLATES.sub(plates, text)
 
 
 def fill(html: str, folder: Path) -> str:

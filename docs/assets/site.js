@@ -1,4 +1,5 @@
-// Formulas, and the thread between a formula and its lines of code. The pages are complete without this file, except formulas.
+// Formulas, the thread between a formula and its lines of code, and ways into the code and back. The pages are complete
+// without this file, except formulas.
 "use strict";
 
 const SETTINGS = { throwOnError: false, strict: "ignore", trust: false };
@@ -10,6 +11,10 @@ function renderFormulas() {
   }
 }
 
+const panel = document.querySelector(".panel");
+const addressed = (link) => document.getElementById(link.hash.slice(1));
+const shown = (element) => element.getClientRects().length > 0;
+const isBeside = () => getComputedStyle(panel).position === "sticky"; // on a phone the code follows the text
 const numbersOf = (element) => element.dataset.eq.split(" ");
 
 // Every equation and every line that bears one of the numbers.
@@ -29,15 +34,16 @@ function light(element, patience = 0) {
   for (const fresh of lit) fresh.classList.add("lit");
   clearTimeout(waiting);
   if (!element?.classList.contains("equation")) return;
-  const rows = lit.filter((one) => one.classList.contains("row"));
-  if (patience) waiting = setTimeout(reveal, patience, rows);
-  else reveal(rows);
+  if (patience) waiting = setTimeout(reveal, patience, litRows());
+  else reveal(litRows());
 }
+
+const litRows = () => lit.filter((one) => one.classList.contains("row") && shown(one));
 
 // Scroll the panel, never the page, until the lines stand in that part of it which the window shows.
 function reveal(rows) {
-  const body = document.querySelector(".panel__body");
-  if (!body || rows.length === 0) return;
+  if (rows.length === 0 || !isBeside()) return;
+  const body = rows[0].closest(".panel__body");
   const frame = body.getBoundingClientRect();
   const ceiling = Math.max(frame.top, document.querySelector(".md-header")?.getBoundingClientRect().bottom ?? 0);
   const floor = Math.min(frame.bottom, innerHeight);
@@ -59,26 +65,81 @@ function followReader() {
   document.addEventListener("focusin", (event) => light(bearerAt(event.target)));
   document.addEventListener("focusout", () => light(null));
   document.documentElement.addEventListener("mouseleave", () => light(focused()));
-  addEventListener("hashchange", lightAddress);
+  addEventListener("hashchange", followAddress);
 }
 
-// A link to an equation or a line lights it.
-function lightAddress() {
-  const target = bearerAt(document.getElementById(location.hash.slice(1)));
-  if (target) light(target);
+// A link to an equation or a line lights it; one to a line opens the form and the fold that hide it.
+function followAddress() {
+  const target = addressed(location);
+  if (!target) return;
+  unfold(target);
+  if (panel?.contains(target) && target !== panel) reveal([target]);
+  const bearer = bearerAt(target);
+  if (bearer) light(bearer);
 }
 
-// A long module opens at the function that the page derives, when its first numbered line would be out of view.
-function openAtConcept() {
-  const body = document.querySelector(".panel__body");
-  const first = body?.querySelector(".row[data-eq]");
-  const concept = [...(body?.querySelectorAll(".fold__label") ?? [])].find((label) => label.textContent === "label")?.closest(".row");
-  if (!first || !concept || body.scrollHeight <= body.clientHeight) return;
-  const top = body.getBoundingClientRect().top;
-  if (first.getBoundingClientRect().bottom - top > body.clientHeight) body.scrollTop = concept.getBoundingClientRect().top - top;
+function unfold(element) {
+  for (let fold = element.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  const pick = element.closest(".panel__form")?.previousElementSibling?.control;
+  if (pick) pick.checked = true;
+}
+
+// A long module opens at the first numbered line of the function that the page derives, its head above where both fit.
+function openAtFirstNumber(body) {
+  const [head, first] = [body.dataset.head, body.dataset.first].map((id) => document.getElementById(id));
+  if (!first || body.scrollHeight <= body.clientHeight) return;
+  const depth = (row) => row.getBoundingClientRect().top - body.getBoundingClientRect().top + body.scrollTop;
+  body.scrollTop = Math.max(shown(head) ? depth(head) : 0, depth(first) - body.clientHeight / 3);
+}
+
+function openForms() {
+  for (const body of document.querySelectorAll(".panel__body")) {
+    const pick = body.parentElement.previousElementSibling?.control;
+    if (shown(body)) openAtFirstNumber(body);
+    else pick.addEventListener("change", () => openAtFirstNumber(body), { once: true });
+  }
+}
+
+let place = 0; // where the reader was before the code
+
+// Beside the text, a link to a line moves the panel alone. Below it, the page moves, and the way back is remembered.
+function followLinks() {
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.('a[href^="#"]');
+    const target = link && addressed(link);
+    if (!target || !panel?.contains(target)) return;
+    place = scrollY;
+    unfold(target);
+    if (target === panel || !isBeside()) return;
+    event.preventDefault();
+    reveal([target]);
+  });
+}
+
+// On a phone one button leads to the code, at the lines that are lit, and back to the place in the text.
+function jumpToCodeAndBack() {
+  const button = document.querySelector(".jump");
+  if (!button) return;
+  let there = false;
+  new IntersectionObserver(([seen]) => {
+    there = seen.isIntersecting;
+    button.textContent = there ? "Text" : "Code";
+  }, { rootMargin: "-50% 0px" }).observe(panel);
+  button.addEventListener("mousedown", (event) => event.preventDefault()); // the touched equation keeps the focus and its light
+  button.addEventListener("click", (event) => {
+    event.preventDefault();
+    event.stopPropagation();
+    if (there) return scrollTo({ top: place, behavior: "instant" });
+    place = scrollY;
+    const body = [...document.querySelectorAll(".panel__body")].find(shown);
+    const row = litRows()[0] ?? document.getElementById(body.dataset.first) ?? panel;
+    row.scrollIntoView({ block: "center", behavior: "instant" });
+  });
 }
 
 renderFormulas();
-openAtConcept();
+openForms();
 followReader();
-lightAddress();
+followLinks();
+jumpToCodeAndBack();
+followAddress();

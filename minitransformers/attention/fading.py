@@ -16,14 +16,14 @@ The entropy of n equal shares is log n and their support is n. A query that weig
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from minitransformers.basics.softmax import softmax
-from minitransformers.foundation import invalid
+from minitransformers.foundation import at_least, bad, checked, example, finite, invalid, procedure
 
 
 class Focus(NamedTuple):
@@ -43,13 +43,13 @@ class Fading(NamedTuple):
     support: Float[Array, "sizes"]
 
 
-def focus(weights: Float[Array, "... keys"]) -> Focus:
-    """How the weights of each query are spread over its keys; they need be neither positive nor sum to 1.
-
-    Raises ValueError where there is no key or a weight is not finite.
-    """
-    if weights.ndim == 0 or weights.shape[-1] == 0 or not np.isfinite(weights).all():
-        raise invalid("weights", got=f"shape {weights.shape}, or NaN or an infinity in it", wants="finite numbers, at least one a query")
+@procedure(
+    title="Focus of attention weights",
+    source="Nakanishi 2025, arXiv:2501.19399; the support: Hill 1973, Ecology 54:427",
+    example=lambda rng: example(rng.normal(size=(2, 3, 5))),
+)
+def focus(weights: Annotated[Float[Array, "... keys"], finite]) -> Focus:
+    """How the weights of each query are spread over its keys; they need be neither positive nor sum to 1."""
     sizes = np.abs(weights)
     sizes = sizes / np.where((top := sizes.max(-1, keepdims=True)) > 0, top, 1)  # squares of small weights would underflow
     total = sizes.sum(-1, keepdims=True)
@@ -63,26 +63,25 @@ def focus(weights: Float[Array, "... keys"]) -> Focus:
     )
 
 
-def fading(weighting: Callable | None, scores: Float[Array, "... keys"], *, sizes: Sequence[int]) -> Fading:
+@procedure(
+    title="Fading of attention",
+    source="Nakanishi 2025, arXiv:2501.19399",
+    example=lambda rng: example(rng.normal(size=(2, 3, 5)), sizes=[1, 3, 5]),
+    rejects=[bad(sizes=[]), bad(sizes=[0]), bad(sizes=[6]), bad(sizes=[1.5])],
+)
+def fading(scores: Float[Array, "... keys"], *, sizes: Sequence[int], weighting: Callable = softmax) -> Fading:
     """The focus when a query sees the first ``n`` of its keys, for each ``n`` in sizes, as a mean over the queries.
 
-    weighting(scores) -> weights, backward is any weighting, its learned numbers bound; None is the softmax.
-    Raises ValueError where there is no size or one is not between 1 and the number of keys, or the weights are not finite.
+    weighting(scores) -> weights, backward is any weighting, what it learns bound (functools.partial(scalable_softmax, None)).
+    Raises ValueError where there is no size or one is not between 1 and the number of keys.
     """
     if not len(sizes) or not all(isinstance(n, (int, np.integer)) and 1 <= n <= scores.shape[-1] for n in sizes):
         raise invalid("sizes", got=sizes, wants=f"whole numbers of keys from 1 to {scores.shape[-1]}, at least one")
-    weigh = softmax if weighting is None else weighting
-    found = [focus(weigh(scores[..., :n])[0]) for n in sizes]
+    found = [focus(weighting(scores[..., :n])[0]) for n in sizes]
     return Fading(np.array(sizes), *(np.array([part.mean() for part in parts]) for parts in zip(*found, strict=True)))
 
 
-def largest_possible(keys: Int[Array, "*sizes"] | int, *, spread: float) -> Float[Array, "*sizes"]:
-    """The largest softmax weight that scores within ``spread`` of one another can give one of ``keys`` keys.
-
-    Raises ValueError for fewer than one key and a negative spread.
-    """
-    if not np.all(np.asarray(keys) >= 1):
-        raise invalid("keys", got=keys, wants="at least 1")
-    if not spread >= 0:
-        raise invalid("spread", got=spread, wants="a difference of scores of at least 0")
-    return 1 / (1 + (np.asarray(keys) - 1) * np.exp(-spread))  # (5)
+@checked
+def largest_possible(keys: Annotated[Int[Array, "*sizes"], at_least(1)], *, spread: Annotated[float, at_least(0)]) -> Float[Array, "*sizes"]:
+    """The largest softmax weight that scores within ``spread`` of one another can give one of ``keys`` keys."""
+    return 1 / (1 + (keys - 1) * np.exp(-spread))            # (5)

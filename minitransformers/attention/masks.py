@@ -12,50 +12,71 @@ Masks made of numbers alone are cached and therefore read-only; those made of ar
 """
 
 import functools
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray as Array
 
-from minitransformers.foundation import invalid, whole_number
+from minitransformers.foundation import at_least, bad, example, invalid, procedure
+
+Size = Annotated[int, at_least(1)]
 
 
-def causal_mask(queries: int, keys: int | None = None) -> Bool[Array, "queries keys"]:
+@procedure(title="Causal mask", source="Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3", example=lambda rng: example(3, 5))
+def causal_mask(queries: Size, keys: Size | None = None) -> Bool[Array, "queries keys"]:
     """Each query sees its own position and the earlier ones. keys defaults to queries."""
-    return _mask("causal", *_sizes(queries, keys))
+    return _mask("causal", queries, keys or queries)
 
 
-def sliding_window_mask(queries: int, keys: int | None = None, *, window: int) -> Bool[Array, "queries keys"]:
+@procedure(
+    title="Sliding-window mask",
+    source="Jiang et al. 2023, arXiv:2310.06825, section 2",
+    example=lambda rng: example(3, 5, window=2),
+)
+def sliding_window_mask(queries: Size, keys: Size | None = None, *, window: Size) -> Bool[Array, "queries keys"]:
     """Each query sees the last ``window`` positions, its own included: min(position + 1, window) keys.
 
     Hugging Face's convention. (Some code reads "the last W" as W + 1 keys.)
     """
-    return _mask("window", *_sizes(queries, keys), whole_number("window", window, least=1))
+    return _mask("window", queries, keys or queries, window)
 
 
-def band_mask(queries: int, keys: int | None = None, *, reach: int) -> Bool[Array, "queries keys"]:
+@procedure(title="Band mask", source="Beltagy, Peters and Cohan 2020, arXiv:2004.05150, section 3.1", example=lambda rng: example(3, 5, reach=1))
+def band_mask(queries: Size, keys: Size | None = None, *, reach: Annotated[int, at_least(0)]) -> Bool[Array, "queries keys"]:
     """Each query sees the positions at most ``reach`` away, on both sides."""
-    return _mask("band", *_sizes(queries, keys), whole_number("reach", reach, least=0))
+    return _mask("band", queries, keys or queries, reach)
 
 
-def prefix_mask(queries: int, keys: int | None = None, *, prefix: int) -> Bool[Array, "queries keys"]:
+@procedure(title="Prefix mask", source="Raffel et al. 2020, arXiv:1910.10683, section 3.2.1", example=lambda rng: example(3, 5, prefix=2))
+def prefix_mask(queries: Size, keys: Size | None = None, *, prefix: Annotated[int, at_least(0)]) -> Bool[Array, "queries keys"]:
     """Causal, but the first ``prefix`` keys are seen by all: a prompt is read in both directions."""
-    return _mask("prefix", *_sizes(queries, keys), whole_number("prefix", prefix, least=0))
+    return _mask("prefix", queries, keys or queries, prefix)
 
 
-def padding_mask(lengths: Int[Array, "*batch"], keys: int) -> Bool[Array, "*batch 1 1 keys"]:
-    """The first ``lengths`` keys of each sequence are real, the others padding that nobody may see."""
-    lengths, keys = _integers("lengths", lengths), whole_number("keys", keys, least=1)
-    if lengths.min() < 0 or lengths.max() > keys:
+@procedure(
+    title="Padding mask",
+    source="Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3",
+    example=lambda rng: example(np.array([[2, 0], [4, 1]]), 4),
+    rejects=[bad("lengths", lengths=np.array([5]))],
+)
+def padding_mask(lengths: Annotated[Int[Array, "*batch"], at_least(0)], keys: Size) -> Bool[Array, "*batch one one keys"]:
+    """The first ``lengths`` keys of each sequence are real, the others padding that nobody may see.
+
+    Raises ValueError where a length exceeds the keys.
+    """
+    if lengths.max() > keys:
         raise invalid("lengths", got=f"{lengths.min()} to {lengths.max()}", wants=f"numbers from 0 to keys = {keys}")
     return np.arange(keys) < lengths[..., None, None, None]
 
 
-def segment_mask(segments: Int[Array, "*batch positions"]) -> Bool[Array, "*batch 1 positions positions"]:
+@procedure(
+    title="Segment mask",
+    source="Raffel et al. 2020, arXiv:1910.10683, section 3.5.2 (packed examples)",
+    example=lambda rng: example(np.array([[0, 0, 1], [2, 1, 1]])),
+)
+def segment_mask(segments: Int[Array, "*batch positions"]) -> Bool[Array, "*batch one positions positions"]:
     """Several documents packed into one row: each position sees only those with its own segment number."""
-    segments = _integers("segments", segments)
-    if segments.ndim == 0:
-        raise invalid("segments", got="a single number", wants="one number a position")
     return segments[..., None, :, None] == segments[..., None, None, :]
 
 
@@ -72,15 +93,3 @@ def _mask(kind, queries, keys, number=0):
     }[kind]()
     mask.setflags(write=False)                               # every caller gets this very array
     return mask
-
-
-def _sizes(queries, keys):
-    queries = whole_number("queries", queries, least=1)
-    return queries, queries if keys is None else whole_number("keys", keys, least=1)
-
-
-def _integers(name, values):
-    values = np.asarray(values)
-    if values.dtype.kind not in "iu" or not values.size:
-        raise invalid(name, got=f"{values.dtype} of shape {values.shape}", wants="whole numbers")
-    return values

@@ -14,48 +14,67 @@ A forbidden key is cut out after the polynomial, since c_0, its value at 0, need
 """
 
 import itertools
+from functools import partial
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.heads import check_scores, count_keys
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
+from minitransformers.foundation import at_least, bad, concept, example, finite
+
+
+class PolynomialAttention(NamedTuple):
+    """c_0, c_1, ...: a coefficient for each power of the score; without them (0, 0, 0, 1), a cube."""
+
+    coefficients: Float[Array, "powers"]
 
 
 @concept(
     title="Polynomial attention",
     source="Saratchandran et al. 2024, arXiv:2410.18613",
-    example=lambda rng: example(
-        rng.normal(size=(2, 3, 4, 5)), rng.normal(size=4),
-        mask=np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)[None, None],
-    ),
-    roles=("weighting",),
-    rejects=[
-        bad(mask=np.ones((4, 5), int)), bad(mask=np.ones((7, 2, 3, 4, 5), bool)), bad(scores=np.ones((2, 3, 4, 0))),
-        bad(coefficients=np.ones(0)), bad(coefficients=np.ones((2, 2))), bad(decay=-0.5), bad(decay=np.nan), bad(decay=np.inf),
-    ],
-)  # fmt: skip
+    example=lambda rng: core_example(rng, PolynomialAttention(rng.normal(size=4))),
+    roles=("core",),
+)
 def polynomial_attention(
+    params: PolynomialAttention | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
+    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
+    decay: Annotated[float, at_least(0)] = 0.5,
+):  # fmt: skip
+    """Attention whose weights are a polynomial of the scores, of either sign. A core.
+
+    Arguments and results are those of weighted_attention. decay as in polynomial_weights.
+    """
+    return weighted_attention(params, query, key, value, bias, weighting=partial(polynomial_weights, decay=decay), mask=mask, scale=scale)
+
+
+@concept(
+    title="Polynomial attention, its weights",
+    source="Saratchandran et al. 2024, arXiv:2410.18613",
+    example=lambda rng: example(PolynomialAttention(rng.normal(size=4)), rng.normal(size=(2, 3, 4, 5)), mask=some_mask()),
+    roles=("weighting",),
+    rejects=[bad(mask=np.ones((7, 2, 3, 4, 5), bool))],
+    form_of="polynomial_attention",
+)
+def polynomial_weights(
+    params: PolynomialAttention | None,
     scores: Float[Array, "*batch queries keys"],
-    coefficients: Float[Array, "powers"] | None = None,
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
-    decay: float = 0.5,
+    decay: Annotated[float, at_least(0)] = 0.5,
 ):
     """Weights of the keys, of either sign: c_0 + c_1 score + c_2 score^2 + ..., over the number of keys to the decay.
 
-    coefficients are c_0, c_1, ... and (0, 0, 0, 1), a cube, where None. mask is True where a query may attend.
-    Returns weights (*batch, queries, keys), and backward: dweights -> dscores, dcoefficients (None where not given).
-    Raises ValueError when the mask does not broadcast to the scores or decay is negative or not finite.
+    mask is True where a query may attend; decay is dimensionless.
+    Returns weights (*batch, queries, keys), and backward: dweights -> PolynomialAttention(dcoefficients) or None, dscores.
+    Raises ValueError when the mask does not broadcast to the scores.
     """
     check_scores("mask", mask, scores.shape)
-    if coefficients is not None and (coefficients.ndim != 1 or not len(coefficients)):  # as attention hands it on
-        raise invalid("coefficients", got=f"shape {coefficients.shape}", wants="one number for each power, at least one")
-    if not 0 <= decay < np.inf:
-        raise invalid("decay", got=decay, wants="a finite number that is not negative")
-    cs = np.array([0, 0, 0, 1], scores.dtype) if coefficients is None else coefficients
-    share = count_keys(mask, scores.shape[-1]) ** -float(decay)
+    cs = np.array([0, 0, 0, 1], scores.dtype) if params is None else params.coefficients
+    share = count_keys(mask, scores.shape[-1]) ** -decay
     if mask is not None:
         share = mask * share                                 # 0 where forbidden
         scores = np.where(mask, scores, 0)                   # a forbidden score may be anything: its powers must not overflow
@@ -67,9 +86,11 @@ def polynomial_attention(
         dvalue = share * dweights
         dscores = _polynomial(cs[1:] * np.arange(1, len(cs), dtype=cs.dtype), scores)
         dscores *= dvalue                                    # (3)
+        if params is None:
+            return None, dscores
         powers = itertools.accumulate(cs[1:], lambda power, _: power * scores, initial=dvalue)
-        dcoefficients = None if coefficients is None else np.array([power.sum() for power in powers])  # (4)
-        return dscores, dcoefficients
+        dcoefficients = np.array([power.sum() for power in powers])  # (4)
+        return PolynomialAttention(dcoefficients), dscores
 
     return weights, backward
 

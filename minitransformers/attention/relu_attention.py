@@ -11,25 +11,44 @@ At a score of exactly 0, where there is no slope, the gradient is 0. A query all
 and teaches its scores nothing.
 """
 
+from typing import Annotated
+
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.heads import check_scores, count_keys
-from minitransformers.foundation import bad, concept, example
+from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
+from minitransformers.foundation import bad, concept, example, finite, slot
 
 
 @concept(
     title="ReLU attention",
     source="Wortsman et al. 2023, arXiv:2309.08586, section 3",
-    example=lambda rng: example(
-        rng.normal(size=(2, 3, 4, 5)),
-        mask=np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)[None, None],
-    ),
-    roles=("weighting",),
-    rejects=[bad(mask=np.ones((4, 5), int)), bad(mask=np.ones((7, 2, 3, 4, 5), bool)), bad(scores=np.ones((2, 3, 4, 0)))],
-)  # fmt: skip
+    example=lambda rng: core_example(rng, None),
+    roles=("core",),
+)
 def relu_attention(
+    params: None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
+    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
+):  # fmt: skip
+    """Attention that reads the keys whose scores are positive. A core.
+
+    Arguments and results are those of weighted_attention.
+    """
+    return weighted_attention(params, query, key, value, bias, weighting=slot(relu_weights), mask=mask, scale=scale)
+
+
+@concept(
+    title="ReLU attention, its weights",
+    source="Wortsman et al. 2023, arXiv:2309.08586, section 3",
+    example=lambda rng: example(rng.normal(size=(2, 3, 4, 5)), mask=some_mask()),
+    roles=("weighting",),
+    rejects=[bad(mask=np.ones((7, 2, 3, 4, 5), bool))],
+    form_of="relu_attention",
+)
+def relu_weights(
     scores: Float[Array, "*batch queries keys"],
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,

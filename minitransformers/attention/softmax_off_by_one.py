@@ -14,57 +14,76 @@ arXiv:2508.10925, section 2 (one learned logit a head).
 A forbidden key has weight 0, hence dscores 0. A query that may attend to nothing has weights 0 without a special case.
 """
 
+from typing import Annotated, NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_scores, dot_over_keys, forbid, sum_over_keys, sum_to
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.attention.heads import by_head, check_scores, dot_over_keys, forbid, sum_over_keys, sum_to
+from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
+from minitransformers.foundation import bad, concept, example, finite
+
+
+class SoftmaxOffByOne(NamedTuple):
+    """The logit of the place that holds nothing, one a head (gpt-oss); without it the logit is 0."""
+
+    sink: Annotated[Float[Array, "heads"], finite]
 
 
 @concept(
     title="Softmax off by one",
     source="Miller 2023, Attention Is Off By One; learned sinks: OpenAI 2025, arXiv:2508.10925, section 2",
-    example=lambda rng: example(
-        rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(1, 3, 1)),
-        mask=np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)[None, None],
-    ),
+    example=lambda rng: example(SoftmaxOffByOne(rng.normal(size=3)), rng.normal(size=(2, 3, 4, 5)), mask=some_mask()),
     roles=("weighting",),
-    rejects=[
-        bad(mask=np.ones((4, 5), int)), bad(mask=np.ones((7, 2, 3, 4, 5), bool)), bad(sink=np.ones((1, 2, 1))),
-        bad(sink=np.ones((2, 2, 3, 4))), bad(sink=np.full((1, 3, 1), np.inf)), bad(scores=np.ones((2, 3, 4, 0))),
-    ],
-)  # fmt: skip
+    rejects=[bad("params.sink", params=SoftmaxOffByOne(np.ones(2))), bad(mask=np.ones((7, 2, 3, 4, 5), bool))],
+)
 def softmax_off_by_one(
+    params: SoftmaxOffByOne | None,
     scores: Float[Array, "*batch queries keys"],
-    sink: Float[Array, "*#batch #queries"] | None = None,
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
 ):
     """Weights of the keys that sum to less than 1: the rest goes to a place without a value.
 
-    sink is the logit of that place, 0 where None; one a head is (heads, 1). mask is True where a query may attend.
-    Returns weights (*batch, queries, keys), and backward: dweights -> dscores, dsink (None where there is no sink).
-    Raises ValueError when mask or sink do not broadcast to the scores or the sink is not finite.
+    params.sink is the logit of that place, 0 where params is None. mask is True where a query may attend.
+    Returns weights (*batch, queries, keys), and backward: dweights -> SoftmaxOffByOne(dsink) or None, dscores.
+    Raises ValueError when mask or sink do not fit the scores.
     """
     check_scores("mask", mask, scores.shape)
-    check_scores("sink", sink, scores.shape[:-1])
-    if sink is not None and not np.isfinite(sink).all():
-        raise invalid("sink", got="NaN or an infinity", wants="finite numbers")
     logits = forbid(scores, mask)
-    spare = np.zeros(1, scores.dtype) if sink is None else sink[..., None]
-    largest = np.maximum(logits.max(-1, keepdims=True), spare)  # of keys and sink: no exponential overflows, not all are 0
+    sink = np.zeros((1, 1), scores.dtype) if params is None else by_head("params.sink", params.sink, scores)
+    largest = np.maximum(logits.max(-1, keepdims=True), sink)  # of keys and sink: no exponential overflows, not all are 0
     logits -= largest
-    powers, spare_power = np.exp(logits, out=logits), np.exp(spare - largest)
-    total = sum_over_keys(powers) + spare_power
-    rest = (spare_power / total).astype(scores.dtype)        # (*batch, queries, 1)  (1)
+    powers, spare = np.exp(logits, out=logits), np.exp(sink - largest)
+    total = sum_over_keys(powers) + spare
+    rest = spare / total                                     # (*batch, queries, 1)  (1)
     weights = np.divide(powers, total, out=powers)           # (2)
 
     def backward(dweights):
         shared = dot_over_keys(dweights, weights)[..., None]  # (3)
         dscores = dweights - shared
         dscores *= weights                                   # (4)
-        dsink = None if sink is None else -sum_to((rest * shared)[..., 0], sink.shape)  # (5)
-        return dscores, dsink
+        dsink = None if params is None else SoftmaxOffByOne(-sum_to(rest * shared, sink.shape).reshape(-1))  # (5)
+        return dsink, dscores
 
     return weights, backward
+
+
+@concept(
+    title="Attention with the softmax off by one",
+    source="Miller 2023, Attention Is Off By One; OpenAI 2025, arXiv:2508.10925, section 2",
+    example=lambda rng: core_example(rng, SoftmaxOffByOne(rng.normal(size=3))),
+    roles=("core",),
+    form_of="softmax_off_by_one",
+)
+def softmax_off_by_one_attention(
+    params: SoftmaxOffByOne | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
+    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
+):  # fmt: skip
+    """Attention in which a query may read nothing. A core.
+
+    Arguments and results are those of weighted_attention.
+    """
+    return weighted_attention(params, query, key, value, bias, weighting=softmax_off_by_one, mask=mask, scale=scale)

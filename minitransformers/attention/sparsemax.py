@@ -18,24 +18,24 @@ query that may attend to nothing reads zero. Over the allowed keys of a row:
 Where a score meets the threshold exactly there is no derivative; such a key counts as outside the support.
 """
 
+from typing import Annotated
+
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.heads import check_scores, dot_over_keys, forbid, sum_over_keys
-from minitransformers.foundation import bad, concept, example
+from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
+from minitransformers.foundation import bad, concept, example, finite, slot
 
 
 @concept(
     title="Sparsemax",
     source="Martins and Astudillo 2016, arXiv:1602.02068, section 2",
-    example=lambda rng: example(
-        rng.normal(size=(2, 3, 4, 5)),
-        mask=np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)[None, None],
-    ),
+    example=lambda rng: example(rng.normal(size=(2, 3, 4, 5)), mask=some_mask()),
     roles=("weighting",),
-    rejects=[bad(mask=np.ones((4, 5), int)), bad(mask=np.ones((7, 2, 3, 4, 5), bool)), bad(scores=np.ones((2, 3, 4, 0)))],
-)  # fmt: skip
+    rejects=[bad(mask=np.ones((7, 2, 3, 4, 5), bool))],
+)
 def sparsemax(
     scores: Float[Array, "*batch queries keys"],
     *,
@@ -61,11 +61,12 @@ def sparsemax(
 
     def backward(dweights):
         shared = dot_over_keys(dweights, inside)[..., None] / size  # (8)
-        dscores = dweights - shared.astype(dweights.dtype, copy=False)
+        dscores = dweights - shared
         dscores *= inside                                    # (9)
         return dscores
 
     return weights, backward
+
 
 
 def _settle(below: Array, bound: Array) -> tuple[Array, Array, Array]:
@@ -81,3 +82,22 @@ def _settle(below: Array, bound: Array) -> tuple[Array, Array, Array]:
             return inside, size, threshold
         threshold = (dot_over_keys(below, inside)[..., None] - 1) / size  # (5)
         bound = np.maximum(threshold, bound)                 # if rounding lowered it, a key could come back, for ever  (6)
+
+
+@concept(
+    title="Attention with sparsemax",
+    source="Martins and Astudillo 2016, arXiv:1602.02068, section 2",
+    example=lambda rng: core_example(rng, None),
+    roles=("core",),
+    form_of="sparsemax",
+)
+def sparsemax_attention(
+    params: None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
+    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
+):  # fmt: skip
+    """Attention that reads few keys, and the others not at all. A core.
+
+    Arguments and results are those of weighted_attention.
+    """
+    return weighted_attention(params, query, key, value, bias, weighting=slot(sparsemax), mask=mask, scale=scale)

@@ -50,15 +50,15 @@ def chain(params: Any, x: Any, *more: Any, parts: Sequence[Callable], **config: 
     xs, backwards = (x, *more), []
     for part, own in zip(parts, params, strict=True):
         out, backward_of_part = part(own, *xs, **config)     # (1)
-        backwards.append(backward_of_part)
+        backwards.append((backward_of_part, len(xs)))
         xs = out if isinstance(out, tuple) else (out,)       # (2)
 
     def backward(dout):
         dx, dparams = dout, []                               # (3)
-        for backward_of_part in reversed(backwards):
-            down, *dxs = backward_of_part(dx)                # (4)
+        for backward_of_part, count in reversed(backwards):
+            down, *dxs = backward_of_part(dx)[: 1 + count]   # what was left out (a bias) has no gradient  (4)
             dparams.append(down)
-            dx = dxs[0] if len(dxs) == 1 else tuple(dxs)
+            dx = dxs[0] if count == 1 else tuple(dxs)
         return type(params)(dparams[::-1]) if type(params) in (tuple, list) else type(params)(*dparams[::-1]), *dxs
 
     return out, backward

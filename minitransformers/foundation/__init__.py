@@ -13,7 +13,7 @@ from minitransformers.foundation.contract import (
     whole_number,
 )
 from minitransformers.foundation.gradients import assert_gradients, check_gradients
-from minitransformers.foundation.ranges import above, at_least, at_most, below, between, finite, from_to_below, negative, positive
+from minitransformers.foundation.ranges import Range, above, at_least, at_most, below, between, finite, from_to_below, negative, positive
 from minitransformers.foundation.reparameterize import reparameterize
 from minitransformers.foundation.shapes import InvalidArgument
 

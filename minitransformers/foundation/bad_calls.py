@@ -99,7 +99,7 @@ def _bad_arrays(hint: Any, value: np.ndarray, floats: int, allowed: Range | None
     if not any(token == "..." or token.startswith("*") for token in hint.dim_str.split()):
         yield "one axis more", value[None]
     if allowed is not None:
-        for number in allowed.outside:
+        for number in (n for n in allowed.outside if value.dtype.kind == "f" or math.isfinite(n)):
             bad = value.copy()
             bad.flat[-1] = number
             yield f"{number} in it", bad

@@ -328,7 +328,7 @@ def _mapped(example: Example, function: Callable) -> Example:
         is_tree = isinstance(value, (np.ndarray, list)) or (isinstance(value, tuple) and hasattr(value, "_fields"))
         return trees.map(lambda leaf: function(leaf) if isinstance(leaf, np.ndarray) else leaf, value) if is_tree else value
 
-    return Example(trees.map(function, example.args), {k: mapped(v) for k, v in example.config.items()})
+    return Example(trees.map(lambda leaf: function(leaf) if isinstance(leaf, np.ndarray) else leaf, example.args), {k: mapped(v) for k, v in example.config.items()})
 
 
 def _as_dtype(example: Example, dtype: Any) -> Example:
@@ -341,7 +341,9 @@ def _arrays(example: Example) -> list[np.ndarray]:
 
 
 def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
-    return list(trees.leaves(tree, path))
+    """Arrays, numbers and texts; what else a procedure returns (the room that a cache grows into) is its own affair."""
+    plain = (np.ndarray, np.generic, bool, int, float, str)
+    return [(path, leaf) for path, leaf in trees.leaves(tree, path) if isinstance(leaf, plain)]
 
 
 def _copied(tree: Any) -> Any:
@@ -355,14 +357,17 @@ def _same(a: Any, b: Any) -> bool:
         x, y = np.asarray(x), np.asarray(y)
         return x.dtype == y.dtype and np.array_equal(x, y, equal_nan=x.dtype.kind in "fc")
 
-    return all(equal(x, y) for (_, x), (_, y) in zip(trees.leaves(a), trees.leaves(b), strict=True))
+    return all(equal(x, y) for (_, x), (_, y) in zip(_leaves(a), _leaves(b), strict=True))
 
 
 def _difference(a: Any, b: Any) -> float:
     """The largest difference between two trees relative to the largest element (1 where that is smaller); NaN where one is."""
-    pairs = [(x, y) for (_, x), (_, y) in zip(trees.leaves(a), trees.leaves(b), strict=True)]
+    pairs = [(np.asarray(x), np.asarray(y)) for (_, x), (_, y) in zip(_leaves(a), _leaves(b), strict=True)]
+    if not all(np.array_equal(x, y) for x, y in pairs if x.dtype.kind not in "fiuc"):
+        return float("inf")
+    pairs = [(x, y) for x, y in pairs if x.dtype.kind in "fiuc"]
     scale = max([1.0] + [float(np.max(np.abs(x), initial=0)) for x, _ in pairs])
-    return float(np.max([0.0] + [np.max(np.abs(np.asarray(x) - y), initial=0) for x, y in pairs])) / scale  # Python's max loses a NaN
+    return float(np.max([0.0] + [np.max(np.abs(x - y), initial=0) for x, y in pairs])) / scale  # Python's max loses a NaN
 
 
 def _batched_arguments(entry: Entry) -> set[str]:

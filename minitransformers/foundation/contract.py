@@ -176,10 +176,15 @@ def trusted(function: F) -> F:
 
 
 def slot(function: Callable) -> Callable:
-    """A concept that learns nothing, as a slot calls it: ``inner(None, *arrays, **config)``, and None for its gradient."""
+    """A concept that learns nothing, as a slot calls it: ``inner(None, *arrays, **config)``, and None for its gradient.
+
+    The inner function raises ValueError for parameters, which it would lose.
+    """
 
     @functools.wraps(function)
     def inner(params: None, *arrays: Any, **config: Any) -> Any:
+        if params is not None:
+            raise invalid("params", got=type(params).__name__, wants=f"None: {getattr(function, '__name__', 'this')} learns nothing")
         out, backward = function(*arrays, **config)
 
         def with_none(dout: Any) -> tuple:

@@ -13,7 +13,8 @@ What an annotation may say, and what a call is then held to:
     list[X], X | None, Linear | Embedding         a list of such, such or None, one or the other
     Any                                           a tree of parameters, each tuple in it checked as what it is
 
-The axis names of a tuple belong to it. Where Any leaves a part open, d_model is the width of what it is a part of.
+The axis names of a tuple belong to it, but for d_model: a part is as wide as what it is a part of. Stacked items of a list
+may differ among themselves where what holds them has no width of its own.
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ def check_arguments(function: Callable, args: tuple, config: dict[str, Any]) -> 
             for i in range(len(names), len(args)):
                 check(args[i], f"{name}.{i - len(names)}", scope, call)
     return tuple(by_position), config
+
+
+def check_tree(name: str, tree: Any) -> None:
+    """Raise InvalidArgument, naming the place, where a tree of parameters does not fit the annotations of its own tuples."""
+    _tree(tree, name, Scope(), Call())
 
 
 def check_like(name: str, value: Any, pattern: Any) -> None:
@@ -127,6 +133,8 @@ def _compile(hint: Any) -> Check | None:
         return _boolean
     if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
         return _named_tuple(hint)
+    if hint is Callable:
+        return _function
     if isinstance(hint, type) and hint not in (object, type, np.ndarray):
         return _instance(hint)
     return None
@@ -212,8 +220,19 @@ def _literal(allowed: tuple) -> Check:
     return check
 
 
+def _function(value: Any, path: str, scope: Scope, call: Call) -> Any:
+    """A function; of a functools.partial the settings that it holds are checked and converted as well."""
+    if not callable(value):
+        raise InvalidArgument(f"{path}: got {_short(value)}, wants a function")
+    if type(value) is functools.partial and value.keywords and hasattr(value.func, "__wrapped__"):
+        checks = compiled(value.func)[2]
+        held = {name: checks[name](own, f"{path}.{name}", Scope(), call) if name in checks else own for name, own in value.keywords.items()}
+        return functools.partial(value.func, *value.args, **held)
+    return value
+
+
 def _instance(cls: type) -> Check:
-    words = "a function" if cls is Callable else ("text" if cls is str else f"a {cls.__name__}")
+    words = "None, for nothing is learned" if cls is type(None) else "text" if cls is str else f"a {cls.__name__}"
 
     def check(value: Any, path: str, scope: Scope, call: Call) -> Any:
         if not isinstance(value, cls):
@@ -236,7 +255,7 @@ def _list(inner: Check | None) -> Check | None:
         if not isinstance(value, list):
             raise InvalidArgument(f"{path}: got {type(value).__name__}, wants a list")
         for i, item in enumerate(value):
-            inner(item, f"{path}.{i}", Scope(), call)
+            inner(item, f"{path}.{i}", _inside(scope, _SHARED), call)
         return value
 
     return check
@@ -245,7 +264,7 @@ def _list(inner: Check | None) -> Check | None:
 def _tree(value: Any, path: str, scope: Scope, call: Call) -> Any:
     """What an annotation of Any leaves open: tuples of parameters are checked as what they are, arrays for their dtype."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        _named_tuple(type(value), pairs=_SHARED)(value, path, scope, call)
+        _named_tuple(type(value))(value, path, scope, call)
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):                     # a list is a stack of like parts, a tuple a chain of unlike ones
             _tree(item, f"{path}.{i}", scope if isinstance(value, list) else Scope(), call)
@@ -267,8 +286,9 @@ def _fields(cls: type) -> tuple[list[tuple[str, Check | None]], list[str]]:
     return [(name, _compile(hints[name])) for name in cls._fields], names  # type: ignore[attr-defined]
 
 
-def _named_tuple(cls: type, names: list[str] | None = None, *, pairs: list[tuple[str, str]] | None = None) -> Check:
-    """The tuple's fields. names are what the caller calls its axes, all of them; pairs say it for some: (inside, outside)."""
+def _named_tuple(cls: type, names: list[str] | None = None) -> Check:
+    """The tuple's fields. names are what the caller calls its axes, all of them."""
+    pairs = _SHARED                                          # (inside, outside)
     if names is not None:
         own = _fields(cls)[1]
         if len(own) != len(names):
@@ -278,12 +298,12 @@ def _named_tuple(cls: type, names: list[str] | None = None, *, pairs: list[tuple
     def check(value: Any, path: str, scope: Scope, call: Call) -> Any:
         if not isinstance(value, cls):
             raise InvalidArgument(f"{path}: got {type(value).__name__}, wants {cls.__name__}")
-        inner = scope if pairs is None and "." not in path else _inside(scope, pairs or [])
+        inner = scope if names is None and "." not in path else _inside(scope, pairs)
         for (name, field_check), part in zip(_fields(cls)[0], value, strict=True):
             if field_check is not None:
                 field_check(part, f"{path}.{name}", inner, call)
         if inner is not scope:
-            _outside(scope, inner, pairs or [])
+            _outside(scope, inner, pairs)
         return value
 
     return check

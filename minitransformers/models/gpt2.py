@@ -1,135 +1,216 @@
-"""GPT-2 as a choice of parts, and its published weights in and out.
+"""GPT-2, block and model, forward and backward, made of concepts: the model that most others are told apart from.
 
-Source: Radford et al. 2019; weight names and layout: the Hugging Face implementation, whose Conv1D weights are (in, out)
-as ours are. It packs query, key and value into one matrix along the output axis; here they are three.
+Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3; the published code for what
+the report leaves open. Norms stand before each sub-layer and once more at the end; positions are a table; the head is the
+embedding again. Differs from the training code: no dropout. The smallest size has 124,439,808 parameters. N1, N2 and N are
+layer norms, A is causal multi-head attention, F the feed-forward network with GELU; a star is the backward of what it stands on.
+
+    middle = x + A(N1(x))                                    (1)
+    out = middle + F(N2(middle))                             (2)
+    dmiddle = dout + N2*(F*(dout))                           (3)
+    dx = dmiddle + N1*(A*(dmiddle))                          (4)
+    x = E[ids] + positions                                   (5)
+    x = block_l(x), l = 1 .. num_layers                      (6)
+    logits = N(x) E^T                                        (7)
+    dx = N*(dlogits E)                                       (8)
+    dx = block_l*(dx), l = num_layers .. 1                   (9)
+    dE = dlogits^T N(x) + dx scattered to the rows ids       (10)
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
-from minitransformers.attention.multi_head_attention import MultiHeadAttention
-from minitransformers.basics.embedding import Embedding
-from minitransformers.basics.feed_forward import FeedForward
-from minitransformers.basics.linear import Linear
-from minitransformers.foundation import invalid
-from minitransformers.models.language_model import LanguageModel, LanguageModelConfig
-from minitransformers.models.transformer_block import TransformerBlock
-from minitransformers.norms.layer_norm import LayerNorm
-from minitransformers.positional.learned import Learned
+from minitransformers.attention.multi_head_attention import (
+    MultiHeadAttention,
+    init_multi_head_attention,
+    multi_head_attention,
+    multi_head_attention_step,
+)
+from minitransformers.basics.chain import chain
+from minitransformers.basics.embedding import Embedding, embedding, init_embedding
+from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
+from minitransformers.basics.linear import Linear, linear
+from minitransformers.basics.residual import residual
+from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trusted
+from minitransformers.models.weights import Names, packed, plain, read_arrays
+from minitransformers.norms.layer_norm import LayerNorm, init_layer_norm, layer_norm
+from minitransformers.positional.learned import Learned, init_learned, learned
 
 
-def gpt2_config(
-    *, vocabulary_size: int = 50257, context: int = 1024, d_model: int = 768, num_layers: int = 12, num_heads: int = 12
-) -> LanguageModelConfig:
-    """The configuration of GPT-2, by default of its smallest published size (124,439,808 parameters)."""
-    return LanguageModelConfig(
-        vocabulary_size=vocabulary_size, context=context, d_model=d_model, num_layers=num_layers, num_heads=num_heads,
-        mixer="multi_head_attention", channel="feed_forward", norm="layer_norm", position="learned", placement="pre", tied=True,
+class Gpt2Block(NamedTuple):
+    """Two sub-layers, each behind its norm."""
+
+    attention_norm: Annotated[LayerNorm, "d_model"]
+    attention: MultiHeadAttention
+    feed_forward_norm: Annotated[LayerNorm, "d_model"]
+    feed_forward: FeedForward
+
+
+class Gpt2(NamedTuple):
+    """All parameters. The head is the embedding again."""
+
+    embedding: Annotated[Embedding, "vocabulary d_model"]
+    positions: Annotated[Learned, "context d_model"]
+    blocks: list[Gpt2Block]
+    norm: Annotated[LayerNorm, "d_model"]
+
+
+@checked
+def init_gpt2(
+    rng: np.random.Generator, *, vocabulary: Annotated[int, at_least(1)] = 50257, context: Annotated[int, at_least(1)] = 1024,
+    d_model: Annotated[int, at_least(1)] = 768, num_layers: Annotated[int, at_least(1)] = 12, num_heads: Annotated[int, at_least(1)] = 12,
+    std: Annotated[float, at_least(0)] = 0.02, dtype: type = np.float32,
+) -> Gpt2:  # fmt: skip
+    """Normal weights of deviation ``std``, those that write to the stream divided by sqrt(2 num_layers); the smallest published size."""
+    stds: dict[str, Any] = {"std": std, "residual_std": std / (2 * num_layers) ** 0.5, "dtype": dtype}
+
+    def block() -> Gpt2Block:
+        return Gpt2Block(
+            init_layer_norm(rng, d_model, dtype=dtype), init_multi_head_attention(rng, d_model, num_heads=num_heads, **stds),
+            init_layer_norm(rng, d_model, dtype=dtype), init_feed_forward(rng, d_model, **stds),
+        )  # fmt: skip
+
+    return Gpt2(
+        init_embedding(rng, vocabulary, d_model, std=std, dtype=dtype), init_learned(rng, d_model, max_positions=context, std=std, dtype=dtype),
+        [block() for _ in range(num_layers)], init_layer_norm(rng, d_model, dtype=dtype),
     )  # fmt: skip
 
 
-def load_gpt2(weights: Mapping[str, Array] | str | Path, *, num_heads: int) -> tuple[LanguageModel, LanguageModelConfig]:
-    """Parameters and configuration from Hugging Face GPT-2 weights.
+def gpt2_block(params: Gpt2Block, x: Float[Array, "... positions d_model"], *, num_heads: int, mask: Array | None = None):
+    """One block. Returns out, shaped like x, and backward: dout -> Gpt2Block of gradients, dx."""
+    attend = partial(chain, parts=(layer_norm, partial(multi_head_attention, num_heads=num_heads, mask=mask)))
+    work = partial(chain, parts=(layer_norm, feed_forward))
+    middle, attend_backward = residual(params[:2], x, part=attend)  # (1)
+    out, work_backward = residual(params[2:], middle, part=work)  # (2)
 
-    weights is a dict of arrays or the path of a .safetensors file; the sizes are read off the arrays, the number of
-    heads cannot be (12 for the smallest GPT-2). The dtype stays.
-    Raises ValueError for missing, unexpected or mis-shaped weights, naming them, and for heads that do not divide.
+    def backward(dout):
+        dwork, dmiddle = work_backward(dout)                 # (3)
+        dattend, dx = attend_backward(dmiddle)               # (4)
+        return Gpt2Block(*dattend, *dwork), dx
+
+    return out, backward
+
+
+class Gpt2State(NamedTuple):
+    """What the past left behind: a cache a block, and how many positions were read."""
+
+    blocks: list[Any]
+    length: int
+
+
+@trusted
+def gpt2_step(params: Gpt2, ids: Int[Array, "*batch new"], state: Gpt2State | None, *, num_heads: int) -> tuple[Array, Gpt2State]:
+    """Logits at a few new positions, given those before; ``state`` is None at the start. Forward only."""
+    seen = 0 if state is None else state.length
+    caches: list[Any] = [None] * len(params.blocks) if state is None else state.blocks
+    end, after = seen + ids.shape[-1], []
+    if end > len(params.positions.table):
+        raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {len(params.positions.table)}")
+    x, _ = learned(params.positions, embedding(params.embedding, ids=ids)[0], positions=np.arange(seen, end))
+    for block, cache in zip(params.blocks, caches, strict=True):
+        normed, _ = layer_norm(block.attention_norm, x)
+        mixed, cache = multi_head_attention_step(block.attention, normed, cache, num_heads=num_heads)
+        middle = x + mixed
+        x = middle + feed_forward(block.feed_forward, layer_norm(block.feed_forward_norm, middle)[0])[0]
+        after.append(cache)
+    return layer_norm(params.norm, x)[0] @ params.embedding.weight.T, Gpt2State(after, end)
+
+
+@concept(
+    title="GPT-2",
+    source="Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3",
+    example=lambda rng: _example(rng),
+    rejects=[bad(ids=np.array([[0, 7]])), bad(ids=np.zeros((1, 6), int)), bad(num_heads=3)],
+)
+def gpt2(
+    params: Gpt2, *, ids: Int[Array, "*batch positions"], num_heads: Annotated[int, at_least(1)] = 12,
+    mask: Bool[Array, "*#scores #positions #positions"] | None = None,
+):  # fmt: skip
+    """Logits for the token after each position, given that position and those before it.
+
+    mask, broadcastable to (*batch, heads, queries, keys), is True where a query may see a key besides (padding_mask).
+    Returns logits (*batch, positions, vocabulary), and backward: dlogits -> Gpt2 of gradients.
+    Raises ValueError where ids lie outside the vocabulary or are longer than the table of positions, or heads do not divide.
     """
-    if isinstance(weights, (str, Path)):
-        from minitransformers.foundation.safetensors import read_safetensors
+    embedded, embedding_backward = embedding(params.embedding, ids=ids)
+    x, positions_backward = learned(params.positions, embedded)  # (5)
+    backwards = []
+    for block in params.blocks:
+        x, block_backward = gpt2_block(block, x, num_heads=num_heads, mask=mask)  # (6)
+        backwards.append(block_backward)
+    normed, norm_backward = layer_norm(params.norm, x)
+    logits, head_backward = linear(Linear(params.embedding.weight.T, None), normed)  # (7)
 
-        weights, _ = read_safetensors(weights)
-    # The causal mask is stored beside the weights in old files.
-    masks = (".attn.bias", ".attn.masked_bias")
-    named = [(name.removeprefix("transformer."), np.asarray(array)) for name, array in weights.items() if not name.endswith(masks)]
-    arrays = dict(named)
-    if len(arrays) < len(named):
-        raise invalid("weights", got="a name with and without transformer. in front", wants="each weight once")
-    for name in ("wte.weight", "wpe.weight"):
-        if name not in arrays or arrays[name].ndim != 2:
-            raise invalid("weights", got=f"no matrix {name}", wants="the names of Hugging Face's GPT-2")
-    if not np.array_equal(arrays.pop("lm_head.weight", arrays["wte.weight"]), arrays["wte.weight"]):
-        raise invalid("weights", got="an lm_head.weight of its own", wants="GPT-2's, which is wte.weight again")
-    vocabulary, d_model = arrays["wte.weight"].shape
-    num_layers = len({name.split(".")[1] for name in arrays if name.startswith("h.")})
-    if num_heads < 1 or d_model % num_heads:
-        raise invalid("num_heads", got=num_heads, wants=f"a divisor of the width {d_model}")
-    hidden = arrays.get("h.0.mlp.c_fc.bias", np.zeros(4 * d_model)).shape[0]
-    wanted = _shapes(vocabulary, arrays["wpe.weight"].shape[0], d_model, hidden, num_layers)
-    problems = [f"missing {name}" for name in wanted.keys() - arrays.keys()]
-    problems += [f"unexpected {name}" for name in arrays.keys() - wanted.keys()]
-    problems += [
-        f"{name} is {arrays[name].shape}, should be {shape}"
-        for name, shape in wanted.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
-    if problems or not num_layers:
-        raise invalid("weights", got="; ".join(sorted(problems)[:5]) or "no layers", wants="the weights of one GPT-2")
-    config = gpt2_config(
-        vocabulary_size=vocabulary, context=arrays["wpe.weight"].shape[0], d_model=d_model, num_layers=num_layers, num_heads=num_heads
-    )
-    if hidden != 4 * d_model:
-        config = LanguageModelConfig.from_json({**config.to_json(), "options": {"channel": {"d_hidden": hidden}}})
-    return _from_names(arrays, num_layers), config
+    def backward(dlogits):
+        dhead, dnormed = head_backward(dlogits)
+        dnorm, dx = norm_backward(dnormed)                   # (8)
+        dblocks = []
+        for block_backward in reversed(backwards):
+            dblock, dx = block_backward(dx)                  # (9)
+            dblocks.append(dblock)
+        dpositions, dembedded = positions_backward(dx)
+        read = embedding_backward(dembedded).weight
+        dembedding = Embedding(read + dhead.weight.T)        # the table is used at both ends: two gradients  (10)
+        return Gpt2(dembedding, dpositions, dblocks[::-1], dnorm)
+
+    return logits, backward
 
 
-def gpt2_weights(params: LanguageModel) -> dict[str, Array]:
+# Hugging Face's names; its Conv1D weights are (d_in, d_out), as ours are. Query, key and value lie in one matrix, side by side.
+NAMES = Names(
+    {
+        "embedding.weight": plain("wte.weight"),
+        "positions.table": plain("wpe.weight"),
+        "blocks.*.attention_norm.gain": plain("h.*.ln_1.weight"),
+        "blocks.*.attention_norm.bias": plain("h.*.ln_1.bias"),
+        "blocks.*.attention.query.weight": packed("h.*.attn.c_attn.weight", 0, of=3),
+        "blocks.*.attention.query.bias": packed("h.*.attn.c_attn.bias", 0, of=3),
+        "blocks.*.attention.key.weight": packed("h.*.attn.c_attn.weight", 1, of=3),
+        "blocks.*.attention.key.bias": packed("h.*.attn.c_attn.bias", 1, of=3),
+        "blocks.*.attention.value.weight": packed("h.*.attn.c_attn.weight", 2, of=3),
+        "blocks.*.attention.value.bias": packed("h.*.attn.c_attn.bias", 2, of=3),
+        "blocks.*.attention.output.weight": plain("h.*.attn.c_proj.weight"),
+        "blocks.*.attention.output.bias": plain("h.*.attn.c_proj.bias"),
+        "blocks.*.feed_forward_norm.gain": plain("h.*.ln_2.weight"),
+        "blocks.*.feed_forward_norm.bias": plain("h.*.ln_2.bias"),
+        "blocks.*.feed_forward.up.weight": plain("h.*.mlp.c_fc.weight"),
+        "blocks.*.feed_forward.up.bias": plain("h.*.mlp.c_fc.bias"),
+        "blocks.*.feed_forward.down.weight": plain("h.*.mlp.c_proj.weight"),
+        "blocks.*.feed_forward.down.bias": plain("h.*.mlp.c_proj.bias"),
+        "norm.gain": plain("ln_f.weight"),
+        "norm.bias": plain("ln_f.bias"),
+    },
+    prefix="transformer.",
+    # The causal mask lies beside the weights in old files; the head is the embedding again, and may be written out.
+    ignored=(".attn.bias", ".attn.masked_bias"),
+    tied={"lm_head.weight": "wte.weight"},
+)
+
+
+def load_gpt2(source: Mapping[str, Array] | str | Path) -> Gpt2:
+    """The parameters of Hugging Face's GPT-2: from a dict of arrays, a .safetensors file, or a sharded one (see read_arrays).
+
+    Sizes are read off the arrays; the number of heads cannot be (12 for the smallest). The dtype stays.
+    Raises ValueError for missing, unexpected or mis-shaped weights, naming them.
+    """
+    arrays = NAMES.stripped(read_arrays(source))
+    NAMES.shape("wte.weight", arrays, axes=2)
+    num_layers = NAMES.count("h.*.ln_1.weight", arrays)
+    skeleton = init_gpt2(np.random.default_rng(0), vocabulary=1, context=1, d_model=1, num_layers=num_layers, num_heads=1)
+    return NAMES.tree(skeleton, arrays)
+
+
+def gpt2_weights(params: Gpt2) -> dict[str, Array]:
     """The same parameters (or their gradients) under Hugging Face's names, "transformer." in front."""
-    named: dict[str, Array] = {"wte.weight": params.embedding.weight, "wpe.weight": params.position.table}
-    for i, block in enumerate(params.blocks):
-        named |= {f"h.{i}.ln_1.weight": block.mixer_norm.gain, f"h.{i}.ln_1.bias": block.mixer_norm.bias}
-        named |= {f"h.{i}.ln_2.weight": block.channel_norm.gain, f"h.{i}.ln_2.bias": block.channel_norm.bias}
-        packed = (block.mixer.query, block.mixer.key, block.mixer.value)
-        named[f"h.{i}.attn.c_attn.weight"] = np.concatenate([part.weight for part in packed], axis=1)
-        named[f"h.{i}.attn.c_attn.bias"] = np.concatenate([part.bias for part in packed])
-        for name, part in (("attn.c_proj", block.mixer.output), ("mlp.c_fc", block.channel.up), ("mlp.c_proj", block.channel.down)):
-            named |= {f"h.{i}.{name}.weight": part.weight, f"h.{i}.{name}.bias": part.bias}
-    named |= {"ln_f.weight": params.final_norm.gain, "ln_f.bias": params.final_norm.bias}
-    return {f"transformer.{name}": array for name, array in named.items()}
+    return NAMES.arrays(params)
 
 
-def _from_names(arrays: Mapping[str, Array], num_layers: int) -> LanguageModel:
-    def linear(name: str) -> Linear:
-        return Linear(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
-
-    def norm(name: str) -> LayerNorm:
-        return LayerNorm(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
-
-    def mixer(name: str) -> MultiHeadAttention:
-        weights = np.split(arrays[f"{name}.c_attn.weight"], 3, axis=1)
-        biases = np.split(arrays[f"{name}.c_attn.bias"], 3)
-        query, key, value = (Linear(np.ascontiguousarray(w), b.copy()) for w, b in zip(weights, biases, strict=True))
-        return MultiHeadAttention(query, key, value, linear(f"{name}.c_proj"))
-
-    return LanguageModel(
-        embedding=Embedding(arrays["wte.weight"]),
-        position=Learned(arrays["wpe.weight"]),
-        blocks=[
-            TransformerBlock(
-                mixer_norm=norm(f"h.{i}.ln_1"),
-                mixer=mixer(f"h.{i}.attn"),
-                channel_norm=norm(f"h.{i}.ln_2"),
-                channel=FeedForward(linear(f"h.{i}.mlp.c_fc"), linear(f"h.{i}.mlp.c_proj")),
-            )
-            for i in range(num_layers)
-        ],
-        final_norm=norm("ln_f"),
-        head=None,
-    )
-
-
-def _shapes(vocabulary: int, context: int, d_model: int, hidden: int, num_layers: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (vocabulary, d_model), "wpe.weight": (context, d_model)}
-    linears = {"attn.c_attn": (d_model, 3 * d_model), "attn.c_proj": (d_model, d_model),
-               "mlp.c_fc": (d_model, hidden), "mlp.c_proj": (hidden, d_model)}  # fmt: skip
-    for i in range(num_layers):
-        for name, (d_in, d_out) in linears.items():
-            shapes |= {f"h.{i}.{name}.weight": (d_in, d_out), f"h.{i}.{name}.bias": (d_out,)}
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"h.{i}.{name}.weight": (d_model,), f"h.{i}.{name}.bias": (d_model,)}
-    return shapes | {"ln_f.weight": (d_model,), "ln_f.bias": (d_model,)}
+def _example(rng: np.random.Generator):
+    params = init_gpt2(rng, vocabulary=7, context=5, d_model=4, num_layers=2, num_heads=2, std=0.5, dtype=np.float64)
+    return example(params, ids=rng.integers(7, size=(2, 3)), num_heads=2, mask=np.array([[1, 1, 1], [0, 1, 1]], bool)[:, None, None])

@@ -19,13 +19,13 @@ because of it: the gradients are those of the function with eps.
     dbias = sum over positions of dout                       (10)
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
 
 
 class LayerNorm(NamedTuple):
@@ -35,7 +35,8 @@ class LayerNorm(NamedTuple):
     bias: Float[Array, "d_model"]
 
 
-def init_layer_norm(rng: np.random.Generator, d_model: int, *, dtype: type = np.float32) -> LayerNorm:
+@checked
+def init_layer_norm(rng: np.random.Generator, d_model: Annotated[int, at_least(1)], *, dtype: type = np.float32) -> LayerNorm:
     """Gains of one and biases of zero: at first the norm only normalises."""
     return LayerNorm(gain=np.ones(d_model, dtype), bias=np.zeros(d_model, dtype))
 
@@ -45,25 +46,16 @@ def init_layer_norm(rng: np.random.Generator, d_model: int, *, dtype: type = np.
     source="Ba, Kiros and Hinton 2016, arXiv:1607.06450, eq. 3",
     example=lambda rng: example(LayerNorm(rng.normal(size=7), rng.normal(size=7)), rng.normal(size=(2, 3, 7))),
     roles=("norm",),
-    rejects=[
-        bad(eps=-1e-6),
-        bad(eps=float("nan")),
-        bad("params.gain", params=LayerNorm(np.ones((1, 7)), np.ones(7))),
-        bad("params.bias", params=LayerNorm(np.ones(7), np.ones(5))),
-        bad(x=np.ones((2, 3, 5))),
-        bad("x", x=np.ones((2, 3, 1)), params=LayerNorm(np.ones(1), np.ones(1))),
-    ],
+    rejects=[bad("x", x=np.ones((2, 3, 1)), params=LayerNorm(np.ones(1), np.ones(1)))],
 )
-def layer_norm(params: LayerNorm, x: Float[Array, "... d_model"], *, eps: float = 1e-5):
+def layer_norm(params: LayerNorm, x: Float[Array, "... d_model"], *, eps: Annotated[float, at_least(0)] = 1e-5):
     """Centre the last axis and divide it by its standard deviation; then scale by the gain and add the bias.
 
     eps is added to the variance, so it has the units of x squared (1e-5 in GPT-2, 1e-12 in BERT). Where it is above 0 in
     the dtype of x, a position whose features are all equal becomes the bias; otherwise that becomes NaN.
     Returns out, shaped like x, and backward: dout -> LayerNorm(dgain, dbias), dx.
-    Raises ValueError when gain and bias are not (d_model,), eps is negative, or d_model is 1.
+    Raises ValueError when gain and bias do not fit x, eps is negative, or d_model is 1.
     """
-    if not eps >= 0:
-        raise invalid("eps", got=eps, wants="a number that is not negative")
     d_model = x.shape[-1]
     if d_model == 1:
         raise invalid("x", got=f"shape {x.shape}", wants="two features or more: one alone equals its mean, and nothing is left")
@@ -72,7 +64,7 @@ def layer_norm(params: LayerNorm, x: Float[Array, "... d_model"], *, eps: float 
     centred = x - mean
     centred -= (centred @ ones / d_model)[..., None]         # what rounding left of a mean that is large beside std  (2)
     # The mean of the squares of centred, never mean(x^2) - mean^2: that difference cancels when the mean is large.
-    std = np.sqrt(np.vecdot(centred, centred) / d_model + float(eps))[..., None]  # (..., 1)  (3)
+    std = np.sqrt(np.vecdot(centred, centred) / d_model + eps)[..., None]  # (..., 1)  (3)
     unit = np.divide(centred, std, out=centred)              # in place: centred has served  (4)
     out = params.gain * unit
     out += params.bias                                       # (5)

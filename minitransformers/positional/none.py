@@ -10,11 +10,10 @@ Source: Haviv et al. 2022, arXiv:2203.16634; Kazemnejad et al. 2023, arXiv:2305.
     dx = dout                                                (2)
 """
 
-import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example
+from minitransformers.foundation import concept, example
 
 
 @concept(
@@ -22,13 +21,11 @@ from minitransformers.foundation import bad, concept, example
     source="Kazemnejad et al. 2023, arXiv:2305.19466, theorem 1",
     example=lambda rng: example(rng.normal(size=(2, 5, 3))),
     roles=("position/input",),
-    rejects=[bad(x=np.ones(5)), bad(x=np.ones((5, 3), int)), bad(x=[[1.0, 2.0]])],
 )
-def none(x: Float[Array, "... length d_model"]):
+def none(x: Float[Array, "... positions d_model"]):
     """Leave x as it is: a scheme of its own among the positions, so that a model can choose it by name.
 
     Returns x itself, not a copy, and backward: dout -> dx.
-    Raises ValueError when x is not a floating array with the axes length and d_model.
     """
     out = x                                                  # (1)
 

@@ -17,14 +17,14 @@ describes in words only. T5 does not divide its scores by sqrt(d_head): give its
 The bucket is a whole number that positions decide: nothing is differentiated through it.
 """
 
-import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid, whole_number
+from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.positional.offsets import offsets
 
 
 class T5Bias(NamedTuple):
@@ -33,12 +33,12 @@ class T5Bias(NamedTuple):
     table: Float[Array, "num_buckets heads"]
 
 
-def init_t5_bias(rng: np.random.Generator, *, num_heads: int, num_buckets: int = 32, std: float = 0.02, dtype: type = np.float32) -> T5Bias:
-    """Normal numbers of deviation ``std``: at the start all distances are nearly alike.
-
-    Raises ValueError unless both sizes are whole numbers, num_heads from 1 and num_buckets from 4.
-    """
-    num_heads, num_buckets = whole_number("num_heads", num_heads, least=1), whole_number("num_buckets", num_buckets, least=4)
+@checked
+def init_t5_bias(
+    rng: np.random.Generator, *, num_heads: Annotated[int, at_least(1)], num_buckets: Annotated[int, at_least(4)] = 32,
+    std: Annotated[float, at_least(0)] = 0.02, dtype: type = np.float32,
+) -> T5Bias:  # fmt: skip
+    """Normal numbers of deviation ``std``: at the start all distances are nearly alike."""
     return T5Bias((std * rng.standard_normal((num_buckets, num_heads))).astype(dtype))
 
 
@@ -48,39 +48,33 @@ def init_t5_bias(rng: np.random.Generator, *, num_heads: int, num_buckets: int =
     example=lambda rng: example(T5Bias(rng.normal(size=(8, 3))), num_queries=4, num_keys=6, causal=False, max_distance=6),
     roles=("position/bias",),
     rejects=[
-        bad("params.table", params=T5Bias(np.ones(8))),
         bad("params.table", params=T5Bias(np.ones((7, 3)))),
         bad("params.table", params=T5Bias(np.ones((3, 3))), causal=True),
         bad(max_distance=2),
-        bad(max_distance=float("inf")),
-        bad(num_queries=1.5),
-        bad(num_keys=4.5),
         bad("max_distance", max_distance=4, causal=True),
-        bad(num_queries=0),
         bad(num_queries=10),
     ],
 )
-def t5_bias(params: T5Bias, *, num_queries: int, num_keys: int, causal: bool = True, max_distance: int = 128):
+def t5_bias(
+    params: T5Bias, *, num_queries: Annotated[int, at_least(1)], num_keys: Annotated[int, at_least(1)], causal: bool = True,
+    max_distance: Annotated[int, at_least(2)] = 128,
+):  # fmt: skip
     """A bias (heads, num_queries, num_keys) for the scores.
 
     The queries are the last of the positions that the keys span, so a cache of earlier keys needs no offset.
     max_distance, in positions, is where the last bucket is reached at the latest; causal gives all buckets to the past.
     Returns out, and backward: dout -> T5Bias(dtable). Buckets that no pair falls into get exactly 0.
-    Raises ValueError unless 1 <= num_queries <= num_keys, whole numbers, the table has at least 4 rows, an even number where not
-    causal, and max_distance is finite and exceeds the distances that have a bucket of their own.
+    Raises ValueError when there are more queries than keys, the table has fewer than 4 rows, or an odd number where not causal,
+    or max_distance does not exceed the distances that have a bucket of their own.
     """
     num_buckets = len(params.table)
-    num_queries, num_keys = whole_number("num_queries", num_queries, least=1), whole_number("num_keys", num_keys, least=1)
-    if num_queries > num_keys:
-        raise invalid("num_queries", got=num_queries, wants=f"1 to num_keys = {num_keys}: queries are the last of the keys' positions")
     if num_buckets < 4 or (num_buckets % 2 and not causal):
         raise invalid("params.table", got=f"{num_buckets} buckets", wants="at least 4, an even number where not causal")
     side = num_buckets if causal else num_buckets // 2
     near = side // 2
-    if not near < max_distance < math.inf:
-        raise invalid("max_distance", got=max_distance, wants=f"finite, and more than the {near} distances that have a bucket of their own")
-    query, key = np.arange(num_keys - num_queries, num_keys), np.arange(num_keys)
-    offset = key - query[:, None]                            # (num_queries, num_keys)  (1)
+    if max_distance <= near:
+        raise invalid("max_distance", got=max_distance, wants=f"more than the {near} distances that have a bucket of their own")
+    offset = offsets(num_queries, num_keys)                  # (queries, keys)  (1)
     distance = np.maximum(-offset, 0) if causal else np.abs(offset)  # (2)
     # The logarithm to the base 2 is exact where buckets begin at powers of two: no distance is rounded out of its own.
     growth = np.log2(np.maximum(distance, near) / near) / np.log2(max_distance / near)

@@ -13,13 +13,14 @@ Liu et al. 2021, arXiv:2103.14030, eq. 4 (Swin, in two dimensions). A table has 
     dtable_hc = sum over i, j with column_ij = c of dout_hij  (3)
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid, whole_number
+from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.positional.offsets import offsets
 
 
 class Toeplitz(NamedTuple):
@@ -28,12 +29,12 @@ class Toeplitz(NamedTuple):
     table: Float[Array, "heads offsets"]
 
 
-def init_toeplitz(rng: np.random.Generator, *, num_heads: int, max_positions: int, std: float = 0.02, dtype: type = np.float32) -> Toeplitz:
-    """Normal numbers of deviation ``std``, for sequences of at most max_positions.
-
-    Raises ValueError unless both sizes are whole numbers from 1.
-    """
-    num_heads, max_positions = whole_number("num_heads", num_heads, least=1), whole_number("max_positions", max_positions, least=1)
+@checked
+def init_toeplitz(
+    rng: np.random.Generator, *, num_heads: Annotated[int, at_least(1)], max_positions: Annotated[int, at_least(1)],
+    std: Annotated[float, at_least(0)] = 0.02, dtype: type = np.float32,
+) -> Toeplitz:  # fmt: skip
+    """Normal numbers of deviation ``std``, for sequences of at most max_positions."""
     return Toeplitz((std * rng.standard_normal((num_heads, 2 * max_positions - 1))).astype(dtype))
 
 
@@ -42,34 +43,22 @@ def init_toeplitz(rng: np.random.Generator, *, num_heads: int, max_positions: in
     source="Raffel et al. 2020, arXiv:1910.10683, section 2.1, without its buckets",
     example=lambda rng: example(Toeplitz(rng.normal(size=(3, 11))), num_queries=2, num_keys=5),
     roles=("position/bias",),
-    rejects=[
-        bad("params.table", params=Toeplitz(np.ones(11))),
-        bad("params.table", params=Toeplitz(np.ones((3, 10)))),
-        bad(num_keys=7),
-        bad(num_queries=0),
-        bad(num_queries=1.5),
-        bad(num_keys=4.5),
-        bad(num_queries=6),
-    ],
+    rejects=[bad("params.table", params=Toeplitz(np.ones((3, 10)))), bad(num_keys=7), bad(num_queries=6)],
 )
-def toeplitz(params: Toeplitz, *, num_queries: int, num_keys: int):
+def toeplitz(params: Toeplitz, *, num_queries: Annotated[int, at_least(1)], num_keys: Annotated[int, at_least(1)]):
     """A bias (heads, num_queries, num_keys) for the scores, constant along diagonals.
 
     The queries are the last of the positions that the keys span, so a cache of earlier keys needs no offset.
     Returns out, and backward: dout -> Toeplitz(dtable). Offsets that do not occur get exactly 0.
-    Raises ValueError unless 1 <= num_queries <= num_keys <= max_positions, whole numbers, and where the table has no middle column.
+    Raises ValueError unless num_queries <= num_keys <= max_positions, and where the table has no middle column.
     """
-    offsets = params.table.shape[1]
-    if offsets % 2 == 0:
-        raise invalid("params.table", got=f"{offsets} offsets", wants="an odd number, 2 max_positions - 1")
-    max_positions = offsets // 2 + 1
-    num_queries, num_keys = whole_number("num_queries", num_queries, least=1), whole_number("num_keys", num_keys, least=1)
+    columns = params.table.shape[1]
+    if columns % 2 == 0:
+        raise invalid("params.table", got=f"{columns} offsets", wants="an odd number, 2 max_positions - 1")
+    max_positions = columns // 2 + 1
     if num_keys > max_positions:
         raise invalid("num_keys", got=num_keys, wants=f"at most {max_positions}, the positions that params.table has offsets for")
-    if num_queries > num_keys:
-        raise invalid("num_queries", got=num_queries, wants=f"1 to num_keys = {num_keys}: queries are the last of the keys' positions")
-    query, key = np.arange(num_keys - num_queries, num_keys), np.arange(num_keys)
-    column = key - query[:, None] + max_positions - 1        # (num_queries, num_keys)  (1)
+    column = offsets(num_queries, num_keys) + max_positions - 1  # (queries, keys)  (1)
     out = params.table[:, column]                            # (2)
 
     def backward(dout):

@@ -5,98 +5,134 @@ the distance in the place of the key's position, and a learned vector in the pla
 of their own, and those of an earlier segment can be kept and read again.
 
 Source: Dai et al. 2019, arXiv:1901.02860, section 3.3 and appendix B. u and w are the learned vectors, in each head what
-attends to content and to distance whatever the query is (w is the paper's v). Row n of r is for distance n: a linear layer
-of sinusoids, which the caller makes (``sinusoids``, then ``linear``). The first num_keys - num_queries keys are memory. The
-paper stops gradients at the hidden states that they are made of, and not before: the projections still learn from them. So
-that is decided where keys are made, by taking those hidden states by keyword.
+attends to content and to distance whatever the query is (w is the paper's v); W_r makes a vector for each distance of its
+sinusoids. The queries are the last of the positions that the keys span; what comes before is memory. The paper stops
+gradients at the hidden states that it is made of, and not before: the projections still learn from them. So that is decided
+where keys are made, by taking those hidden states by keyword.
 
     distance_ij = i + num_keys - num_queries - j             (1)
-    content = (q + u) k^T                                    (2)
-    by_distance = (q + w) r^T                                (3)
-    scores_ij = (content_ij + by_distance_i,distance_ij) / sqrt(d_head)  where distance_ij >= 0, else -inf  (4)
-    weights = softmax over the keys of scores                (5)
-    out = weights v                                          (6)
-    dv = weights^T dout                                      (7)
-    dweights = dout v^T                                      (8)
-    dscores = weights (dweights - sum over keys of dweights weights) / sqrt(d_head)  (9)
-    dby_distance_in = dscores_ij  where distance_ij = n, else 0          (10)
-    dq = dscores k + dby_distance r                          (11)
-    dk = dscores^T (q + u)                                   (12)
-    dr = dby_distance^T (q + w), summed over the batch       (13)
-    du = sum over batch and queries of dscores k             (14)
-    dw = sum over batch and queries of dby_distance r        (15)
+    r = sinusoids(0 .. num_keys - 1) W_r, row n for distance n   (2)
+    content = (q + u) k^T                                    (3)
+    by_distance = (q + w) r^T                                (4)
+    logits_ij = (content_ij + by_distance_i,distance_ij) / sqrt(d_head) + bias  where distance_ij >= 0 and the mask allows, else -inf  (5)
+    weights = softmax over the keys of logits                (6)
+    out = weights v                                          (7)
+    dv = weights^T dout                                      (8)
+    dweights = dout v^T                                      (9)
+    dlogits = weights (dweights - sum over keys of dweights weights), and dbias = dlogits   (10)
+    dscores = dlogits / sqrt(d_head)                         (11)
+    dby_distance_in = dscores_ij  where distance_ij = n, else 0          (12)
+    dq = dscores k + dby_distance r                          (13)
+    dk = dscores^T (q + u)                                   (14)
+    dr = dby_distance^T (q + w), summed over the batch       (15)
+    dW_r = sinusoids^T dr                                    (16)
+    du = sum over batch and queries of dscores k             (17)
+    dw = sum over batch and queries of dby_distance r        (18)
 """
 
+from typing import Annotated, NamedTuple
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid, positive_number, whole_number
+from minitransformers.attention.heads import by_head, check_scores, forbid, sum_to
+from minitransformers.attention.scaled_dot_product_attention import check_bias
+from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, positive
+from minitransformers.positional.offsets import offsets
 
 
-def _example(rng):
-    q, k, v = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 3, 6, 5)), rng.normal(size=(2, 3, 6, 7))
-    return example(q, k, v, rng.normal(size=(3, 6, 5)), rng.normal(size=(3, 5)), rng.normal(size=(3, 5)))
+class TransformerXlRelative(NamedTuple):
+    """In each head a map from a distance's sinusoids to its vector, and what attends to content and distance by itself."""
+
+    distance: Float[Array, "heads d_sinusoid d_head"]
+    u: Float[Array, "heads d_head"]
+    w: Float[Array, "heads d_head"]
+
+
+@checked
+def init_transformer_xl_relative(
+    rng: np.random.Generator, d_model: Annotated[int, at_least(2)], *, num_heads: Annotated[int, at_least(1)],
+    std: Annotated[float, at_least(0)] = 0.02, dtype: type = np.float32,
+) -> TransformerXlRelative:  # fmt: skip
+    """Normal numbers of deviation ``std``; sinusoids as wide as the model, which must be even, heads that divide it."""
+    if d_model % 2 or d_model % num_heads:
+        raise invalid("d_model", got=d_model, wants=f"an even number that {num_heads} heads divide")
+    shapes = (num_heads, d_model, d_model // num_heads), (num_heads, d_model // num_heads), (num_heads, d_model // num_heads)
+    return TransformerXlRelative(*((std * rng.standard_normal(shape)).astype(dtype) for shape in shapes))
 
 
 @concept(
     title="Transformer-XL's relative positions",
     source="Dai et al. 2019, arXiv:1901.02860, section 3.3",
-    example=_example,
+    example=lambda rng: _example(rng),
+    roles=("core",),
     rejects=[
-        bad(k=np.ones((2, 3, 6, 4))),
-        bad(v=np.ones((2, 3, 5, 7))),
-        bad(r=np.ones((3, 5, 5))),
-        bad(r=np.ones((2, 6, 5))),
-        bad(u=np.ones((5, 3))),
-        bad(w=np.ones(5)),
-        bad("q", q=np.ones((2, 3, 7, 5))),
+        bad("query", query=np.ones((2, 3, 7, 5)), bias=None, mask=None),
+        bad(mask=np.ones((5, 1, 1, 4, 6), bool)),
+        bad("params.distance", params=TransformerXlRelative(np.ones((3, 3, 5)), np.ones((3, 5)), np.ones((3, 5)))),
+        bad("params.distance", params=TransformerXlRelative(np.ones((2, 4, 5)), np.ones((2, 5)), np.ones((2, 5)))),
     ],
 )
 def transformer_xl_relative(
-    q: Float[Array, "*batch heads queries d_head"],
-    k: Float[Array, "*batch heads keys d_head"],
-    v: Float[Array, "*batch heads keys d_value"],
-    r: Float[Array, "heads keys d_head"],
-    u: Float[Array, "heads d_head"],
-    w: Float[Array, "heads d_head"],
+    params: TransformerXlRelative,
+    query: Float[Array, "*#batch queries d_head"],
+    key: Float[Array, "*#batch keys d_head"],
+    value: Float[Array, "*#batch keys d_value"],
+    bias: Float[Array, "*#batch #queries #keys"] | None = None,
+    *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None,
 ):
-    """Causal attention whose scores see content and distance apart.
+    """Causal attention whose scores see content and distance apart. A core, causal by itself.
 
-    The queries are the last of the positions that the keys span; what comes before is memory. r[:, n] is for a key n
-    positions back, from 0 to keys - 1.
-    Returns out (*batch, heads, queries, d_value), and backward: dout -> dq, dk, dv, dr, du, dw.
-    Raises ValueError when there are more queries than keys.
+    The queries are the last of the positions that the keys span; what comes before is memory. mask is True where a query may
+    attend to a key; a query that may attend to nothing reads zero and sends no gradient.
+    Returns out (*batch, queries, d_value), and backward: dout -> TransformerXlRelative of gradients, dquery, dkey, dvalue,
+    dbias (None without a bias).
+    Raises ValueError when there are more queries than keys, params are for another number of heads or an odd number of
+    sinusoids, or mask or bias do not fit the scores.
     """
-    (num_queries, d_head), num_keys = q.shape[-2:], k.shape[-2]
+    (num_queries, d_head), num_keys = query.shape[-2:], key.shape[-2]
     if num_queries > num_keys:
-        raise invalid("q", got=f"{num_queries} queries", wants=f"at most as many as keys, {num_keys}: they are the last of their positions")
+        raise invalid("query", got=f"{num_queries} queries", wants=f"at most as many as keys, {num_keys}: they are the last of their positions")
+    if params.distance.shape[1] % 2:
+        raise invalid("params.distance", got=f"{params.distance.shape[1]} sinusoids", wants="an even number: sines and cosines come in pairs")
+    batch = np.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    for argument, array in (("mask", mask), ("bias", bias)):
+        check_scores(argument, array, (*batch, num_queries, num_keys))
+    check_bias(bias)
     scale = d_head**-0.5
-    query, key = np.arange(num_keys - num_queries, num_keys), np.arange(num_keys)
-    past = query[:, None] >= key                             # (queries, keys): where distance is not negative  (1)
+    past = offsets(num_queries, num_keys) <= 0               # (queries, keys): where distance is not negative  (1)
+    waves = sinusoids(num_keys, params.distance.shape[1], dtype=query.dtype.type)
+    r = by_head("params.distance", waves @ params.distance, query)  # (heads, distances, d_head)  (2)
+    u, w = (by_head(f"params.{name}", own[:, None], query) for name, own in (("u", params.u), ("w", params.w)))
 
-    to_content, to_distance = q + u[:, None], q + w[:, None]
-    content = to_content @ k.swapaxes(-1, -2)                # (2)
-    by_distance = to_distance @ r.swapaxes(-1, -2)           # (*batch, heads, queries, distances)  (3)
+    to_content, to_distance = query + u, query + w
+    content = to_content @ key.swapaxes(-1, -2)              # (3)
+    by_distance = to_distance @ r.swapaxes(-1, -2)           # (*batch, heads, queries, distances)  (4)
     # Distances fall from left to right, as keys come nearer: turned round, a row of by_distance has but to be shifted.
-    scores = np.where(past, scale * (content + relative_shift(by_distance[..., ::-1])), -np.inf)  # (4)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))  # its own key every query sees: the maximum is finite
-    weights /= weights.sum(-1, keepdims=True)                # (5)
-    out = weights @ v                                        # (6)
+    scores = scale * (content + relative_shift(by_distance[..., ::-1]))
+    logits = forbid(scores if bias is None else scores + bias, past if mask is None else past & mask)  # (5)
+    weights = np.exp(logits - np.maximum(logits.max(-1, keepdims=True), np.finfo(logits.dtype).min))
+    weights /= np.maximum(weights.sum(-1, keepdims=True), 1)  # (6)
+    out = weights @ value                                    # (7)
 
     def backward(dout):
-        dv = weights.swapaxes(-1, -2) @ dout                 # (7)
-        dweights = dout @ v.swapaxes(-1, -2)                 # (8)
+        dvalue = sum_to(weights.swapaxes(-1, -2) @ dout, value.shape)  # (8)
+        dweights = dout @ value.swapaxes(-1, -2)             # (9)
         shared = np.vecdot(dweights, weights)[..., None]
-        dscores = scale * weights * (dweights - shared)      # 0 where a key is yet to come  (9)
-        dby_distance = _shifted_back(dscores)[..., ::-1]     # (10)
-        dto_content, dto_distance = dscores @ k, dby_distance @ r
-        dq = dto_content + dto_distance                      # (11)
-        dk = dscores.swapaxes(-1, -2) @ to_content           # (12)
-        dr = _over_batch(dby_distance.swapaxes(-1, -2) @ to_distance)  # (13)
-        du = _over_batch(dto_content.sum(axis=-2, keepdims=True))[:, 0]  # (14)
-        dw = _over_batch(dto_distance.sum(axis=-2, keepdims=True))[:, 0]  # (15)
-        return dq, dk, dv, dr, du, dw
+        dlogits = weights * (dweights - shared)              # 0 where a key is yet to come
+        dbias = None if bias is None else sum_to(dlogits, bias.shape)  # (10)
+        dscores = scale * dlogits                            # (11)
+        dby_distance = _shifted_back(dscores)[..., ::-1]     # (12)
+        dto_content, dto_distance = dscores @ key, dby_distance @ r
+        dquery = dto_content + dto_distance                  # (13)
+        dkey = sum_to(dscores.swapaxes(-1, -2) @ to_content, key.shape)  # (14)
+        dr = sum_to(dby_distance.swapaxes(-1, -2) @ to_distance, r.shape).reshape(-1, num_keys, d_head)  # (15)
+        ddistance = waves.T @ dr                             # (16)
+        du = sum_to(dto_content, u.shape).reshape(params.u.shape)  # (17)
+        dw = sum_to(dto_distance, w.shape).reshape(params.w.shape)  # (18)
+        return TransformerXlRelative(ddistance, du, dw), sum_to(dquery, query.shape), dkey, dvalue, dbias
 
     return out, backward
 
@@ -119,19 +155,19 @@ def _shifted_back(dx):
     return rows.reshape(*batch, queries, keys + 1)[..., 1:]
 
 
-def _over_batch(x):
-    """The sum over all axes before the last three, which are heads, positions and features."""
-    return x.sum(axis=tuple(range(x.ndim - 3)))
-
-
-def sinusoids(num_distances: int, d_model: int, *, base: float = 10_000.0, dtype: type = np.float32) -> Float[Array, "num_distances d_model"]:
-    """Sines, then cosines, of each distance: what r is made of.
-
-    Raises ValueError unless num_distances and d_model are whole numbers from 1, d_model even, and base is above 0 and finite.
-    """
-    num_distances, d_model = whole_number("num_distances", num_distances, least=1), whole_number("d_model", d_model, least=1)
-    base = positive_number("base", base)
+@checked
+def sinusoids(
+    num_distances: Annotated[int, at_least(1)], d_model: Annotated[int, at_least(2)], *, base: Annotated[float, positive] = 10_000.0,
+    dtype: type = np.float32,
+) -> Float[Array, "num_distances d_model"]:  # fmt: skip
+    """Sines, then cosines, of each distance: what r is made of. Raises ValueError unless d_model is even."""
     if d_model % 2:
         raise invalid("d_model", got=d_model, wants="an even number: sines and cosines come in pairs")
     angle = np.outer(np.arange(num_distances), base ** (-2 * np.arange(d_model // 2) / d_model))
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1).astype(dtype)
+
+
+def _example(rng: np.random.Generator):
+    params = TransformerXlRelative(rng.normal(size=(3, 4, 5)), rng.normal(size=(3, 5)), rng.normal(size=(3, 5)))
+    shapes = (2, 3, 4, 5), (2, 1, 6, 5), (2, 1, 6, 7), (1, 3, 4, 6)
+    return example(params, *(rng.normal(size=shape) for shape in shapes), mask=rng.random((2, 1, 4, 6)) < 0.9)

@@ -86,7 +86,7 @@ def test_a_rotation_goes_through_one_capsule_and_not_through_two():
     assert np.abs(squash(x @ rotation, num_capsules=2)[0] - squash(x, num_capsules=2)[0] @ rotation).max() > 0.01
 
 
-def test_capsules_do_not_hear_of_each_other():
+def test_capsules_do_not_depend_on_each_other():
     _, x, dout = random_call(np.random.default_rng(6))
     together, backward = squash(x, num_capsules=2)
     for cut in (slice(0, 3), slice(3, 6)):

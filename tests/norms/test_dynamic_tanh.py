@@ -40,7 +40,7 @@ def test_equals_the_textbook_loops_and_their_gradients(shape):
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-12)
 
 
-def test_a_feature_hears_of_no_other_feature():
+def test_a_feature_depends_on_no_other_feature():
     params, x, _ = random_call(np.random.default_rng(1), (5,))
     _, backward = dynamic_tanh(params, x)
     jacobian = np.stack([backward(row)[1] for row in np.eye(5)])

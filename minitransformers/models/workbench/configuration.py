@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from minitransformers.foundation import invalid
-from minitransformers.models.parts import Part
+from minitransformers.models.workbench.parts import Part
+from minitransformers.models.workbench.transformer_block import post_norm, pre_norm
 from minitransformers.norms.deep_norm import DeepNormConstants, deep_norm_constants
 
 
@@ -16,13 +17,14 @@ from minitransformers.norms.deep_norm import DeepNormConstants, deep_norm_consta
 class LanguageModelConfig:
     """Sizes (in tokens, features, layers, heads) and the names of the parts.
 
-    mixer may be several names joined by commas, which the layers take in turn: "mamba,sliding_window_attention". stack, a
+    mixer may be several names joined by commas, between which the layers alternate: "mamba,sliding_window_attention". stack, a
     concept of that role, takes the place of all blocks, and of the mixer and channel named here.
-    options gives a role's part what only it takes: ``{"mixer": {"window": 32}}``; each of several mixers takes what it knows.
-    position may be "none". placement is "pre", "post" or "deep": DeepNorm, post-norm of a stream weighed up for the depth, and
-    smaller weights at the start (derived for norms that forget scale; others are let in). fix_norm is FixNorm: every word is a
-    direction, at both ends.
-    Raises ValueError that names the field for sizes below one, unknown parts, options and weightings, more mixers than layers,
+    options gives a role's part what only it takes, and puts concepts into its slots by name (see parts):
+    ``{"mixer": {"window": 32, "core": "sparsemax_attention"}}``; each of several mixers takes what it knows.
+    position may be "none". placement is "pre", "post" or "deep": DeepNorm, post-norm of a stream scaled by alpha for the depth,
+    and smaller weights at the start (derived for norms that forget scale; others are accepted). fix_norm is FixNorm: every word
+    is a direction, at both ends.
+    Raises ValueError that names the field for sizes below one, unknown parts and options, more mixers than layers,
     a position that no mixer has a place for, and FixNorm without tied embeddings.
     """
 
@@ -63,20 +65,20 @@ class LanguageModelConfig:
                     raise invalid(name, got=repr(got), wants=f"{default!r}: the stack {self.stack} decides itself")
         elif len(self.mixer.split(",")) > self.num_layers:
             raise invalid("mixer", got=self.mixer, wants=f"at most {self.num_layers} names, one a layer")
-        movers = self.movers  # an unknown part should fail here, not at the first call
+        mixers = self.mixers  # an unknown part should fail here, not at the first call
         position = self.parts.get("position")
-        for place, argument, kind in (("bias", "bias", "a bias on the scores"), ("rotation", "rotate", "a rotation of queries and keys")):
-            if position and position.place == f"position/{place}" and not any(part.takes(argument) for part in movers):
+        for place, argument, kind in (("bias", "bias", "a bias on the scores"), ("rotation", "prepare", "a rotation of queries and keys")):
+            if position and position.place == f"position/{place}" and not any(part.takes(argument) for part in mixers):
                 got = f"{self.position}, {kind}, with {self.stack or f'the mixer {self.mixer}'}, which takes none"
                 raise invalid("position", got=got, wants="another position, or another mixer")
 
     @functools.cached_property
-    def movers(self) -> list[Part]:
+    def mixers(self) -> list[Part]:
         """What moves information between positions: the mixer of each layer, or the one stack."""
         if self.stack is not None:
             return [Part.of("stack", self.stack, self.options.get("stack", {}))]
-        in_turn = Part.in_turn("mixer", self.mixer.split(","), self.options.get("mixer", {}))
-        return [in_turn[layer % len(in_turn)] for layer in range(self.num_layers)]
+        alternating = Part.alternating("mixer", self.mixer.split(","), self.options.get("mixer", {}))
+        return [alternating[layer % len(alternating)] for layer in range(self.num_layers)]
 
     @functools.cached_property
     def parts(self) -> dict[str, Part]:
@@ -85,23 +87,27 @@ class LanguageModelConfig:
         without = (("position", "none"), ("channel", self.channel if self.stack else None))
         return {role: Part.of(role, name, self.options.get(role, {})) for role, name in names.items() if (role, name) not in without}
 
+    @property
+    def rotation(self) -> Part | None:
+        """The position, where it is a rotation of queries and keys."""
+        position = self.parts.get("position")
+        return position if position is not None and position.place == "position/rotation" else None
+
     @functools.cached_property
     def bound(self) -> Bound:
         """The parts as functions, their configuration filled in once."""
-        parts = self.parts
-        settings: dict[str, Any] = {"num_heads": self.num_heads, "causal": True}
+        parts, settings = self.parts, {"num_heads": self.num_heads}
         position = parts.get("position")
         place = position.place if position else None
-        if place == "position/rotation":
-            assert position is not None
-            settings["rotate"] = functools.partial(position.entry.function, **position.options)
         return Bound(
-            movers=[Mover(part.bind(**settings), part.bind_step(**settings), part.takes("bias")) for part in self.movers],
+            mixers=[BoundMixer.of(part, part.bind(rotation=self.rotation, **settings), part.bind_step(rotation=self.rotation, **settings))
+                    for part in self.mixers],
             channel=parts["channel"].bind() if "channel" in parts else None,
             norm=parts["norm"].bind(),
+            placement=pre_norm if self.placement == "pre" else functools.partial(post_norm, alpha=self.deep.alpha),
             input_position=position.bind() if position and place == "position/input" else None,
-            bias_position=position.bind(**settings) if position and place == "position/bias" else None,
-        )
+            bias_position=position.bind() if position and place == "position/bias" else None,
+        )  # fmt: skip
 
     @property
     def embedding_scale(self) -> float:
@@ -112,11 +118,6 @@ class LanguageModelConfig:
     def deep(self) -> DeepNormConstants:
         """What DeepNorm multiplies the stream and the first weights by; ones where the placement is another."""
         return deep_norm_constants(self.num_layers) if self.placement == "deep" else DeepNormConstants(1.0, 1.0)
-
-    @property
-    def residual(self) -> dict[str, Any]:
-        """How a block adds to the stream: before its norms or after them, and what the stream is multiplied by."""
-        return {"placement": "pre" if self.placement == "pre" else "post", "alpha": self.deep.alpha}
 
     def to_json(self) -> dict[str, Any]:
         """A dict that json can write and from_json reads."""
@@ -133,19 +134,39 @@ class LanguageModelConfig:
         return cls(**values)
 
 
-class Mover(NamedTuple):
-    """A mixer or a stack: the whole pass, the decoding step where there is one, and whether it has a place for a bias."""
+class BoundMixer(NamedTuple):
+    """A mixer in the form of its role, ``call(params, x, bias, mask=mask) -> out, backward``, or a stack, and its decoding step.
+
+    A bias on the scores is for those that have scores; a mask that a mixer has no place for raises ValueError.
+    """
 
     call: Callable
     step: Any
     takes_bias: bool
 
+    @classmethod
+    def of(cls, part: Part, call: Callable, step: Callable | None) -> BoundMixer:
+        """The part's function, which may take neither bias nor mask, in the form of the role."""
+        takes_bias, takes_mask = part.takes("bias"), part.takes("mask")
+
+        def in_the_role(params: Any, x: Any, bias: Any = None, *, mask: Any = None) -> tuple[Any, Callable]:
+            if mask is not None and not takes_mask:
+                raise invalid("mask", got="a mask", wants=f"None: {part.entry.name} has no place for one")
+            masked = {"mask": mask} if takes_mask else {}
+            if takes_bias:
+                return call(params, x, bias, **masked)
+            out, backward = call(params, x, **masked)
+            return out, lambda dout: (*backward(dout), None)
+
+        return cls(in_the_role, step, takes_bias)
+
 
 class Bound(NamedTuple):
-    """The parts of one configuration as functions; movers has one for each layer, or the stack alone."""
+    """The parts of one configuration as functions; mixers has one for each layer, or the stack alone."""
 
-    movers: list[Mover]
+    mixers: list[BoundMixer]
     channel: Any
     norm: Callable
+    placement: Callable
     input_position: Callable | None
     bias_position: Callable | None

@@ -1,0 +1,120 @@
+"""Decoding: writing with any model that has a step, one token at a time, each drawn from what the model expects next.
+
+    step(ids, state) -> logits, state                       ids (1, new); state is None at the start of a text
+
+A step carries what the model needs of the past (keys and values for attention, a state for a recurrence), so a token costs
+one position instead of a whole window. A model with a table of positions cannot see past its context: when the window is
+full, its older half is let go and the rest is read again. Decoding with and without a cache sees the same windows, so it
+gives the same logits.
+
+Sources: top-k, Fan et al. 2018, arXiv:1805.04833; top-p (nucleus), Holtzman et al. 2020, arXiv:1904.09751. The order is
+that of the field's libraries: temperature, then top-k, then top-p, then softmax and a draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray as Array
+
+from minitransformers.basics.softmax import softmax
+from minitransformers.foundation import Range, at_least, bad, checked, example, invalid, procedure
+
+# Above 0 and at most 1: with 0 no token would be kept.
+part = Range("above 0 and at most 1", lambda low, high: bool(0 < low and high <= 1), (0, -0.5, 1.5, float("nan")))
+
+
+@procedure(
+    title="Next-token probabilities",
+    source="Fan et al. 2018, arXiv:1805.04833 (top-k); Holtzman et al. 2020, arXiv:1904.09751 (top-p)",
+    example=lambda rng: example(rng.normal(size=(2, 7)), temperature=0.7, top_k=4, top_p=0.8),
+    rejects=[bad(logits=np.array([[0.0, np.nan]])), bad(logits=np.array([[-np.inf, -np.inf]]))],
+)
+def next_token_probabilities(
+    logits: Float[Array, "... vocabulary"], *, temperature: Annotated[float, at_least(0)] = 1.0, top_k: Annotated[int, at_least(1)] | None = None,
+    top_p: Annotated[float, part] | None = None,
+) -> Float[Array, "... vocabulary"]:  # fmt: skip
+    """The distribution to draw from, over the last axis, in float64.
+
+    temperature divides the logits; 0 puts all mass on the largest. top_k drops logits below the k-th largest, keeping ties
+    with it. top_p keeps the smallest set of most probable tokens whose mass reaches p, always at least one.
+    Raises ValueError for logits of which none is finite, and for NaN.
+    """
+    logits = logits.astype(np.float64)
+    if np.isnan(logits).any() or not np.isfinite(logits.max(axis=-1)).all():
+        raise invalid("logits", got="NaN, +inf or nothing but -inf", wants="at least one finite logit in each row")
+    if temperature == 0:
+        return np.eye(logits.shape[-1])[logits.argmax(axis=-1)]
+    with np.errstate(over="ignore"):                         # in the cold all but the largest may become -inf
+        logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest_kept = np.partition(logits, -top_k, axis=-1)[..., -top_k, None]
+        logits = np.where(logits >= smallest_kept, logits, -np.inf)
+    probabilities, _ = softmax(logits)
+    if top_p is not None and top_p < 1:
+        order = np.argsort(-probabilities, axis=-1, kind="stable")
+        ranked = np.take_along_axis(probabilities, order, axis=-1)
+        needed = np.cumsum(ranked, axis=-1) - ranked < top_p  # the mass before a token has not reached p yet
+        kept = np.zeros_like(needed)
+        np.put_along_axis(kept, order, needed, axis=-1)
+        probabilities = np.where(kept, probabilities, 0.0)
+    return probabilities / probabilities.sum(axis=-1, keepdims=True)
+
+
+@checked
+def generate(
+    step: Callable, *, prompt_ids: Int[Array, "tokens"], num_tokens: Annotated[int, at_least(0)], rng: np.random.Generator,
+    temperature: Annotated[float, at_least(0)] = 1.0, top_k: Annotated[int, at_least(1)] | None = None,
+    top_p: Annotated[float, part] | None = None, context: Annotated[int, at_least(1)] | None = None,
+    vocabulary_size: Annotated[int, at_least(1)] | None = None,
+) -> Iterator[int]:  # fmt: skip
+    """Yield num_tokens token ids that continue prompt_ids.
+
+    step as above. temperature, top_k and top_p as in next_token_probabilities. context, in tokens, is the longest text that
+    the model can read, None where there is no such thing; vocabulary_size bounds the ids of the prompt. All settings are
+    checked at once, before the first token is asked for.
+    Raises ValueError for ids outside the vocabulary.
+    """
+    text = prompt_ids.tolist()
+    if min(text) < 0 or (vocabulary_size is not None and max(text) >= vocabulary_size):
+        wants = "ids of at least 0" if vocabulary_size is None else f"ids from 0 to {vocabulary_size - 1}"
+        raise invalid("prompt_ids", got=f"ids from {min(text)} to {max(text)}", wants=wants)
+
+    def tokens() -> Iterator[int]:
+        for _, logits in zip(range(num_tokens), _next_logits(step, text, context), strict=False):
+            if temperature == 0 and np.isfinite(logits).all():
+                token = int(logits.argmax())                 # nothing to draw
+            else:
+                probabilities = next_token_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+                token = int(rng.choice(len(probabilities), p=probabilities))
+            text.append(token)
+            yield token
+
+    return tokens()
+
+
+def without_cache(model: Callable) -> Callable:
+    """The step of a model that has none: ``model(ids=ids) -> logits, backward`` reads the whole text so far, every time."""
+
+    def step(ids: Array, seen: Array | None) -> tuple[Array, Array]:
+        seen = ids if seen is None else np.concatenate([seen, ids], axis=-1)
+        return model(ids=seen)[0], seen
+
+    return step
+
+
+def _next_logits(step: Callable, text: list[int], context: int | None) -> Iterator[Array]:
+    """Logits after the text so far; the caller appends a token to it between two of them."""
+    start = 0 if context is None else max(0, len(text) - context)
+    state: Any = None
+    read = start
+    while True:
+        if context is not None and len(text) - start > context:
+            start = len(text) - max(1, context // 2)
+            state, read = None, start
+        logits, state = step(np.array([text[read:]]), state)
+        read = len(text)
+        yield logits[0, -1]
