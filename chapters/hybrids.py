@@ -28,7 +28,7 @@ from minitransformers.state_space.causal_convolution import CausalConvolution, c
 from minitransformers.state_space.mamba import Mamba, mamba
 from minitransformers.training.fit import accuracy, fit, loss_on
 from minitransformers.training.memory import keep_freed_memory
-from minitransformers.training.tasks import associative_recall
+from minitransformers.training.synthetic import associative_recall
 
 chapter = Chapter("hybrids", __doc__)
 keep_freed_memory()

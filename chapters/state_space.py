@@ -49,7 +49,7 @@ from minitransformers.training.fit import accuracy, fit, loss_on
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.memory import keep_freed_memory
 from minitransformers.training.optimizer import AdamW
-from minitransformers.training.tasks import NOISE, induction_heads, selective_copying
+from minitransformers.training.synthetic import NOISE, induction_heads, selective_copying
 from minitransformers.training.text import Corpus
 
 chapter = Chapter("state_space", __doc__)

@@ -61,7 +61,8 @@ _LEGEND = (
 
 def errors(measured: Mapping[str, float]) -> dict[str, str]:
     """The errors that were measured, as people write numbers."""
-    return {name: written(float(measured[name]), ".0e") for name in MEASURES if measured.get(name) is not None}
+    found = {name: measured[name] for name in MEASURES if measured.get(name) is not None}
+    return {name: written(float(error), ".0e") if error else "0" for name, error in found.items()}
 
 
 def checked(measured: Mapping[str, float]) -> str:
@@ -109,7 +110,7 @@ def catalogue_table(chapters: Mapping[str, str], entries: Iterable[Entry], docs:
         head = f"[{title}]({chapter}/index.md)" if (docs / chapter / "index.md").is_file() else title
         kinds = [[link(entry) for entry in by_chapter.get(chapter, []) if entry.is_procedure == kind] for kind in (False, True)]
         concepts, procedures = (" · ".join(links) for links in kinds)
-        rows.append(f"| {head} | " + " ".join(filter(None, [concepts, procedures and f"*Procedures:* {procedures}"])) + " |")
+        rows.append(f"| {head} | " + "<br>".join(filter(None, [concepts, procedures and f"*Procedures:* {procedures}"])) + " |")
     return _framed("catalogue", rows)
 
 

@@ -64,6 +64,7 @@ def banded_attention(
         return _last_queries(params, query, key, value, bias, mask, window, ahead, core)
     window = min(window, keys)
     offsets = (-1, 0) if ahead == 0 else (-1, 0, 1)          # the blocks that a block of queries can reach
+    rank = max(a.ndim for a in (query, key, value, bias, mask) if a is not None)
 
     def near(blocks):
         return np.concatenate([_shift(blocks, offset) for offset in offsets], axis=-2)
@@ -72,7 +73,7 @@ def banded_attention(
         parts = np.split(dnear, len(offsets), axis=-2)
         return sum(_shift(part, -offset) for part, offset in zip(parts, offsets, strict=True))
 
-    query_blocks, key_blocks, value_blocks = (_to_blocks(a, window) for a in _of_one_rank(query, key, value))
+    query_blocks, key_blocks, value_blocks = (_to_blocks(a, window, rank) for a in (query, key, value))
     place = np.arange(len(query_blocks) * window).reshape(-1, window, 1)
     near_place = place[:, :1] + np.arange(offsets[0] * window, (offsets[-1] + 1) * window)  # (blocks, 1, near)
     band = (place - window < near_place) & (near_place <= place + ahead) & (near_place >= 0) & (near_place < keys)
@@ -85,7 +86,7 @@ def banded_attention(
     out = _from_blocks(out_blocks, queries)
 
     def backward(dout):
-        dparams, dquery_blocks, dnear_key, dnear_value, dnear_bias = core_backward(_to_blocks(dout, window))  # (3)
+        dparams, dquery_blocks, dnear_key, dnear_value, dnear_bias = core_backward(_to_blocks(dout, window, rank))  # (3)
         dkey, dvalue = from_near(dnear_key), from_near(dnear_value)  # a key was near to two blocks: add  (4)
         dbias = None if bias is None else _from_near_scores(dnear_bias, bias.shape, place, near_place, keys)
         pairs = ((query, dquery_blocks), (key, dkey), (value, dvalue))
@@ -94,14 +95,12 @@ def banded_attention(
     return out, backward
 
 
-def _of_one_rank(*arrays):
-    """Leading axes of 1 where one has fewer than another: blocks stand before them all."""
-    rank = max(a.ndim for a in arrays)
-    return (a.reshape((1,) * (rank - a.ndim) + a.shape) for a in arrays)
+def _to_blocks(x, window, rank):
+    """(..., positions, d) to (blocks, ..., window, d): in front, so that the core sees its heads where they always stand.
 
-
-def _to_blocks(x, window):
-    """(..., positions, d) to (blocks, ..., window, d): in front, so that the core sees its heads where they always stand."""
+    Leading axes of 1 come before those that there are, up to the rank: blocks must stand before the leading axes of all.
+    """
+    x = x.reshape((1,) * (rank - x.ndim) + x.shape)
     missing = -x.shape[-2] % window
     if missing:
         x = np.concatenate([x, np.zeros((*x.shape[:-2], missing, x.shape[-1]), x.dtype)], axis=-2)

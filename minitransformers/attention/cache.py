@@ -2,12 +2,12 @@
 
 Keys are kept after their norm and their rotation, so their absolute positions are already in them. Source: Shazeer 2019,
 arXiv:1911.02150, section 2.4; a cache that forgets what no window reaches is from Jiang et al. 2023, arXiv:2310.06825,
-section 2. Differs from the latter: forgotten positions are dropped when the room is full, at twice the window, and what is
-kept stays in its order, where their buffer is written round and round.
+section 2. Differs from the latter: what is kept stays in its order, in a room of about twice the window, and moves to its
+front when that is full, where their buffer is a ring.
 
 Appending is pure: a cache that was appended to is as it was, and can be continued in two ways (two beams of a search). It is
-fast all the same: the room behind the last position is written to where nobody else has done so, and room doubles when
-it runs out. Only the second way to continue one cache costs a copy.
+fast all the same: the room behind the last position is written to where nobody else has done so, and doubles when it
+runs out. Only the second way to continue one cache costs a copy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class KeyValueCache(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What has to be kept for the next position: 2 arrays * batch * heads * positions * width * bytes a number."""
+        """The size of what the last position may look at: 2 arrays * batch * heads * positions * width * bytes a number."""
         kept = min(self.length, self.window or self.length)
         return sum(a[..., -kept:, :].size * a.itemsize for a in (self.keys, self.values))
 
@@ -52,7 +52,7 @@ class _Room:
 
     def __init__(self, key: Array, value: Array, capacity: int) -> None:
         self.keys, self.values = (np.empty((*a.shape[:-2], capacity, a.shape[-1]), a.dtype) for a in (key, value))
-        self.filled = 0
+        self.capacity, self.filled = capacity, 0
 
     def put(self, key: Array, value: Array) -> None:
         end = self.filled + key.shape[-2]
@@ -67,12 +67,12 @@ class _Room:
     rejects=[bad(value=np.ones((2, 3, 4, 2)))],
 )
 def key_value_cache(
-    past: Any, key: Float[Array, "*batch new d_head"], value: Float[Array, "*batch new d_value"], *, window: Annotated[int, at_least(1)] | None = None
+    past: KeyValueCache | None, key: Float[Array, "*batch new d_head"], value: Float[Array, "*batch new d_value"], *, window: Annotated[int, at_least(1)] | None = None
 ) -> KeyValueCache:
     """The cache after some new positions; past is the cache before them, None at the start.
 
-    window, in positions, is said at the start: only so many are kept. Its keys and values are what the new positions may
-    look at, earlier ones first.
+    window, in positions, is given at the start; a later position may look at so many, its own included. The keys and values
+    of the result are what the new positions may look at, the earliest first.
     Raises ValueError where the batch, the heads or the widths are not those of past, or past has another window.
     """
     new = key.shape[-2]
@@ -85,9 +85,10 @@ def key_value_cache(
             wants = f"{held.dtype} of shape {held.shape} at any length, as the cache has"
             raise invalid(name, got=f"{own.dtype} of shape {own.shape}", wants=wants)
     kept = past.keys.shape[-2] if past.window is None else min(past.keys.shape[-2], past.window - 1)
-    room = past.room
-    if room is None or room.filled != past.end or past.end + new > room.keys.shape[-2]:
-        room = _Room(key, value, max(16, 2 * (kept + new)))  # full, or somebody has continued the same cache already
+    room, capacity = past.room, max(16, 2 * (kept + new))
+    # There is none yet, or somebody has continued the same cache already, or it is full, or far too large: a long text has passed.
+    if room is None or room.filled != past.end or past.end + new > room.capacity or room.capacity > 2 * capacity:
+        room = _Room(key, value, capacity)
         if kept:
             room.put(past.keys[..., -kept:, :], past.values[..., -kept:, :])
     room.put(key, value)

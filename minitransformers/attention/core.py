@@ -22,6 +22,8 @@ from minitransformers.foundation import slot
 
 def causal(core: Callable) -> Callable:
     """The core under a causal mask besides that of the call: each query sees its own position and those before it."""
+    if isinstance(core, functools.partial):                  # its settings stay outside, where calls check them
+        return functools.partial(causal(core.func), *core.args, **core.keywords)
 
     @functools.wraps(core)
     def looking_back(params, query, key, value, bias=None, *, mask=None, **config):

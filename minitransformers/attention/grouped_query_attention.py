@@ -95,7 +95,8 @@ def grouped_query_attention_step(
     core that looks no further back, lets the cache forget what lies before it.
     Returns out, shaped like x, and the state after them. Forward only.
     """
-    query, key, value = _projected(params, x, num_heads, num_kv_heads)
+    query = _group(split_heads(linear(params.query, x)[0], num_heads), num_kv_heads)
+    key, value = (split_heads(linear(part, x)[0], num_kv_heads)[..., None, :, :] for part in (params.key, params.value))
     seen = 0 if state is None else state.length
     query, key = prepare(params.prepare, query, key, positions=np.arange(seen, seen + x.shape[-2]))[0]
     state = key_value_cache(state, key, value, window=window)
@@ -164,11 +165,6 @@ def grouped_query_attention(
         return dparams, dx, None if bias is None else dbias.reshape(bias.shape)
 
     return out, backward
-
-
-def _projected(params, x, num_heads, num_kv_heads):
-    query = _group(split_heads(linear(params.query, x)[0], num_heads), num_kv_heads)
-    return query, *(split_heads(linear(part, x)[0], num_kv_heads)[..., None, :, :] for part in (params.key, params.value))
 
 
 def _group(a: Array | None, num_kv_heads: int) -> Array | None:

@@ -1,29 +1,34 @@
-"""Prepares: what is done to queries and keys before they meet, and before keys go into a cache.
+"""What is done to queries and keys before they meet, and before keys go into a cache: the slot ``prepare`` of every attention.
 
     prepare(params, query, key, *, positions=None) -> (query, key), backward
     backward((dquery, dkey)) -> dparams, dquery, dkey
 
-params is what the prepare learns, None for nothing; positions are those of the queries and keys (0, 1, ... where None).
-QK-norm is one, ``on_both(rope)`` is one, and ``functools.partial(chain, parts=(qk_norm, on_both(rope)))`` is both.
+params is what is learned there, None for nothing; positions are those of the queries and keys (0, 1, ... where None).
+QK-norm is one such function, ``on_both(rope)`` is one, and ``functools.partial(chain, parts=(qk_norm, on_both(rope)))`` is
+both, one after the other.
 """
 
 from collections.abc import Callable
 
+from minitransformers.foundation import slot
 
-def unprepared(params, query, key, *, positions=None):
+
+@slot
+def unprepared(query, key, *, positions=None):
     """Queries and keys as they are."""
-    return (query, key), lambda dboth: (None, *dboth)
+    return (query, key), tuple
 
 
 def on_both(turn: Callable) -> Callable:
-    """The prepare that does one and the same to queries and to keys: ``turn(x, positions=positions) -> x, backward``."""
+    """The prepare that does the same to queries and to keys: ``turn(x, positions=positions) -> x, backward``. It learns nothing."""
 
-    def prepare(params, query, key, *, positions=None):
+    @slot
+    def prepare(query, key, *, positions=None):
         query, query_backward = turn(query, positions=positions)
         key, key_backward = turn(key, positions=positions)
 
         def backward(dboth):
-            return None, query_backward(dboth[0]), key_backward(dboth[1])
+            return query_backward(dboth[0]), key_backward(dboth[1])
 
         return (query, key), backward
 

@@ -1,11 +1,11 @@
-"""Scaled dot-product attention with its scores transposed in memory: what every attention of the house computes with.
+"""Scaled dot-product attention with its scores transposed in memory: what every attention of the package computes with.
 
 The equations are those of scaled_dot_product_attention, and so are the numbers on the lines. What differs:
 
 - Names in _t lie in memory as (..., keys, queries). The softmax then runs down columns, a whole row of queries at a time:
   several times faster than along many short rows, and a transposed first operand costs a product nothing.
 - The scale is applied to the queries, which are fewer numbers than the scores, and the scores become the weights in place.
-- shared is dout . out, d_value products a query in the place of keys: the same sum in another order. Where a query sees a
+- shared is dout . out, a product for each feature of the value in the place of one for each key: the same sum in another order. Where a query sees a
   single key the two sides of (8) should cancel exactly and here they cancel to rounding only (about 1e-7 of dout in float32).
 """
 

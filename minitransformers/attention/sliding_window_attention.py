@@ -1,7 +1,7 @@
 """Sliding-window attention: each position reads the last ``window`` positions only; depth restores the reach.
 
-Time and memory grow with positions times window, and the cache stops growing at ``window`` entries. After k layers a
-position has heard of k (window - 1) + 1 positions, itself included: each layer passes on what the one below gathered.
+Time and memory grow with positions times window, and the cache stops growing at ``window`` entries. After k layers an
+output depends on k (window - 1) + 1 positions, its own included: each layer passes on what the one below gathered.
 Source: Jiang et al. 2023 (Mistral), arXiv:2310.06825, section 2. Position i sees i - window < j <= i: exactly ``window``
 keys with its own, as Hugging Face counts; the report rounds the reach to k window.
 
@@ -81,7 +81,8 @@ def sliding_window_attention(
 ):
     """Grouped-query attention in which a position sees the last ``window`` positions.
 
-    There are as many heads of keys as params.key makes of the width of the query heads. core, inside the window, is any that takes a mask; the other settings are those of grouped_query_attention.
+    There are as many heads of keys as params.key holds, each as wide as a query head. core, inside the window, is any that
+    takes a mask; the other settings are those of grouped_query_attention.
     Returns out, shaped like x, and backward: dout -> GroupedQueryAttention, dx, dbias (None without a bias).
     Raises ValueError when heads and features do not divide.
     """
@@ -97,5 +98,5 @@ def sliding_window_attention(
 
 
 def _kv_heads(params: GroupedQueryAttention, num_heads: int) -> int:
-    """Of the width of the query heads; at least 1, so that grouped-query attention names what does not divide."""
+    """How many heads params.key holds; at least 1, so that grouped-query attention names what does not divide."""
     return max(1, params.key.weight.shape[1] * num_heads // params.query.weight.shape[1])

@@ -17,7 +17,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.scaled_dot_product_attention_fast import dot_products, softmax_mix
 from minitransformers.attention.weighted_attention import core_example
-from minitransformers.foundation import concept, example, finite, positive
+from minitransformers.foundation import concept, example, finite, invalid, positive
 
 
 @concept(
@@ -54,11 +54,13 @@ def soft_capped_attention(
 ):  # fmt: skip
     """Softmax attention whose scores stay within (-cap, cap) before bias and mask. A core.
 
-    The other arguments, results and errors are those of scaled_dot_product_attention; params learns nothing.
+    The other arguments, results and errors are those of scaled_dot_product_attention; params is None, as nothing is learned.
     """
+    if params is not None:                                   # inside an attention no annotation is checked
+        raise invalid("params", got=type(params).__name__, wants="None: a cap learns nothing")
     scores_t, scores_backward = dot_products(query, key, scale)
     capped_t, cap_backward = soft_cap(scores_t, cap=cap)
-    out, mix_backward = softmax_mix(capped_t, value, bias, mask)
+    out, mix_backward = softmax_mix(capped_t, value, bias, mask)  # written over: the cap keeps squashed
 
     def backward(dout):
         dcapped_t, dvalue, dbias = mix_backward(dout)

@@ -68,7 +68,6 @@ def sparsemax(
     return weights, backward
 
 
-
 def _settle(below: Array, bound: Array) -> tuple[Array, Array, Array]:
     """From a lower bound of each row's threshold, (..., 1), to what is inside, its size, and the threshold itself."""
     size, threshold = np.zeros_like(bound), bound            # no size is known yet

@@ -76,7 +76,7 @@ def weighted_attention(
 
 
 def _finite(logits: Array, mask: Array | None) -> tuple[Array, Array | None]:
-    """The logits with 0 in the place of -inf, which the mask says from there on, as large as the two together."""
+    """The logits with 0 in the place of -inf, and a mask that forbids these too; the logits get all leading axes of the mask."""
     if not logits.min() > -np.inf:                           # one number, to spare most calls an array of booleans
         forbidden = logits == -np.inf                        # a NaN is not: it shall stay one
         mask = ~forbidden if mask is None else mask & ~forbidden

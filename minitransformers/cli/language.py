@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import functools
 import json
 import shlex
 import sys
@@ -14,15 +15,17 @@ import numpy as np
 
 from minitransformers.cli.arguments import UsageError
 from minitransformers.foundation import trees
-from minitransformers.models.generate import generate as continue_text
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+from minitransformers.models.decoding import generate as continue_text
+from minitransformers.models.decoding import without_cache
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model, language_model
 from minitransformers.training.config import TrainingConfig
 from minitransformers.training.loop import CHECKPOINT
 from minitransformers.training.loop import train as run_training
 from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.text import Corpus
-from minitransformers.training.trained import load_trained
 from minitransformers.training.vocabulary import Vocabulary
+from minitransformers.training.workbench import load_trained, workbench_task
 from minitransformers.training.yardsticks import yardsticks
 
 ROLES = ("mixer", "stack", "channel", "norm", "position")
@@ -43,10 +46,10 @@ def train(arguments: argparse.Namespace) -> int:
     if chosen("batch", 16, 8) % arguments.threads:
         raise UsageError(f"--threads: got {arguments.threads}, wants a divisor of the batch of {chosen('batch', 16, 8)}")
     training_config = TrainingConfig(
-        steps=steps, batch_size=chosen("batch", 16, 8), micro_batches=arguments.threads, threads=arguments.threads,
+        steps=steps, micro_batches=arguments.threads, threads=arguments.threads,
         learning_rate=chosen("learning_rate", 1e-3, 1e-2), warmup=warmup / steps,
         weight_decay=arguments.weight_decay, clip=arguments.clip, seed=arguments.seed,
-        eval_every=max(1, steps // 4), eval_windows=64 if small else 256, checkpoint_every=max(1, steps // 4),
+        eval_every=max(1, steps // 4), checkpoint_every=max(1, steps // 4),
     )  # fmt: skip
     corpus = Corpus.load(arguments.text, context=context, vocabulary=f"{arguments.vocabulary}s")
     model_config = LanguageModelConfig(
@@ -59,8 +62,10 @@ def train(arguments: argparse.Namespace) -> int:
     _try(model_config)
     try:
         result = run_training(
-            corpus=corpus, model_config=model_config, training_config=training_config, folder=arguments.out, resume=arguments.resume
-        )
+            task=workbench_task(corpus, model_config, batch_size=chosen("batch", 16, 8), eval_windows=64 if small else 256),
+            init=functools.partial(init_language_model, config=model_config), config=training_config, folder=arguments.out,
+            resume=arguments.resume,
+        )  # fmt: skip
     except TrainingDiverged as error:
         raise UsageError(f"the training diverged: {error}; a lower --learning-rate may help") from None
 
@@ -73,7 +78,7 @@ def train(arguments: argparse.Namespace) -> int:
         "best_validation": result.best_validation,
         "best_step": result.best_step,
         "seconds": result.seconds,
-        "tokens_per_second": result.tokens_per_second,
+        "tokens_per_second": result.labels_per_second,
         "bigram": simpler.bigram,
         "lzma": simpler.lzma_after_train,
     }
@@ -110,10 +115,11 @@ def generate(arguments: argparse.Namespace) -> int:
         prompt_ids = trained.vocabulary.encode(arguments.prompt)
     except ValueError as error:
         raise UsageError(f"--prompt: {error}") from None
+    whole = functools.partial(language_model, trained.params, config=trained.config)
     ids = continue_text(
-        trained.params, config=trained.config, prompt_ids=prompt_ids, num_tokens=arguments.tokens,
+        without_cache(whole) if arguments.no_cache else trained.decode, prompt_ids=prompt_ids, num_tokens=arguments.tokens,
         rng=np.random.default_rng(arguments.seed), temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
-        use_cache=not arguments.no_cache,
+        context=trained.config.context,
     )  # fmt: skip
     sys.stdout.write(arguments.prompt)
     for piece in _pieces(trained.vocabulary, ids):

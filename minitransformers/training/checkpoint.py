@@ -23,7 +23,7 @@ from minitransformers.foundation import trees
 from minitransformers.foundation.atomic import write_atomically
 from minitransformers.foundation.safetensors import read_safetensors, write_safetensors
 
-_FORMAT = "minitransformers checkpoint 1"
+_FORMAT = "minitransformers checkpoint 2"
 
 
 def save_checkpoint(path: str | Path, groups: Mapping[str, trees.Tree], state: Mapping[str, Any]) -> None:

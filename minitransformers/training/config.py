@@ -1,4 +1,4 @@
-"""Everything that decides how a run goes, apart from the model and the text."""
+"""Everything that decides how a run goes, apart from the task and the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ class TrainingConfig:
     """Raises ValueError that names the field for values outside their range."""
 
     steps: int = 2000                  # updates
-    batch_size: int = 12               # windows an update
     micro_batches: int = 1             # parts that a batch is computed in: less memory, same update
     threads: int = 1                   # micro-batches computed side by side; 2 pays for small models
     learning_rate: float = 1e-3        # at its peak
@@ -23,24 +22,18 @@ class TrainingConfig:
     floor: float = 0.1                 # part of the peak that is left at the end
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
-    weight_decay: float = 0.1          # per unit of learning rate, on matrices
+    weight_decay: float = 0.1          # per unit of learning rate, on the weights of linear maps and convolutions
     clip: float | None = 1.0           # largest gradient norm; None does not clip
     seed: int = 0                      # of the initial weights, the batches and dropout
-    dtype: str = "float32"             # or float64
     eval_every: int = 250              # steps; 0 evaluates at the end only
-    eval_windows: int | None = None    # windows an evaluation; None is the whole validation part
     checkpoint_every: int = 250        # steps; 0 saves at the end only
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("steps", "batch_size", "micro_batches", "threads"):
+        for name in ("steps", "micro_batches", "threads"):
             self._whole(name, 1)
         for name in ("seed", "eval_every", "checkpoint_every"):
             self._whole(name, 0)
-        if self.eval_windows is not None:
-            self._whole("eval_windows", 1)
-        if self.batch_size % self.micro_batches:
-            raise invalid("micro_batches", got=self.micro_batches, wants=f"a divisor of the batch size, {self.batch_size}")
         if self.micro_batches % self.threads:
             raise invalid("threads", got=self.threads, wants=f"a divisor of the micro-batches, {self.micro_batches}")
         self._number("learning_rate", lambda rate: rate > 0, "a number above 0")
@@ -52,8 +45,6 @@ class TrainingConfig:
             self._number("clip", lambda norm: norm > 0, "a number above 0, or None")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise invalid("betas", got=self.betas, wants="two numbers from 0 to below 1")
-        if self.dtype not in ("float32", "float64"):
-            raise invalid("dtype", got=repr(self.dtype), wants='"float32" or "float64"')
 
     def _whole(self, name: str, smallest: int) -> None:
         value = getattr(self, name)

@@ -9,7 +9,7 @@ and stay zero. An array that stands in two places of the tree (a tied weight) li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 
 import numpy as np
 from numpy import ndarray as Array
@@ -38,8 +38,8 @@ class FlatTree:
         self._views = dict(trees.leaves(tree))
 
     @classmethod
-    def pack(cls, tree: trees.Tree, *, in_front: Callable[[str, Array], bool] = lambda path, leaf: True) -> FlatTree:
-        """Copy a tree into a new flat array; leaves for which ``in_front(path, leaf)`` holds come first.
+    def pack(cls, tree: trees.Tree, *, in_front: Collection[str] | None = None) -> FlatTree:
+        """Copy a tree into a new flat array; leaves whose paths are in_front (None: all) come first.
 
         An array that stands in several places goes where its first place would.
         Raises ValueError for a tree without leaves and for leaves that are not of one floating dtype.
@@ -52,12 +52,13 @@ class FlatTree:
         for path, leaf in places:
             if leaf.dtype != dtype or leaf.dtype.kind != "f":
                 raise invalid(path, got=str(leaf.dtype), wants=f"one floating dtype for all parameters; {places[0][0]} is {dtype}")
-        places.sort(key=lambda place: not in_front(*place))  # stable: otherwise the order of the tree
+        first = {path for path, _ in places} if in_front is None else set(in_front)
+        places.sort(key=lambda place: place[0] not in first)  # stable: otherwise the order of the tree
         step, starts, front, size = _LINE // dtype.itemsize, {}, 0, 0
         for path, leaf in places:
             starts[id(leaf)] = size
             size += -(-leaf.size // step) * step
-            if in_front(path, leaf):
+            if path in first:
                 front = size
         flat = aligned_zeros(size, dtype)
         views = {id(leaf): flat[starts[id(leaf)] :][: leaf.size].reshape(leaf.shape) for _, leaf in places}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,22 +13,28 @@ from minitransformers.foundation.atomic import write_atomically
 
 
 class Record(NamedTuple):
-    """One step. Losses before the update; validation after it, where it was measured."""
+    """One step. The loss before the update; what the task measures after it, where it was measured."""
 
     step: int
     learning_rate: float
-    loss: float                  # nats per token, on this step's batch
+    loss: float                  # mean of this step's batch
     gradient_norm: float         # before clipping
     seconds: float               # of training since the run began, pauses between runs left out
-    validation: float | None     # bits per character of the validation part
+    measured: dict[str, float] | None   # what the task's evaluate says; the first number is a loss
+
+    @property
+    def validation(self) -> float | None:
+        """The first number that was measured."""
+        return None if not self.measured else next(iter(self.measured.values()))
 
 
 def write_history(folder: str | Path, history: Sequence[Record], summary: dict[str, Any]) -> None:
     """Write history.csv and history.json ({"summary", "history"}) into a folder, each atomically."""
     folder, table = Path(folder), io.StringIO()
+    names = list(dict.fromkeys(name for record in history for name in record.measured or {}))
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(Record._fields)
-    rows.writerows(["" if value is None else value for value in record] for record in history)
+    rows.writerow([*Record._fields[:-1], *names])
+    rows.writerows([*record[:-1], *((record.measured or {}).get(name, "") for name in names)] for record in history)
     write_atomically(folder / "history.csv", [table.getvalue().encode()], durable=False)
     content = {"summary": summary, "history": [record._asdict() for record in history]}
     write_atomically(folder / "history.json", [json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"], durable=False)
@@ -38,18 +43,20 @@ def write_history(folder: str | Path, history: Sequence[Record], summary: dict[s
 def read_history(path: str | Path) -> list[Record]:
     """The records of a history.csv."""
     with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
-    return [Record._make([int(row[0]), *(float(cell) if cell else None for cell in row[1:])]) for row in rows]
+        header, *rows = csv.reader(file)
+    names, own = header[len(Record._fields) - 1 :], len(Record._fields) - 1
+    return [
+        Record(int(row[0]), *map(float, row[1:own]), {n: float(c) for n, c in zip(names, row[own:], strict=True) if c} or None) for row in rows
+    ]
 
 
-def draw_curve(path: str | Path, history: Sequence[Record], *, tokens_per_character: float = 1.0) -> bool:
-    """Draw both losses over the steps, in bits per character, as SVG. False where matplotlib is not installed."""
+def draw_curve(path: str | Path, history: Sequence[Record], *, per_nat: float = 1.0) -> bool:
+    """Draw the training loss, times per_nat, and what is measured first, over the steps, as SVG. False where matplotlib is not installed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure  # no window, no state that is shared
     except ImportError:
         return False
-    bits = tokens_per_character / math.log(2)
     grey = "#808080"  # reads on white and on black
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "minitransformers"} | dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), grey
@@ -57,11 +64,12 @@ def draw_curve(path: str | Path, history: Sequence[Record], *, tokens_per_charac
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.add_subplot()
-        axes.plot([r.step for r in history], [r.loss * bits for r in history], color="#2f7ebf", linewidth=0.8, label="training batch")
+        axes.plot([r.step for r in history], [r.loss * per_nat for r in history], color="#2f7ebf", linewidth=0.8, label="training batch")
         measured = [(r.step, r.validation) for r in history if r.validation is not None]
+        unit = next((name for r in history for name in r.measured or {}), "loss")
         if measured:
             axes.plot(*zip(*measured, strict=True), color="#d0691f", marker="o", markersize=4, label="validation")
-        axes.set(xlabel="step", ylabel="bits per character")
+        axes.set(xlabel="step", ylabel=unit)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.15)
         axes.patch.set_alpha(0)

@@ -28,22 +28,13 @@ from minitransformers.foundation import invalid
 from minitransformers.training.flat_tree import FlatTree, aligned_zeros
 from minitransformers.training.threads import in_threads
 
-_CHUNK = 32_768  # elements of each array that are worked on at a time: they stay in a core's cache
+_CHUNK = 32_768  # elements of each array that are worked on at a time: they fit in L2
 # Many parameters are worth two threads. Larger chunks for them: threads take turns at the interpreter between operations.
 _TWO_THREADS_FROM, _THREAD_CHUNK = 4_000_000, 131_072
 
 
 class TrainingDiverged(FloatingPointError):
     """A loss, a gradient or a parameter is no longer a finite number."""
-
-
-def decays(path: str, leaf: Array) -> bool:
-    """Whether weight decay applies: to matrices, but not to norms, biases, embeddings or tables of positions.
-
-    A leaf with fewer than two axes is a gain, a bias or a scale; a table, and what a weighting has learned, are known by
-    their paths. A state's rates of fading (A_log, log_A_real) and its frequencies (A_imag) are no maps: 0 is not small there.
-    """
-    return leaf.ndim >= 2 and not any(word in path for word in ("embedding", "position", "norm", "learned", "A_log", "log_A_real", "A_imag"))
 
 
 class AdamW:
@@ -73,10 +64,10 @@ class AdamW:
         threads, self._chunk = (2, _THREAD_CHUNK) if params.flat.size >= _TWO_THREADS_FROM else (1, _CHUNK)
         self._scratch = [tuple(aligned_zeros(self._chunk, params.flat.dtype) for _ in range(2)) for _ in range(threads)]
 
-    def step(self, gradient: FlatTree, *, learning_rate: float, clip: float | None = None) -> float:
+    def step(self, gradient: FlatTree, *, learning_rate: float, clip: float | None = None, weight: float = 1.0) -> float:
         """Take one step and return the gradient's norm, over all parameters together, before clipping.
 
-        clip scales a longer gradient down to that norm (Pascanu et al. 2012, arXiv:1211.5063); None does not.
+        weight multiplies the gradient first: 1 / n makes the mean of a sum over n. clip scales a longer gradient down to that norm (Pascanu et al. 2012, arXiv:1211.5063); None does not.
         Raises TrainingDiverged, and changes nothing, when the norm is not finite, and ValueError for a rate below 0 or not
         finite and a clip that is not above 0.
         """
@@ -84,10 +75,10 @@ class AdamW:
             raise invalid("learning_rate", got=learning_rate, wants="a finite number of at least 0")
         if clip is not None and not clip > 0:
             raise invalid("clip", got=clip, wants="a number above 0, or None")
-        norm = gradient_norm(gradient)
+        norm = weight * gradient_norm(gradient)
         if not math.isfinite(norm):
             raise TrainingDiverged(f"the gradient norm is {norm} at step {self.steps + 1}")
-        scale = 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
+        scale = weight * (1.0 if clip is None else min(1.0, clip / (norm + 1e-6)))
         self.steps += 1
         beta_1, beta_2 = self.betas
         weights_1, weights_2 = ((1 - beta**self.steps) / (1 - beta) for beta in self.betas)  # the sums in (4) and (5)

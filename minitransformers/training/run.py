@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minitransformers.foundation import invalid
+from minitransformers.foundation import trees
 from minitransformers.training.checkpoint import load_checkpoint, save_checkpoint
 from minitransformers.training.config import TrainingConfig
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.history import Record
-from minitransformers.training.optimizer import AdamW, TrainingDiverged, decays
-from minitransformers.training.text import Corpus
-
-
-def _defaults(config: Any) -> dict[str, Any]:
-    return {field.name: field.default for field in fields(config) if field.default is not MISSING}
+from minitransformers.training.optimizer import TrainingDiverged
+from minitransformers.training.task import Task
+from minitransformers.training.update import Learner
 
 
 class Run:
     """Parameters, optimiser, generators, step and history; saved whole and restored whole.
 
     Each source of chance has a generator of its own, so how often one is asked does not change the others.
-    Raises ValueError where model and corpus do not fit.
     """
 
-    def __init__(self, *, corpus: Corpus, model_config: Any, training_config: TrainingConfig, init: Callable) -> None:
-        if model_config.vocabulary_size != corpus.vocabulary.size:
-            wants = f"{corpus.vocabulary.size}, as the corpus has"
-            raise invalid("model_config.vocabulary_size", got=model_config.vocabulary_size, wants=wants)
-        if model_config.context >= len(corpus.train):
-            wants = f"fewer than the {len(corpus.train)} tokens to train on"
-            raise invalid("model_config.context", got=model_config.context, wants=wants)
+    def __init__(self, *, task: Task, init: Callable[[np.random.Generator], trees.Tree], config: TrainingConfig) -> None:
+        self.config = {"task": task.to_json(), "training": config.to_json()}
         # A setting that a checkpoint is too old to know has its default there.
-        self.defaults = {"model": _defaults(model_config), "training": _defaults(training_config)}
-        self.config = {"model": model_config.to_json(), "training": training_config.to_json(), "corpus": corpus.to_json()}
-        for_init, for_data, for_dropout = np.random.SeedSequence(training_config.seed).spawn(3)
+        training = {field.name: field.default for field in fields(config) if field.default is not MISSING}
+        self.defaults = {"task": task.defaults(), "training": training}
+        for_init, for_data, for_dropout = np.random.SeedSequence(config.seed).spawn(3)
         self.random = {"data": np.random.default_rng(for_data), "dropout": np.random.default_rng(for_dropout)}
-        start = init(np.random.default_rng(for_init), model_config, dtype=np.dtype(training_config.dtype).type)
-        self.params = FlatTree.pack(start, in_front=decays)
-        self.gradient = self.params.zeros_like()
-        self.optimizer = AdamW(
-            self.params, betas=training_config.betas, eps=training_config.eps, weight_decay=training_config.weight_decay
+        self.learner = Learner(
+            init(np.random.default_rng(for_init)), betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )
         self.step = 0
         self.seconds = 0.0                                    # spent in steps; the weights do not depend on it
+        self.counted = 0                                      # labels learned from
         self.history: list[Record] = []
+
+    @property
+    def params(self) -> FlatTree:
+        """The parameters as they are now."""
+        return self.learner.params
 
     def save(self, path: Path) -> None:
         """Write a checkpoint. Raises TrainingDiverged, and writes nothing, where a parameter is not finite."""
@@ -58,6 +52,7 @@ class Run:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "counted": self.counted,
             "config": self.config,
             "random": {name: rng.bit_generator.state for name, rng in self.random.items()},
             "history": self.history,
@@ -71,19 +66,26 @@ class Run:
         does not hold this model's arrays; nothing is taken over then.
         """
         checkpoint = load_checkpoint(path)
-        for name, settings in self.defaults.items():
-            checkpoint.state["config"][name] = {**settings, **checkpoint.state["config"][name]}
+        checkpoint.state["config"] = _beneath(self.defaults, checkpoint.state["config"])
         checkpoint.require(config=self.config)
         groups = self._groups()
-        trees = {name: checkpoint.tree(name, flat.tree) for name, flat in groups.items()}
-        for name, tree in trees.items():
+        found = {name: checkpoint.tree(name, flat.tree) for name, flat in groups.items()}
+        for name, tree in found.items():
             groups[name].assign(tree)
         state = checkpoint.state
         for name, rng in self.random.items():
             rng.bit_generator.state = state["random"][name]
-        self.step = self.optimizer.steps = state["step"]
-        self.seconds = state["seconds"]
+        self.step = self.learner.optimizer.steps = state["step"]
+        self.seconds, self.counted = state["seconds"], state["counted"]
         self.history = [Record(*record) for record in state["history"]]
 
     def _groups(self) -> dict[str, FlatTree]:
-        return {"parameters": self.params, "gradient_sum": self.optimizer.gradient_sum, "square_sum": self.optimizer.square_sum}
+        optimizer = self.learner.optimizer
+        return {"parameters": self.params, "gradient_sum": optimizer.gradient_sum, "square_sum": optimizer.square_sum}
+
+
+def _beneath(defaults: Mapping[str, Any], saved: Any) -> Any:
+    """What was saved, with defaults where it says nothing, at every depth."""
+    if not isinstance(saved, dict):
+        return saved
+    return {**defaults, **{key: _beneath(defaults[key], own) if isinstance(defaults.get(key), dict) else own for key, own in saved.items()}}

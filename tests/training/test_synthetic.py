@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.training.tasks import IGNORED, NOISE, associative_recall, copying, induction_heads, selective_copying
+from minitransformers.training.synthetic import IGNORED, NOISE, associative_recall, copying, induction_heads, selective_copying
 
 COPYING = {"batch_size": 50, "length": 11, "num_tokens": 3, "vocabulary_size": 7}
 INDUCTION = {"batch_size": 50, "length": 9, "vocabulary_size": 6}
