@@ -42,7 +42,7 @@ from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.softmax import softmax
-from minitransformers.cli.chapter import Chapter
+from minitransformers.reporting.chapter import Chapter
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 from minitransformers.training.fit import fit, loss_on
 from minitransformers.training.memory import keep_freed_memory

@@ -28,7 +28,7 @@ from minitransformers.basics.sigmoid import sigmoid
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softmax import softmax
 from minitransformers.basics.softplus import softplus
-from minitransformers.cli.chapter import Chapter
+from minitransformers.reporting.chapter import Chapter
 from minitransformers.foundation import trees
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.optimizer import AdamW

@@ -16,7 +16,7 @@ from minitransformers.attention.multi_head_attention import MultiHeadAttention, 
 from minitransformers.attention.sliding_window_attention import sliding_window_attention
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.cli.chapter import Chapter
+from minitransformers.reporting.chapter import Chapter
 from minitransformers.foundation import trees
 from minitransformers.hybrids.bmojo import Bmojo, bmojo, bmojo_step, init_bmojo
 from minitransformers.hybrids.eidetic_memory import innovation

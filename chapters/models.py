@@ -11,7 +11,7 @@ import numpy as np
 
 from minitransformers import trees
 from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.cli.chapter import Chapter
+from minitransformers.reporting.chapter import Chapter
 from minitransformers.models.generate import generate, language_model_step
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 from minitransformers.training.config import TrainingConfig

@@ -17,7 +17,7 @@ from minitransformers.basics.embedding import Embedding, embedding, init_embeddi
 from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.softmax import softmax
-from minitransformers.cli.chapter import Chapter
+from minitransformers.reporting.chapter import Chapter
 from minitransformers.foundation import trees
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 from minitransformers.models.transformer_block import TransformerBlock, transformer_block
@@ -132,48 +132,34 @@ invariance_section()
 
 # %% RMS norm of vectors of two features: what it does to them, and to a gradient
 def plane_section():
-    along, lengths = np.array([0.96, 0.28]), (0.6, 1.7, 2.6)   # one direction, three lengths
-    ray = np.outer(lengths, along)
-    cloud = chapter.rng().normal(size=(40, 2)) * (1.5, 0.9)
+    along, lengths = np.array([0.96, 0.28]), np.array([0.6, 1.7, 2.6])       # one direction, three lengths
+    ray, cloud = np.outer(lengths, along), chapter.rng().normal(size=(40, 2)) * (1.2, 0.9)
     turn = np.linspace(0, 2 * np.pi, 200)
     circle = np.stack([np.cos(turn), np.sin(turn)], axis=-1)
-
-    def plane(ax, title):
-        ax.set(aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), title=title)
-        ax.set_xticks(range(-3, 4)), ax.set_yticks(range(-3, 4))
-
-    for name, gain, title in (("circle", (1.0, 1.0), "divided: a circle"), ("ellipse", (1.4, 0.6), "times the gain (1.4, 0.6)")):
-        normed = partial(rms_norm, RmsNorm(np.array(gain)), eps=0.0)
-        with chapter.figure(f"rms_norm_{name}", size=(3.3, 3.3)) as (_, ax):
-            ax.plot(*normed(circle)[0].T, color="#808080", linewidth=0.8)
-            for points, colour in ((cloud, "#2f7ebf"), (ray, "#d0691f")):
-                out = normed(points)[0]
+    panels = (("circle", RmsNorm(np.ones(2)), "x and u"), ("ellipse", RmsNorm(np.array([1.4, 0.6])), "y with the gain (1.4, 0.6)"))
+    for name, params, title in panels:
+        with chapter.figure(f"rms_norm_{name}", size=(3.2, 3.2)) as (_, ax):
+            ax.plot(*rms_norm(params, circle, eps=0.0)[0].T, color="#808080", linewidth=0.8)
+            for x, colour in ((cloud, "#2f7ebf"), (ray, "#d0691f")):
+                out, _ = rms_norm(params, x, eps=0.0)
                 if name == "circle":
-                    ax.plot(*np.stack([points, out]).transpose(2, 0, 1), color=colour, linewidth=0.7, alpha=0.6)
-                    ax.plot(*points.T, "o", color=colour, markerfacecolor="none", markersize=3.5)
+                    ax.plot(*np.stack([x, out]).transpose(2, 0, 1), color=colour, linewidth=0.7, alpha=0.6)
+                    ax.plot(*x.T, "o", color=colour, markerfacecolor="none", markersize=3.5)
                 ax.plot(*out.T, "o", color=colour)
-            plane(ax, title)
-
-    dout = np.tile([-0.9, 1.8], (len(lengths), 1))
-    _, dx = rms_norm(RmsNorm(np.ones(2)), ray, eps=0.0)[1](dout)
-    with chapter.figure("rms_norm_gradient", size=(3.3, 3.3)) as (_, ax):
-        ax.plot(*np.outer((0, 3.2), along), color="#808080", linewidth=0.8)
-        for arrows, colour, label in ((dout, "#2f7ebf", "arrives"), (dx, "#d0691f", "goes on to x")):
+            ticks = range(-3, 4)
+            ax.set(aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), xticks=ticks, yticks=ticks, title=title)
+    dout = np.tile([0.2, 0.8], (len(lengths), 1))
+    _, backward = rms_norm(RmsNorm(np.ones(2)), ray, eps=0.0)
+    _, dx = backward(dout)
+    with chapter.figure("rms_norm_gradient", size=(3.2, 2.4)) as (_, ax):
+        ax.plot(*np.outer((0, 3), along).T, color="#808080", linewidth=0.8)
+        for arrows, colour, label in ((dout, "#2f7ebf", "gradient of u"), (dx, "#d0691f", "gradient of x")):
             ax.quiver(*ray.T, *arrows.T, color=colour, angles="xy", scale_units="xy", scale=1, width=0.011, label=label)
         ax.plot(*ray.T, "ko", markersize=3.5)
-        ax.legend(loc="lower left")
-        plane(ax, "the gradient, at three lengths")
-    turned = float(np.abs(np.vecdot(dx, along)).max())
-    sizes = np.linalg.norm(dx, axis=-1) * lengths
-    chapter.value("plane.lengths", list(lengths))
-    chapter.value("plane.gradients", np.linalg.norm(dx, axis=-1))
-    chapter.claim(
-        "The gradient of RMS norm is orthogonal to its input and falls as one over the input's length",
-        paper="Zhang and Sennrich 2019, arXiv:1910.07467, section 4: the output is invariant to re-scaling of the input",
-        expect="exactly, at eps = 0 and a gain of one: no part along x, and length times gradient the same for vectors of one direction",
-        measured=f"part along x at most {turned:.0e}; length times gradient from {sizes.min():.4f} to {sizes.max():.4f}",
-        holds=turned < 1e-12 and sizes.max() - sizes.min() < 1e-12,
-    )
+        ax.set(aspect="equal", xlim=(-0.2, 3.2), ylim=(-0.2, 2.2), xticks=range(4), yticks=range(3))
+        ax.legend()
+    rows = zip(lengths, np.linalg.norm(dx, axis=-1), np.abs(np.vecdot(dx, along)).round(12), strict=True)
+    chapter.table("plane", ["length of x", "length of its gradient", "part along x"], [list(map(float, row)) for row in rows])
 
 
 plane_section()

@@ -18,7 +18,7 @@ from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.cli.chapter import Chapter
+from minitransformers.reporting.chapter import Chapter
 from minitransformers.foundation import trees
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 from minitransformers.models.transformer_block import TransformerBlock, transformer_block

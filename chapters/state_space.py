@@ -26,7 +26,7 @@ from minitransformers.basics.linear import linear
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softmax import softmax
 from minitransformers.basics.softplus import softplus
-from minitransformers.cli.chapter import Chapter
+from minitransformers.reporting.chapter import Chapter
 from minitransformers.foundation import trees
 from minitransformers.models.generate import generate, language_model_step
 from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from minitransformers.cli import repository
-from minitransformers.cli.arguments import UsageError, known
-from minitransformers.cli.chapter import progress
+from minitransformers.reporting.arguments import UsageError, known
+from minitransformers.reporting.progress import progress
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from minitransformers.cli import repository
-from minitransformers.cli.arguments import known
-from minitransformers.cli.chapter import aligned, progress
+from minitransformers.reporting.arguments import known
+from minitransformers.reporting.progress import progress
+from minitransformers.reporting.tables import aligned
 from minitransformers.foundation import catalogue, checks, trees
 from minitransformers.foundation.atomic import write_atomically
 from minitransformers.foundation.catalogue import Entry

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minitransformers.cli.arguments import UsageError
+from minitransformers.reporting.arguments import UsageError
 from minitransformers.foundation import trees
 from minitransformers.models.decoding import generate as continue_text
 from minitransformers.models.decoding import without_cache

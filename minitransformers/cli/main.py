@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from minitransformers.cli.arguments import Parser, UsageError, natural, positive
+from minitransformers.reporting.arguments import Parser, UsageError, natural, positive
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import minitransformers
-from minitransformers.cli.arguments import UsageError
+from minitransformers.reporting.arguments import UsageError
 
 
 def root() -> Path:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from minitransformers.cli import repository
-from minitransformers.cli.arguments import UsageError
+from minitransformers.reporting.arguments import UsageError
 
 
 def serve(arguments: argparse.Namespace) -> int:

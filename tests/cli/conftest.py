@@ -47,7 +47,7 @@ def refuses(run):
 
 GOOD_CHAPTER = '''
     """Norms at work."""
-    from minitransformers.cli.chapter import Chapter
+    from minitransformers.reporting.chapter import Chapter
 
     chapter = Chapter("norms", __doc__)
     chapter.value("norms.draw", chapter.rng().random())
@@ -57,7 +57,7 @@ GOOD_CHAPTER = '''
 
 BAD_CHAPTER = '''
     """Attention at work."""
-    from minitransformers.cli.chapter import Chapter
+    from minitransformers.reporting.chapter import Chapter
 
     raise RuntimeError("the chapter broke")
 '''

@@ -12,13 +12,13 @@ import types
 import numpy as np
 import pytest
 
-from minitransformers.cli.chapter import COLOURS, Chapter, aligned
+from minitransformers.reporting.chapter import COLOURS, Chapter, aligned
 
 SCRIPT = '''
     """Tiny, a chapter for tests."""
     # %%
     import numpy as np
-    from minitransformers.cli.chapter import Chapter
+    from minitransformers.reporting.chapter import Chapter
 
     chapter = Chapter("tiny", __doc__)
     # %%

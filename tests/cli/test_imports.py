@@ -20,4 +20,4 @@ def test_importing_the_command_is_lean():
 
 
 def test_importing_the_chapter_reporter_is_lean():
-    assert loaded_by("import minitransformers.cli.chapter") == []
+    assert loaded_by("import minitransformers.reporting.chapter") == []

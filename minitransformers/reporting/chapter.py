@@ -1,4 +1,4 @@
-"""What a chapter script reports through: its arguments, numbers, tables, figures and claims.
+"""What a chapter that is one script reports through: its arguments, numbers, tables, figures and claims.
 
     chapter = Chapter("norms", __doc__)            # --quick --seed N --json --out DIR
     chapter.value("rms_norm.cost.ratio", 0.71)
@@ -14,9 +14,7 @@ seed, same bytes. In a notebook or an editor's cells nothing is written and figu
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import os
 import platform
 import re
@@ -30,8 +28,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 import minitransformers
-from minitransformers.cli.arguments import Parser, natural
 from minitransformers.foundation.atomic import write_atomically
+from minitransformers.reporting.arguments import Parser, natural
+from minitransformers.reporting.figures import drawing, show_in_notebook
+from minitransformers.reporting.progress import progress
+from minitransformers.reporting.tables import aligned, plain
 
 T = TypeVar("T")
 
@@ -40,24 +41,6 @@ NOT_IN_QUICK_MODE = "not measured in quick mode"
 
 _PATH = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)+")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
-_DIGITS = 6  # significant: more would be rounding noise that differs from machine to machine
-
-# At least 3 : 1 in contrast with white and with the dark page's near-black; told apart by the colour-blind in this order.
-COLOURS = ("#2f7ebf", "#d0691f", "#2e9171", "#a566b8", "#c94f5d", "#808080", "#8f8020", "#1d93a8")
-
-_STYLE = {
-    "svg.fonttype": "none",              # text stays text
-    "svg.hashsalt": "minitransformers",  # ids that are the same in every run
-    # Black is what the page replaces by its text's colour.
-    "text.color": "#000000", "axes.labelcolor": "#000000", "axes.edgecolor": "#000000", "axes.titlecolor": "#000000",
-    "xtick.color": "#000000", "ytick.color": "#000000", "grid.color": "#000000", "legend.labelcolor": "#000000",
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
-    "font.size": 10.0, "axes.titlesize": 10.0, "axes.labelsize": 10.0, "legend.fontsize": 9.0,
-    "xtick.labelsize": 9.0, "ytick.labelsize": 9.0, "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
-    "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.12, "grid.linewidth": 0.8,
-    "lines.linewidth": 1.8, "lines.markersize": 4.5, "image.cmap": "viridis",
-}  # fmt: skip
 
 
 class Chapter:
@@ -119,12 +102,12 @@ class Chapter:
                 raise ValueError(f"path: got {path!r}, but {folder!r} is a number already")
         if isinstance(place.get(last), dict):
             raise ValueError(f"path: got {path!r}, which holds other values already")
-        place[last] = _plain(number, path)
+        place[last] = plain(number, path)
 
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Print an aligned table with few digits, and store it for [[table:name]]."""
         _check_name(name)
-        kept = [[_plain(cell, f"table {name}") for cell in row] for row in rows]
+        kept = [[plain(cell, f"table {name}") for cell in row] for row in rows]
         for row in kept:
             if len(row) != len(columns):
                 raise ValueError(f"rows: got {len(row)} cells in table {name}, wants {len(columns)}, one a column")
@@ -138,26 +121,11 @@ class Chapter:
         size is in inches; further settings are those of matplotlib's ``Figure.subplots`` (nrows, ncols, sharex, ...).
         """
         _check_name(name)
-        try:
-            import matplotlib
-            from cycler import cycler
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise SystemExit("minitransformers: figures need matplotlib: pip install 'minitransformers[chapters]'") from None
-        # No pyplot: no window is opened. Whatever matplotlibrc says, the figure is the same everywhere.
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            style: Any = {**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
-            matplotlib.rcParams.update(style)
-            fig = Figure(figsize=size, layout="constrained")
-            yield fig, fig.subplots(**subplots)
-            buffer = io.BytesIO()
-            fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-            self._figures[name] = buffer.getvalue()
-            if not self._as_script and "IPython" in sys.modules:
-                from IPython.display import SVG, display
-
-                display(SVG(data=self._figures[name]))
+        with drawing(size=size, **subplots) as (fig, axes, made):
+            yield fig, axes
+        self._figures[name] = made[0]
+        if not self._as_script:
+            show_in_notebook(made[0])
 
     def claim(
         self,
@@ -224,55 +192,6 @@ class Chapter:
         if status and self._as_script:
             sys.exit(status)
         return status
-
-
-def progress(iterable: Iterable[T], text: str = "", *, total: int | None = None) -> Iterable[T]:
-    """A progress bar on stderr for anything that takes more than two seconds."""
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    return tqdm(iterable, desc=text, total=total, delay=2, file=sys.stderr, leave=False, mininterval=0.1 if terminal else 1,
-                dynamic_ncols=terminal)  # fmt: skip
-
-
-def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in plain text: numbers stand right, with three digits that matter."""
-    cells = [[_written(cell) for cell in row] for row in rows]
-    numeric = [all(isinstance(row[i], int | float | None) for row in rows) and bool(rows) for i in range(len(columns))]
-    widths = [max([len(column), *(len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
-
-    def line(row: Sequence[str]) -> str:
-        parts = (cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, numeric, strict=True))
-        return "  ".join(parts).rstrip()
-
-    return "\n".join([line(columns), "  ".join("-" * width for width in widths), *map(line, cells)])
-
-
-def _written(cell: Any) -> str:
-    if cell is None:
-        return "–"
-    if isinstance(cell, bool) or not isinstance(cell, int | float):
-        return str(cell)
-    if isinstance(cell, int) or 1000 <= abs(cell) < 1e6:
-        return f"{cell:,.0f}"
-    return f"{cell:.3g}"
-
-
-def _plain(value: Any, where: str) -> Any:
-    """The value in JSON's types, floats rounded to what can be reproduced."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: got {value}, wants a finite number")
-        return float(f"{value:.{_DIGITS}g}")
-    raise ValueError(f"{where}: got {type(value).__name__}, wants a number, text or a list of them")
 
 
 def _check_name(name: str) -> None:

@@ -1,0 +1,65 @@
+"""What sections measure alike: growth, times side by side, bits, and the score of simply counting."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minitransformers.training.text import Corpus
+from minitransformers.training.yardsticks import yardsticks
+
+
+def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """p of the power law cost = c size^p that fits best, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+class Ratio(NamedTuple):
+    """How long one form takes beside another: quartiles of the ratios of neighbouring times."""
+
+    low: float
+    median: float
+    high: float
+
+
+def paired_times(forms: Mapping[str, Callable[[], Any]], *, rounds: int, seed: int = 0) -> dict[str, Ratio]:
+    """The time of each form over that of the first, all in one process, in random order, an untimed call first.
+
+    The machine's pace drifts; what runs within a few milliseconds of each other drifts alike.
+    """
+    order, names = random.Random(seed), list(forms)
+    for form in forms.values():
+        form()
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in order.sample(names, len(names)):
+            start = time.perf_counter()
+            forms[name]()
+            found[name].append(time.perf_counter() - start)
+    first = np.array(found[names[0]])
+    return {name: Ratio(*map(float, np.quantile(np.array(times) / first, [0.25, 0.5, 0.75]))) for name, times in found.items()}
+
+
+@contextmanager
+def processor_seconds() -> Iterator[Callable[[], float]]:
+    """What the processor worked meanwhile, all threads together: ``with processor_seconds() as spent: ...; spent()``."""
+    start, end = time.process_time(), [0.0]
+    try:
+        yield lambda: (end[0] or time.process_time()) - start
+    finally:
+        end[0] = time.process_time()
+
+
+def bits(nats: float) -> float:
+    """Nats as bits."""
+    return float(nats / np.log(2))
+
+
+def counted_pairs(corpus: Corpus) -> float:
+    """Bits a character that counting pairs of characters reaches on the validation part: what a model must beat to be shown."""
+    return yardsticks(corpus.train_text, corpus.validation_text).bigram
