@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.core import softmax_attention
-from minitransformers.attention.heads import check_heads, check_scores, merge_heads, split_heads
+from minitransformers.attention.heads import check_heads, check_per_head, check_scores, merge_heads, split_heads
 from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trusted
@@ -117,6 +117,7 @@ def cross_attention(
     """
     for projection in (params.query, params.value):
         check_heads("num_heads", num_heads, projection.weight.shape[1])
+    check_per_head("params.core", params.core, num_heads)
     for argument, array in (("bias", bias), ("mask", mask)):
         check_scores(argument, array, (*x.shape[:-2], num_heads, x.shape[-2], memory.shape[-2]))
 

@@ -27,7 +27,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.cache import KeyValueCache, key_value_cache
 from minitransformers.attention.core import causal_attention
-from minitransformers.attention.heads import check_heads, check_scores, merge_heads, split_heads
+from minitransformers.attention.heads import check_heads, check_per_head, check_scores, merge_heads, split_heads
 from minitransformers.attention.multi_head_attention import MultiHeadAttention
 from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.linear import Linear, init_linear, linear
@@ -183,6 +183,7 @@ def _check(params: GroupedQueryAttention, num_heads: int, num_kv_heads: int) -> 
     check_heads("num_heads", num_heads, params.query.weight.shape[1])
     check_heads("num_kv_heads", num_kv_heads, num_heads)
     check_heads("num_kv_heads", num_kv_heads, params.value.weight.shape[1])
+    check_per_head("params.core", params.core, num_heads)
     d_head = params.query.weight.shape[1] // num_heads
     if params.key.weight.shape[1] != num_kv_heads * d_head:
         raise invalid("params.key.weight", got=f"shape {params.key.weight.shape}", wants=f"{num_kv_heads} heads of {d_head}, as the queries")

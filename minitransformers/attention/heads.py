@@ -1,10 +1,13 @@
 """Heads side by side in the features, or on an axis of their own, and the sums that every attention takes over its scores."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.foundation import invalid
+from minitransformers.foundation.signature import axis_sizes
 
 
 def split_heads(x: Float[Array, "... positions d_heads"], num_heads: int) -> Float[Array, "... heads positions d_head"]:
@@ -22,6 +25,16 @@ def check_heads(argument: str, heads: int, total: int) -> None:
     """Raise ValueError, naming the argument, unless that many heads share the total evenly."""
     if total % heads:
         raise invalid(argument, got=heads, wants=f"a number of heads that divides {total}")
+
+
+def check_per_head(argument: str, params: Any, num_heads: int) -> None:
+    """Raise ValueError, naming the place, where parameters have another number of heads than that, or 1 for all.
+
+    A core cannot tell: of queries (2, 4, ...) it does not know whether they are 4 heads in a batch of 2, or 8 in 2 groups.
+    """
+    for place, heads in axis_sizes(params, "heads", argument):
+        if heads not in (1, num_heads):
+            raise invalid(place, got=f"{heads} heads", wants=f"num_heads = {num_heads}, or 1 for all")
 
 
 def check_scores(argument: str, array: Array | None, shape: tuple[int, ...]) -> None:

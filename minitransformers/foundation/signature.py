@@ -24,7 +24,7 @@ import inspect
 import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any
 
@@ -63,6 +63,18 @@ def check_arguments(function: Callable, args: tuple, config: dict[str, Any]) -> 
 def check_tree(name: str, tree: Any) -> None:
     """Raise InvalidArgument, naming the place, where a tree of parameters does not fit the annotations of its own tuples."""
     _tree(tree, name, Scope(), Call())
+
+
+def axis_sizes(tree: Any, axis: str, path: str) -> Iterator[tuple[str, int]]:
+    """The place and the size of every axis of that name in a tree of parameters, as the annotations of its tuples name them."""
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        for name, dims in _dims(type(tree)).items():
+            part = getattr(tree, name)
+            if part is not None and axis in dims:
+                yield f"{path}.{name}", part.shape[dims.index(axis) - len(dims)]
+    if isinstance(tree, (tuple, list)):
+        for i, part in enumerate(tree):
+            yield from axis_sizes(part, axis, f"{path}.{getattr(tree, '_fields', range(len(tree)))[i]}")
 
 
 def check_like(name: str, value: Any, pattern: Any) -> None:
@@ -284,6 +296,14 @@ def _fields(cls: type) -> tuple[list[tuple[str, Check | None]], list[str]]:
         for part in [hint, *typing.get_args(hint)]:
             names += [token for token in getattr(part, "dim_str", "").split() if token.isidentifier() and token not in names]
     return [(name, _compile(hints[name])) for name in cls._fields], names  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _dims(cls: type) -> dict[str, list[str]]:
+    """The axes of each field that is an array."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    parts = {name: next((part for part in [hint, *typing.get_args(hint)] if hasattr(part, "dim_str")), None) for name, hint in hints.items()}
+    return {name: part.dim_str.split() for name, part in parts.items() if part is not None}
 
 
 def _named_tuple(cls: type, names: list[str] | None = None) -> Check:

@@ -60,8 +60,9 @@ def init_shaw(
         bad("params.key_table", params=Shaw(np.ones((4, 5)), np.ones((4, 7)))),
         bad("query", query=np.ones((2, 3, 7, 5)), bias=None, mask=None),
         bad(mask=np.ones((5, 1, 1, 4, 6), bool)),
+        bad(bias=np.full((1, 3, 4, 6), np.nan)),
     ],
-)  # fmt: skip
+)
 def shaw(
     params: Shaw,
     query: Float[Array, "*#batch queries d_head"],

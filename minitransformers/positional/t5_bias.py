@@ -4,7 +4,7 @@ Near distances have a number each. Farther ones fall into buckets that grow with
 max_distance on falls into the last. So a text of any length has a bias, from a table of a few rows.
 
 Source: Raffel et al. 2020, arXiv:1910.10683, section 2.1; the buckets are those of the authors' code, which the paper
-describes in words only. T5 does not divide its scores by sqrt(d_head): give its mixer scale=1. One table serves all layers.
+describes in words only. T5 does not divide its scores by sqrt(d_head): give its core scale=1. One table serves all layers.
 
     offset_ij = j - (i + num_keys - num_queries)             (1)
     side = num_buckets, or half of them each way where not causal;  near = floor(side / 2)

@@ -70,6 +70,7 @@ def init_transformer_xl_relative(
     rejects=[
         bad("query", query=np.ones((2, 3, 7, 5)), bias=None, mask=None),
         bad(mask=np.ones((5, 1, 1, 4, 6), bool)),
+        bad(bias=np.full((1, 3, 4, 6), np.nan)),
         bad("params.distance", params=TransformerXlRelative(np.ones((3, 3, 5)), np.ones((3, 5)), np.ones((3, 5)))),
         bad("params.distance", params=TransformerXlRelative(np.ones((2, 4, 5)), np.ones((2, 5)), np.ones((2, 5)))),
     ],

@@ -59,7 +59,7 @@ def test_a_sequence_longer_than_the_table_is_refused_and_never_wraps():
     params, _, _ = random_call(np.random.default_rng(5))
     with pytest.raises(ValueError, match=r"positions: got 0 to 7, wants 0 to 6, the rows of params.table"):
         learned(params, np.ones((1, 8, 3)))
-    with pytest.raises(ValueError, match=r"positions: got -1 to 0"):
+    with pytest.raises(ValueError, match=r"positions: got numbers from -1 to 0"):
         learned(params, np.ones((1, 2, 3)), positions=np.array([-1, 0]))           # NumPy would read the last row
 
 

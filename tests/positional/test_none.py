@@ -5,9 +5,10 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 
+from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
 from minitransformers.foundation import check_gradients
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 from minitransformers.positional.none import none
 from minitransformers.positional.sinusoidal import sinusoidal
 
@@ -54,9 +55,19 @@ def test_even_weights_over_a_marked_first_token_read_the_position():
 
 
 def test_where_all_tokens_are_equal_there_is_nothing_to_count_from():
-    config = LanguageModelConfig(7, context=6, d_model=4, num_layers=3, num_heads=2, position="none")
-    params = init_language_model(np.random.default_rng(3), config, std=0.5, dtype=np.float64)
-    equal, marked = (language_model(params, ids=np.array(ids), config=config)[0] for ids in ([2] * 6, [5] + [2] * 5))
+    rng = np.random.default_rng(3)
+    tokens = rng.normal(size=(7, 4))
+    mixers = [init_multi_head_attention(rng, 4, num_heads=2, std=0.5, dtype=np.float64) for _ in range(3)]
+    channels = [init_feed_forward(rng, 4, std=0.5, dtype=np.float64) for _ in range(3)]
+
+    def three_layers(ids):
+        x, _ = none(tokens[ids])
+        for mix, work in zip(mixers, channels, strict=True):
+            x = x + multi_head_attention(mix, x, num_heads=2)[0]
+            x = x + feed_forward(work, x)[0]
+        return x
+
+    equal, marked = three_layers([2] * 6), three_layers([5] + [2] * 5)
     np.testing.assert_allclose(equal, np.broadcast_to(equal[:1], equal.shape), atol=1e-12)
     assert np.abs(np.diff(marked, axis=0)).max(axis=1).min() > 1e-6
 

@@ -170,7 +170,7 @@ def test_a_query_that_may_see_nothing_reads_zero_and_sends_nothing():
         assert not out[1].any()
         dout = np.zeros((4, 2))
         dout[1] = rng.normal(size=2)
-        assert not any(gradient.any() for _, gradient in trees.leaves(backward(dout)) if gradient is not None)
+        assert not any(gradient.any() for _, gradient in trees.leaves(backward(dout)))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 6), (2, 4, 6), (3, 4, 6)])
@@ -192,7 +192,7 @@ def test_huge_scores_stay_finite_in_float32():
     call = trees.map(lambda a: a.astype(np.float32) * 1e15, random_call(np.random.default_rng(9)))
     out, backward = shaw(*call)
     assert out.dtype == np.float32 and np.isfinite(out).all()
-    assert all(np.isfinite(gradient).all() for _, gradient in trees.leaves(backward(np.full_like(out, 1e-6))[:4]))
+    assert all(np.isfinite(gradient).all() for _, gradient in trees.leaves(backward(np.full_like(out, 1e-6))))
 
 
 def test_the_checker_refuses_a_query_that_forgets_the_table():
