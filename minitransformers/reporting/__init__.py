@@ -2,7 +2,8 @@
 
 from minitransformers.reporting.figures import lines, ticks_at
 from minitransformers.reporting.measures import bits, counted_pairs, fitted_exponent, paired_times, processor_seconds
-from minitransformers.reporting.section import Section, run_chapter
+from minitransformers.reporting.run import run_chapter
+from minitransformers.reporting.section import Section
 from minitransformers.reporting.seeds import Found, along
 from minitransformers.reporting.tables import mean_and_spread
 

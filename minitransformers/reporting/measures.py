@@ -47,12 +47,12 @@ def paired_times(forms: Mapping[str, Callable[[], Any]], *, rounds: int, seed: i
 
 @contextmanager
 def processor_seconds() -> Iterator[Callable[[], float]]:
-    """What the processor worked meanwhile, all threads together: ``with processor_seconds() as spent: ...; spent()``."""
-    start, end = time.process_time(), [0.0]
+    """How long the processor worked for this thread: ``with processor_seconds() as spent: ...``, then ``spent()``."""
+    start, end = time.thread_time(), [0.0]
     try:
-        yield lambda: (end[0] or time.process_time()) - start
+        yield lambda: (end[0] or time.thread_time()) - start
     finally:
-        end[0] = time.process_time()
+        end[0] = time.thread_time()
 
 
 def bits(nats: float) -> float:

@@ -6,33 +6,42 @@ an array over seeds where several were run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
 
+from minitransformers.training.threads import side_by_side
+
+Experiment = Callable[[np.random.Generator], Iterable[tuple[str, Any, dict[str, Any]]]]
 Found = dict[str, dict[str, dict[Any, Any]]]
 
 
-def collect(experiment: Callable[[np.random.Generator], Iterable[tuple[str, Any, dict[str, Any]]]], seeds: Iterable[int]) -> Found:
-    """What the experiment finds with a fresh generator of each seed, each number an array over the seeds."""
+def collect(experiment: Experiment, seeds: Sequence[int], *, watch: Callable[[], Any] = lambda: None) -> Found:
+    """What the experiment finds with a fresh generator of each seed, each number an array over the seeds.
+
+    The seeds run side by side, a thread each. watch is called after each thing that is found.
+    """
+
+    def alone(seed: int) -> list[tuple[str, Any, dict[str, Any]]]:
+        points = []
+        for point in experiment(np.random.default_rng(seed)):
+            points.append(point)
+            watch()
+        return points
+
     lists: dict[str, dict[str, dict[Any, list[float]]]] = {}
-    for seed in seeds:
-        for curve, x, numbers in experiment(np.random.default_rng(seed)):
+    for points in side_by_side(seeds, function=alone):
+        for curve, x, numbers in points:
             for measure, number in numbers.items():
                 lists.setdefault(measure, {}).setdefault(curve, {}).setdefault(x, []).append(float(number))
     return _mapped(np.array, lists)
 
 
-def alone(found: Found, i: int) -> Found:
-    """What the seed number i found, numbers in the place of arrays."""
-    return _mapped(lambda values: float(values[i]), found)
-
-
 def judge(rule: Callable[[Found], Any], found: Found, count: int) -> list[bool]:
     """The rule, asked of each of so many seeds alone."""
-    return [bool(rule(alone(found, i))) for i in range(count)]
+    return [bool(rule(_mapped(lambda values, i=i: float(values[i]), found))) for i in range(count)]
 
 
 def along(points: dict[Any, Any]) -> Array:
