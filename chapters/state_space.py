@@ -19,19 +19,20 @@ from threadpoolctl import threadpool_limits
 from minitransformers.attention.banded_attention import banded_attention
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention_step
-from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.attention.scaled_dot_product_attention_fast import scaled_dot_product_attention_fast
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.feed_forward import feed_forward
 from minitransformers.basics.linear import linear
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softmax import softmax
 from minitransformers.basics.softplus import softplus
-from minitransformers.reporting.chapter import Chapter
 from minitransformers.foundation import trees
-from minitransformers.models.generate import generate, language_model_step
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
-from minitransformers.models.transformer_block import transformer_block
+from minitransformers.models.decoding import generate, without_cache
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
+from minitransformers.models.workbench.transformer_block import transformer_block
 from minitransformers.norms.rms_norm import rms_norm
+from minitransformers.reporting.chapter import Chapter
 from minitransformers.state_space.causal_convolution import causal_convolution
 from minitransformers.state_space.discretize import discretize
 from minitransformers.state_space.hippo import hippo_legs
@@ -41,15 +42,17 @@ from minitransformers.state_space.mamba import mamba
 from minitransformers.state_space.mamba2 import init_mamba2, mamba2_step
 from minitransformers.state_space.s4d import init_s4d, s4d
 from minitransformers.state_space.selective_scan import selective_scan
+from minitransformers.state_space.selective_scan_blocks import selective_scan_blocks
 from minitransformers.state_space.semiseparable import off_diagonal_ranks, semiseparable
 from minitransformers.state_space.ssd import ssd
 from minitransformers.state_space.ssd_chunked import ssd_chunked
 from minitransformers.state_space.ssd_recurrent import ssd_recurrent
-from minitransformers.training.fit import accuracy, fit, loss_on
+from minitransformers.training.fit import fit
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.memory import keep_freed_memory
 from minitransformers.training.optimizer import AdamW
 from minitransformers.training.synthetic import NOISE, induction_heads, selective_copying
+from minitransformers.training.task import Labelled, accuracy, on_ids
 from minitransformers.training.text import Corpus
 
 chapter = Chapter("state_space", __doc__)
@@ -351,16 +354,16 @@ def scan_error_section():
     delta, A, D = np.exp(rng.uniform(np.log(1e-3), 0, (2, n, 6))), -np.exp(rng.uniform(-1, 1, (6, 4))), rng.normal(size=6)
     call, dout = (u, delta, A, B, C, D, z, rng.normal(size=(2, 6, 4))), (rng.normal(size=u.shape), rng.normal(size=(2, 6, 4)))
 
-    def results(form, chunk, dtype):
-        result, backward = selective_scan(*(a.astype(dtype) for a in call), form=form, chunk=chunk)
+    def results(one, dtype):
+        result, backward = one(*(a.astype(dtype) for a in call))
         return [*result, *backward(tuple(d.astype(dtype) for d in dout))]
 
     def gap(own, exact):
         return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(own, exact, strict=True))
 
-    exact = results("sequential", 64, np.float64)
+    exact = results(selective_scan, np.float64)
     for form, chunk in (("sequential", 7), ("chunked", 16), ("chunked", 64), ("associative", 64)):
-        double, single = results(form, chunk, np.float64), results(form, chunk, np.float32)
+        double, single = (results(partial(selective_scan_blocks, form=form, chunk=chunk), dtype) for dtype in (np.float64, np.float32))
         worst = max(worst, gap(double, exact))
         rows.append((form, chunk if form != "associative" else "-", gap(double[:2], exact[:2]), gap(double[2:], exact[2:]), gap(single, exact)))
     chapter.table("scan-errors", ["order", "chunk", "outputs, float64", "gradients, float64", "all, float32"], rows)
@@ -383,7 +386,7 @@ def scan_memory_section():
         peaks = []
         for form in ("sequential", "associative"):
             tracemalloc.start()
-            result, backward = selective_scan(u, delta, A, B, C, None, z, form=form)
+            result, backward = selective_scan_blocks(u, delta, A, B, C, None, z, form=form)
             kept = tracemalloc.get_traced_memory()[0]
             backward(result)
             peaks += [kept / 2**20, tracemalloc.get_traced_memory()[1] / 2**20]
@@ -563,8 +566,7 @@ def mixing_cores(rng, n):
     q, k, v, dheads = rng.standard_normal((4, 4, n, 64), np.float32)
 
     def by_scan():
-        (_, last), backward = selective_scan(*scan_call)
-        backward((dy, np.zeros_like(last)))
+        selective_scan_blocks(*scan_call)[1]((dy, None))
 
     def by_ssd(form):
         return lambda: ssd(*call, form=form)[1]((dy.reshape(n, 4, 64), dlast))
@@ -574,8 +576,8 @@ def mixing_cores(rng, n):
         "SSD, recurrent": by_ssd("recurrent"),
         "SSD, quadratic": by_ssd("quadratic"),
         "selective scan": by_scan,
-        "attention": lambda: scaled_dot_product_attention(q, k, v, mask=causal_mask(n))[1](dheads),
-        "attention, window 256": lambda: banded_attention(q, k, v, window=256)[1](dheads),
+        "attention": lambda: scaled_dot_product_attention_fast(q, k, v, mask=causal_mask(n))[1](dheads),
+        "attention, window 256": lambda: banded_attention(None, q, k, v, window=256)[1](dheads),
     }
 
 
@@ -691,7 +693,7 @@ def decoding_section():
     }
 
     def size(state):
-        return sum(a.nbytes for a in state) if isinstance(state, tuple) else state.bytes
+        return state.bytes if hasattr(state, "bytes") else sum(a.nbytes for a in state)
 
     def formula(name, n):
         d_mixed, taps = recurrent.conv.weight.shape
@@ -785,6 +787,14 @@ def without_selection(mixer, bias=None):
     )
 
 
+class WithoutSelection(Labelled):
+    """The same task for a model whose selection is 0 and stays 0."""
+
+    def loss(self, params, batch, *, rng):
+        out, backward = super().loss(params, batch, rng=rng)
+        return out, lambda dloss: each_mixer(backward(dloss), without_selection)
+
+
 def gates_of(params, ids):
     """For each block delta, (batch, positions, d_inner), and how strongly a unit of input is written, (batch, positions)."""
     hidden, found = params.embedding.weight[ids], []
@@ -795,7 +805,7 @@ def gates_of(params, ids):
         low, B, _ = np.split(linear(mixer.x_proj, silu(causal_convolution(mixer.conv, inner)[0])[0])[0], [dt_rank, dt_rank + d_state], axis=-1)
         delta = softplus(linear(mixer.dt_proj, low)[0])[0]
         found.append((delta, delta.mean(-1) * np.linalg.norm(B, axis=-1)))
-        hidden, _ = transformer_block(block, hidden, mixer=mamba, channel=feed_forward, norm=rms_norm)
+        hidden, _ = transformer_block(block, hidden, mixer=lambda p, x, bias, mask: mamba(p, x), channel=feed_forward, norm=rms_norm)
     return found
 
 
@@ -809,16 +819,12 @@ def selective_copying_section():
     found, fitted = {}, {}
     for name, selects in (("selective", True), ("time-invariant", False)):
         rng = chapter.rng()
-        params, loss = init_language_model(rng, config, std=config.d_model**-0.5), loss_on(model, lambda r=rng: task(r, batch_size=16, length=trained))
+        params, kind = init_language_model(rng, config, std=config.d_model**-0.5), Labelled
         if not selects:
-            draw = np.random.default_rng([chapter.seed, 1])
+            draw, kind = np.random.default_rng([chapter.seed, 1]), WithoutSelection
             params = each_mixer(params, lambda m: without_selection(m, draw.standard_normal(m.x_proj.weight.shape[1], np.float32)))
-
-            def loss(params, both=loss):
-                value, gradients = both(params)
-                return value, each_mixer(gradients, without_selection)  # what is 0 stays 0
-
-        fitted[name] = fit(params, loss, steps=steps, peak=1e-2, progress=bar(f"copying, {name}"))
+        learned = kind(on_ids(model), lambda r: task(r, batch_size=16, length=trained))
+        fitted[name] = fit(params, learned, steps=steps, peak=1e-2, rng=rng, progress=bar(f"copying, {name}"))
         found[name] = []
         for length in lengths:
             ids, targets = task(np.random.default_rng([chapter.seed, length]), batch_size=rows_tested, length=length)
@@ -908,15 +914,15 @@ def induction_section():
     for name, (config, steps, batch_size) in runs.items():
         rng, model = chapter.rng(), partial(language_model, config=config)
 
-        def draw(rng=rng, batch_size=batch_size):
+        def draw(rng, batch_size=batch_size):
             """From one question, which is the task, to eight, which have more to learn from."""
             return induction_heads(
                 rng, batch_size=batch_size, length=trained, vocabulary_size=kinds, num_questions=int(2 ** rng.integers(4))
             )  # fmt: skip
 
         params = fit(
-            init_language_model(rng, config, std=config.d_model**-0.5), loss_on(model, draw),
-            steps=5 if chapter.quick else steps, peak=1e-2, progress=bar(f"induction, {name}"),
+            init_language_model(rng, config, std=config.d_model**-0.5), Labelled(on_ids(model), draw),
+            steps=5 if chapter.quick else steps, peak=1e-2, rng=rng, progress=bar(f"induction, {name}"),
         )  # fmt: skip
         found[name] = []
         for length in lengths:
@@ -990,8 +996,8 @@ def text_section():
         for seed in range(2 if name.startswith("attention") and not chapter.quick else 1):
             rng, model = np.random.default_rng(chapter.seed + seed), partial(language_model, config=config)
             params = fit(
-                init_language_model(rng, config, std=0.1), loss_on(model, lambda r=rng: corpus.batch(r, batch_size=8, context=context)),
-                steps=steps, peak=1e-2, progress=bar(f"text, {name}"),
+                init_language_model(rng, config, std=0.1), Labelled(on_ids(model), partial(corpus.batch, batch_size=8, context=context)),
+                steps=steps, peak=1e-2, rng=rng, progress=bar(f"text, {name}"),
             )  # fmt: skip
             bits.append(float(cross_entropy(model(params, ids=test_ids)[0], targets=test_targets)[0]) / np.log(2))
             models.setdefault(name, params)
@@ -1006,10 +1012,8 @@ def text_section():
             read.append(logits)
             sizes.append(sum(bytes_of(block) for block in state.blocks))
         worst = max(worst, float(np.abs(np.concatenate(read, axis=1) - language_model(models[name], ids=ids, config=config)[0]).max()))
-        written = [
-            list(generate(models[name], config=config, prompt_ids=ids[0, :8], num_tokens=24, rng=chapter.rng(), use_cache=cached))
-            for cached in (True, False)
-        ]
+        steps_of = partial(language_model_step, models[name], config=config), without_cache(partial(language_model, models[name], config=config))
+        written = [list(generate(step, prompt_ids=ids[0, :8], num_tokens=24, rng=chapter.rng(), context=config.context)) for step in steps_of]
         state_rows.append([name, sizes[15] / 1024, sizes[-1] / 1024, written[0] == written[1]])
     chapter.table(
         "text", ["mixer", "parameters", "bits a character", "KiB after 16 tokens", f"after {longer}"],

@@ -206,6 +206,6 @@ def shared_attention(
             _dchange(dgate_up, call.gate_up),
         )  # fmt: skip
         dx, dembedded = djoined[..., :d_model], djoined[..., d_model:]  # (12)
-        return SharedAttention(dattention_norm, dquery, dkey, dvalue, dmixed_map, dchannel_norm, *dchannel), dcall, dx, dembedded
+        return SharedAttention(dattention_norm, dquery, dkey, dvalue, dmixed_map, dchannel_norm, *dchannel[:3]), dcall, dx, dembedded
 
     return out, backward

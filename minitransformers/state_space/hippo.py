@@ -7,20 +7,22 @@ trained system, Gu, Goel and Re 2021 (S4), arXiv:2111.00396, eq. 2.
     B_n = sqrt(2n + 1)
 """
 
+from typing import Annotated
+
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.foundation import whole_number
+from minitransformers.foundation import at_least, checked
 
 
-def hippo_legs(d_state: int, *, dtype: type = np.float64) -> tuple[Array, Array]:
+@checked
+def hippo_legs(d_state: Annotated[int, at_least(1)], *, dtype: type = np.float64) -> tuple[Array, Array]:
     """A (d_state, d_state) and B (d_state,) of HiPPO-LegS, rates for each unit of time.
 
     A is stable, with the eigenvalues -1 .. -d_state, and far from normal; A + p p^T + I/2 with p = B / sqrt(2) is
     skew-symmetric, so that A is a normal matrix less one of rank one.
-    Raises ValueError when d_state is no whole number of at least 1.
+    Raises ValueError when d_state is below 1.
     """
-    whole_number("d_state", d_state, least=1)
     n = np.arange(d_state)
     B = np.sqrt(2 * n + 1.0)
     A = -np.tril(np.outer(B, B), -1) - np.diag(n + 1.0)

@@ -21,9 +21,11 @@ arXiv:2312.00752, section 3.4. Follows the authors' code: D = 1 and A = -1 .. -d
     dinner = gradient of the convolution at du silu'         (14)
     dx = (dinner, dz) W_in^T                                 (15)
 
-Each map gives its weights their gradients on the way, as ``linear`` says.
+Each map gives its weights their gradients on the way, as in ``linear``.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -33,9 +35,19 @@ from numpy import ndarray as Array
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softplus import softplus
-from minitransformers.foundation import bad, concept, example, invalid, trusted
+from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trusted
+from minitransformers.foundation.ranges import Range
 from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
-from minitransformers.state_space.selective_scan import selective_scan
+from minitransformers.state_space.selective_scan_blocks import selective_scan_blocks
+
+
+def _is_log_rate(low, high) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.exp(low) > 0 and np.exp(high) < np.inf)
+
+
+# What A_log may be: exp of it is a rate, which must not have become 0 or infinite in its dtype.
+log_rate = Range("whose exponential is finite and above 0", _is_log_rate, (-800.0, 800.0, np.nan, np.inf, -np.inf))
 
 
 class Mamba(NamedTuple):
@@ -45,7 +57,7 @@ class Mamba(NamedTuple):
     conv: Annotated[CausalConvolution, "d_inner width"]
     x_proj: Annotated[Linear, "d_inner d_parts"]
     dt_proj: Annotated[Linear, "dt_rank d_inner"]
-    A_log: Float[Array, "d_inner d_state"]
+    A_log: Annotated[Float[Array, "d_inner d_state"], log_rate]
     D: Float[Array, "d_inner"]
     out_proj: Annotated[Linear, "d_inner d_model"]
 
@@ -57,9 +69,11 @@ class MambaState(NamedTuple):
     state: Float[Array, "*batch d_inner d_state"]
 
 
+@checked
 def init_mamba(
-    rng: np.random.Generator, d_model: int, *, d_state: int = 16, expand: int = 2, d_conv: int = 4, dt_rank: int | None = None,
-    std: float | None = None, residual_std: float | None = None, dtype: type = np.float32,
+    rng: np.random.Generator, d_model: Annotated[int, at_least(1)], *, d_state: Annotated[int, at_least(1)] = 16,
+    expand: Annotated[int, at_least(1)] = 2, d_conv: Annotated[int, at_least(1)] = 4, dt_rank: Annotated[int, at_least(1)] | None = None,
+    std: Annotated[float, at_least(0)] | None = None, residual_std: Annotated[float, at_least(0)] | None = None, dtype: type = np.float32,
 ) -> Mamba:  # fmt: skip
     """Maps without bias of deviation ``std`` (default 1/sqrt(d_in)), out_proj of ``residual_std`` (default std).
 
@@ -67,9 +81,6 @@ def init_mamba(
     logarithmic scale: softplus(dt_proj.bias) is the step where the input says nothing.
     """
     dt_rank = -(-d_model // 16) if dt_rank is None else dt_rank
-    for name, size in (("d_state", d_state), ("expand", expand), ("d_conv", d_conv), ("dt_rank", dt_rank)):
-        if size < 1:
-            raise invalid(name, got=size, wants="at least 1")
     d_inner = expand * d_model
     steps = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), size=d_inner))
     dt_bias: Array = (steps + np.log(-np.expm1(-steps))).astype(dtype)  # softplus of this is the step
@@ -84,6 +95,38 @@ def init_mamba(
     )
 
 
+def _forward(params: Mamba, x: Array, past: Array | None, state: Array | None, *, scan: Callable):
+    """One forward for both: the whole text starts from nothing, a step from what the past left.
+
+    Returns out, what the convolution read, the scan's last state, and backward.
+    """
+    dt_rank, (d_inner, d_state) = params.dt_proj.weight.shape[0], params.A_log.shape
+    both, in_backward = linear(params.in_proj, x)
+    inner, z = both[..., :d_inner], both[..., d_inner:]      # (1)
+    convolved, conv_backward = causal_convolution(params.conv, inner, past)  # (2)
+    u, silu_backward = silu(convolved)                       # (3)
+    parts, x_backward = linear(params.x_proj, u)
+    low, B, C = np.split(parts, [dt_rank, dt_rank + d_state], axis=-1)  # (4)
+    step, dt_backward = linear(params.dt_proj, low)          # its bias is added here, and nowhere else
+    delta, softplus_backward = softplus(step)                # (5)
+    A = -np.exp(params.A_log)                                # (6)
+    (y, last), scan_backward = scan(u, delta, A, B, C, params.D, z, state)  # (7)
+    out, out_backward = linear(params.out_proj, y)           # (8)
+
+    def backward(dout):
+        dout_proj, dy = out_backward(dout)                   # (9)
+        du, ddelta, dA, dB, dC, dD, dz, _ = scan_backward((dy, None))  # (10)
+        dA_log = A * dA                                      # A is -exp(A_log), and so is its slope  (11)
+        ddt_proj, dlow = dt_backward(softplus_backward(ddelta))  # (12)
+        dx_proj, du_parts = x_backward(np.concatenate([dlow, dB, dC], axis=-1))
+        du = du + du_parts                                   # u is scanned, and says how to scan: two terms  (13)
+        dconv, dinner, _ = conv_backward(silu_backward(du))  # (14)
+        din_proj, dx = in_backward(np.concatenate([dinner, dz], axis=-1))  # (15)
+        return Mamba(din_proj, dconv, dx_proj, ddt_proj, dA_log, dD, dout_proj), dx
+
+    return out, inner, last, backward
+
+
 def _check_parts(params: Mamba) -> None:
     """Raise ValueError where the joint projections are not as wide as their parts."""
     (d_inner, d_state), dt_rank = params.A_log.shape, params.dt_proj.weight.shape[0]
@@ -93,18 +136,9 @@ def _check_parts(params: Mamba) -> None:
             raise invalid(f"params.{name}.weight", got=f"{own.weight.shape[1]} columns", wants=f"{parts} = {wants}")
 
 
-def rates(A_log: Array) -> Array:
-    """A = -exp(A_log), rates of fading. Raises ValueError where one is not finite, or is 0."""
-    with np.errstate(over="ignore"):
-        A = -np.exp(A_log)
-    if not (np.max(A) < 0 and np.min(A) > -np.inf):          # NaN is neither
-        raise invalid("params.A_log", got=f"numbers from {np.min(A_log):.3g} to {np.max(A_log):.3g}", wants="logarithms of finite rates above 0")
-    return A
-
-
 @trusted
 def mamba_step(
-    params: Mamba, x: Float[Array, "*batch new d_model"], state: MambaState | None, *, form: str = "sequential", chunk: int = 64
+    params: Mamba, x: Float[Array, "*batch new d_model"], state: MambaState | None, *, scan: Callable = selective_scan_blocks
 ) -> tuple[Array, MambaState]:
     """The outputs at a few new positions, given those before; ``state`` is None at the start.
 
@@ -121,41 +155,9 @@ def mamba_step(
     for name, held, wants in zip(MambaState._fields, state, shapes, strict=True):
         if held.shape != wants:
             raise invalid(f"state.{name}", got=f"shape {held.shape}", wants=f"{wants}, as the model and x have it")
-    out, inner, last, _ = _forward(params, x, *state, form=form, chunk=chunk)
+    out, inner, last, _ = _forward(params, x, *state, scan=scan)
     seen = np.concatenate([state.past, inner], axis=-2)
     return out, MambaState(seen[..., seen.shape[-2] - (width - 1) :, :], last)
-
-
-def _forward(params: Mamba, x: Array, past: Array | None, state: Array | None, *, form: str, chunk: int):
-    """One forward for both: the whole text starts from nothing, a step from what the past left.
-
-    Returns out, what the convolution read, the scan's last state, and backward.
-    """
-    dt_rank, (d_inner, d_state) = params.dt_proj.weight.shape[0], params.A_log.shape
-    both, in_backward = linear(params.in_proj, x)
-    inner, z = both[..., :d_inner], both[..., d_inner:]      # (1)
-    convolved, conv_backward = causal_convolution(params.conv, inner, past)  # (2)
-    u, silu_backward = silu(convolved)                       # (3)
-    parts, x_backward = linear(params.x_proj, u)
-    low, B, C = np.split(parts, [dt_rank, dt_rank + d_state], axis=-1)  # (4)
-    step, dt_backward = linear(params.dt_proj, low)          # its bias is added here, and nowhere else
-    delta, softplus_backward = softplus(step)                # (5)
-    A = rates(params.A_log)                                  # (6)
-    (y, last), scan_backward = selective_scan(u, delta, A, B, C, params.D, z, state, form=form, chunk=chunk)  # (7)
-    out, out_backward = linear(params.out_proj, y)           # (8)
-
-    def backward(dout):
-        dout_proj, dy = out_backward(dout)                   # (9)
-        du, ddelta, dA, dB, dC, dD, dz, _ = scan_backward((dy, np.zeros_like(last)))  # (10)
-        dA_log = A * dA                                      # A is -exp(A_log), and so is its slope  (11)
-        ddt_proj, dlow = dt_backward(softplus_backward(ddelta))  # (12)
-        dx_proj, du_parts = x_backward(np.concatenate([dlow, dB, dC], axis=-1))
-        du = du + du_parts                                   # u is scanned, and says how to scan: two terms  (13)
-        dconv, dinner, _ = conv_backward(silu_backward(du))  # (14)
-        din_proj, dx = in_backward(np.concatenate([dinner, dz], axis=-1))  # (15)
-        return Mamba(din_proj, dconv, dx_proj, ddt_proj, dA_log, dD, dout_proj), dx
-
-    return out, inner, last, backward
 
 
 def _example_params(rng: np.random.Generator, d_model: int = 3, d_inner: int = 4, d_state: int = 2, dt_rank: int = 1) -> Mamba:
@@ -176,30 +178,22 @@ def _example_params(rng: np.random.Generator, d_model: int = 3, d_inner: int = 4
 @concept(
     title="Mamba",
     source="Gu and Dao 2023, arXiv:2312.00752, section 3.4",
-    example=lambda rng: example(_example_params(rng), rng.normal(size=(2, 5, 3)) / 4, chunk=2),
+    example=lambda rng: example(_example_params(rng), rng.normal(size=(2, 5, 3)) / 4, scan=partial(selective_scan_blocks, chunk=2)),
     roles=("mixer",),
     rejects=[
-        bad(x=np.ones((2, 5, 4))),
-        bad(x=np.ones((2, 0, 3))),
         bad("params.in_proj.weight", params=_example_params(np.random.default_rng(0))._replace(in_proj=Linear(np.ones((3, 7)), None))),
         bad("params.x_proj.weight", params=_example_params(np.random.default_rng(0))._replace(x_proj=Linear(np.ones((4, 6)), None))),
-        bad("params.D", params=_example_params(np.random.default_rng(0))._replace(D=np.ones(5))),
-        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(A_log=np.full((4, 2), np.nan))),
-        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(A_log=np.full((4, 2), 800.0))),
-        bad("params.A_log", params=_example_params(np.random.default_rng(0))._replace(A_log=np.full((4, 2), -800.0))),
-        bad(form="parallel"),
-        bad(chunk=0),
     ],
     step=mamba_step,
 )
-def mamba(params: Mamba, x: Float[Array, "... positions d_model"], *, form: str = "sequential", chunk: int = 64):
+def mamba(params: Mamba, x: Float[Array, "... positions d_model"], *, scan: Callable = selective_scan_blocks):
     """Mix positions by a recurrence whose steps, writing and reading the input decides; no position sees a later one.
 
-    form and chunk are those of selective_scan and change no result.
+    scan(u, delta, A, B, C, D, z, state) -> (y, last), backward is the recurrence: selective_scan, or selective_scan_blocks
+    with settings of its own (functools.partial). All give the same.
     Returns out, shaped like x, and backward: dout -> Mamba of gradients, dx.
-    Raises ValueError where the joint projections are not as wide as their parts, or a rate exp(A_log) is not finite or is 0; for an
-    unknown form and a chunk below 1.
+    Raises ValueError where the joint projections are not as wide as their parts, or a rate exp(A_log) is not finite or is 0.
     """
     _check_parts(params)
-    out, _, _, backward = _forward(params, x, None, None, form=form, chunk=chunk)
+    out, _, _, backward = _forward(params, x, None, None, scan=scan)
     return out, backward

@@ -33,23 +33,28 @@ g(z) = dL/dRe z + i dL/dIm z is the gradient of a complex number; for w = f(z) h
 """
 
 import math
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Complex, Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid, trusted
+from minitransformers.foundation import at_least, bad, checked, concept, example, finite, invalid, positive, trusted
+from minitransformers.foundation.ranges import Range
 from minitransformers.state_space.fft_convolution import fft_convolution
 from minitransformers.state_space.hippo import hippo_legs
+
+# What a logarithm here may be: its exponential, taken in double precision, is finite. It may be 0.
+_LARGEST = math.log(np.finfo(np.float64).max)
+_logarithm = Range("whose exponential is finite", lambda low, high: bool(-math.inf < low and high < _LARGEST), (800.0, math.nan, math.inf))
 
 
 class S4D(NamedTuple):
     """One diagonal system a channel, in real numbers. C holds real and imaginary parts; log_step is of a time, A of rates."""
 
-    log_step: Float[Array, "d_model"]
-    log_A_real: Float[Array, "d_model modes"]
-    A_imag: Float[Array, "d_model modes"]
+    log_step: Annotated[Float[Array, "d_model"], _logarithm]
+    log_A_real: Annotated[Float[Array, "d_model modes"], _logarithm]
+    A_imag: Annotated[Float[Array, "d_model modes"], finite]
     C: Float[Array, "d_model modes 2"]
     D: Float[Array, "d_model"]
 
@@ -66,26 +71,26 @@ def _start_of_A(kind: str, d_state: int) -> tuple[Array, Array]:
         A, B = hippo_legs(d_state)
         skew = A + np.outer(B, B) / 2 + np.eye(d_state) / 2   # eigenvalues come in pairs +-iw
         return half, np.linalg.eigvalsh(-1j * skew)[d_state // 2 :]
-    if kind == "real":
-        return n + 1.0, np.zeros(len(n))
-    raise invalid("kind", got=repr(kind), wants='"lin", "inv", "legs" or "real"')
+    return n + 1.0, np.zeros(len(n))                         # "real"
 
 
+@checked
 def init_s4d(
-    rng: np.random.Generator, d_model: int, *, d_state: int = 64, kind: str = "lin", step_min: float = 1e-3, step_max: float = 0.1,
-    dtype: type = np.float32,
+    rng: np.random.Generator, d_model: Annotated[int, at_least(1)], *, d_state: Annotated[int, at_least(2)] = 64,
+    kind: Literal["lin", "inv", "legs", "real"] = "lin", step_min: Annotated[float, positive] = 1e-3,
+    step_max: Annotated[float, positive] = 0.1, dtype: type = np.float32,
 ) -> S4D:  # fmt: skip
     """A of one of four kinds, the same in every channel; steps spread evenly by their logarithm; C and D normal.
 
     "lin", "inv" and "legs" (the normal part of HiPPO-LegS) are complex (S4D, section 4). "real" (Gu and Dao 2023, Mamba,
     arXiv:2312.00752, section 3.6) decays without waves, and stays real when it is trained: the gradients of its imaginary
     parts are 0.
-    Raises ValueError when d_state is odd or below 2, kind is unknown, or not 0 < step_min <= step_max.
+    Raises ValueError when d_state is odd, kind is unknown, or not 0 < step_min <= step_max.
     """
-    if d_state < 2 or d_state % 2:
-        raise invalid("d_state", got=d_state, wants="an even number of at least 2: modes come in conjugate pairs")
-    if not 0 < step_min <= step_max < math.inf:
-        raise invalid("step_min", got=(step_min, step_max), wants="0 < step_min <= step_max")
+    if d_state % 2:
+        raise invalid("d_state", got=d_state, wants="an even number: modes come in conjugate pairs")
+    if step_min > step_max:
+        raise invalid("step_min", got=step_min, wants=f"at most step_max = {step_max}")
     decay, wave = (np.tile(part, (d_model, 1)) for part in _start_of_A(kind, d_state))
     log_step = rng.uniform(math.log(step_min), math.log(step_max), size=d_model)
     C = rng.standard_normal((*decay.shape, 2)) * math.sqrt(0.5)
@@ -98,35 +103,35 @@ def init_s4d(
 def _modes(params: S4D):
     """A, lam, gain, C and step in double precision: lam l is an angle of thousands of radians, and there are few of them.
 
-    Raises ValueError where one of log_step, log_A_real and A_imag makes a step or an A that is not finite, or an A of 0.
+    Raises ValueError where an A is 0, or not finite times its step.
     """
     log_step, log_A_real, A_imag, C, _ = (part.astype(np.float64) for part in params)
     with np.errstate(over="ignore", invalid="ignore"):
-        rate, step = np.exp(log_A_real), np.exp(log_step)[:, None]
-        A = -rate + 1j * A_imag                              # (1)
+        step, A = np.exp(log_step)[:, None], -np.exp(log_A_real) + 1j * A_imag
         lam = step * A                                       # (d_model, modes)  (1)
-    for name, fits in (("log_A_real", np.isfinite(rate) & (A != 0)), ("A_imag", np.isfinite(A_imag)), ("log_step", np.isfinite(lam))):
-        if not np.all(fits):
-            raise invalid(f"params.{name}", got="a number out of range", wants="finite steps, rates and frequencies, and an A that is not 0")
+    if not A.all():
+        raise invalid("params.log_A_real", got="a rate of 0 where A_imag is 0", wants="an A that is not 0")
+    if not np.isfinite(lam).all():
+        raise invalid("params.log_step", got=f"steps up to {step.max():.3g} of rates up to {np.abs(A).max():.3g}", wants="finite products")
     gain = np.expm1(lam) / A                                 # exp(lam) - 1 would lose the digits of a small step  (2)
     return A, lam, gain, C[..., 0] + 1j * C[..., 1], step
 
 
 def _convolution(lam, c, x):
     """x is (..., positions, d_model)."""
-    length, dtype = x.shape[-2], np.result_type(x.dtype, np.complex64)
-    width = math.isqrt(length - 1) + 1                       # q: the tables have about the root of the length
-    i, j = width * np.arange(-(-length // width)), np.arange(width)
+    positions, dtype = x.shape[-2], np.result_type(x.dtype, np.complex64)
+    width = math.isqrt(positions - 1) + 1                    # q: the tables have about the root of the length
+    i, j = width * np.arange(-(-positions // width)), np.arange(width)
     coarse, fine = (np.exp(lam[..., None] * l).astype(dtype) for l in (i, j))  # (d_model, modes, len(i)), (.., len(j))
     weighted = c.astype(dtype)[..., None] * coarse
     kernel = 2 * (weighted.mT @ fine).real                   # (d_model, len(i), len(j))  (4)
-    kernel = kernel.reshape(len(lam), -1)[:, :length]
+    kernel = kernel.reshape(len(lam), -1)[:, :positions]
     y, convolution_backward = fft_convolution(x.swapaxes(-1, -2), kernel)  # (5)
 
     def backward(dy):
         dx, dkernel = convolution_backward(dy.swapaxes(-1, -2))  # (10)
         folded = np.zeros((len(lam), len(i), len(j)), x.dtype)
-        folded.reshape(len(lam), -1)[:, :length] = dkernel
+        folded.reshape(len(lam), -1)[:, :positions] = dkernel
         sums = folded @ fine.conj().mT                       # over j, for each i: (d_model, len(i), modes)
         moments = folded @ (j.astype(x.dtype) * fine.conj()).mT + i.astype(x.dtype)[:, None] * sums  # the same with l = i + j
         dc = 2 * (coarse.conj().mT * sums).sum(-2)           # (11)
@@ -183,43 +188,24 @@ def s4d_step(params: S4D, x: Float[Array, "... new d_model"], state: Complex[Arr
     return out, state
 
 
-def _example(rng):
-    log_step, log_A_real = rng.uniform(-2.0, -0.5, size=3), rng.uniform(-1.0, -0.2, size=(3, 2))
-    params = S4D(log_step, log_A_real, rng.uniform(0.5, 3.0, size=(3, 2)), rng.normal(size=(3, 2, 2)), rng.normal(size=3))
-    return example(params, rng.normal(size=(2, 7, 3)))
-
-
 @concept(
     title="S4D",
     source="Gu, Gupta, Goel and Re 2022, arXiv:2206.11893, sections 3 and 4",
-    example=_example,
+    example=lambda rng: _example(rng),
     roles=("mixer",),
     rejects=[
-        bad(x=np.ones((2, 7, 4))),
-        bad(x=np.ones((2, 0, 3))),
-        bad("params.A_imag", params=_example(np.random.default_rng(0)).args[0]._replace(A_imag=np.ones((3, 4)))),
-        bad("params.C", params=_example(np.random.default_rng(0)).args[0]._replace(C=np.ones((3, 2, 3)))),
-        bad("params.log_step", params=_example(np.random.default_rng(0)).args[0]._replace(log_step=np.array([0.0, np.nan, 0.0]))),
-        bad("params.log_step", params=_example(np.random.default_rng(0)).args[0]._replace(log_step=np.array([0.0, 800.0, 0.0]))),
-        bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), np.inf))),
-        bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), 800.0))),
-        bad("params.log_A_real", params=_example(np.random.default_rng(0)).args[0]._replace(log_A_real=np.full((3, 2), -800.0), A_imag=np.zeros((3, 2)))),
-        bad("params.A_imag", params=_example(np.random.default_rng(0)).args[0]._replace(A_imag=np.full((3, 2), np.nan))),
-        bad("params.A_imag", params=_example(np.random.default_rng(0)).args[0]._replace(A_imag=np.full((3, 2), -np.inf))),
-        bad(view="fourier"),
+        bad("params.log_A_real", params=S4D(np.zeros(3), np.full((3, 2), -800.0), np.zeros((3, 2)), np.ones((3, 2, 2)), np.ones(3))),
+        bad("params.log_step", params=S4D(np.full(3, 700.0), np.full((3, 2), 700.0), np.ones((3, 2)), np.ones((3, 2, 2)), np.ones(3))),
     ],
     step=s4d_step,
 )
-def s4d(params: S4D, x: Float[Array, "... positions d_model"], *, view: str = "convolution"):
+def s4d(params: S4D, x: Float[Array, "... positions d_model"], *, view: Literal["convolution", "recurrent"] = "convolution"):
     """Send every channel of x through a diagonal linear system of its own, which starts at rest. Causal.
 
     view is "convolution" (all positions at once, by FFT) or "recurrent" (one after the other): two ways to the same numbers.
     Returns out, shaped like x, and backward: dout -> S4D of gradients, dx.
-    Raises ValueError when the axes do not fit, x is empty, a step, a rate or a frequency is not finite, or
-    view is unknown.
+    Raises ValueError when the axes do not fit, or a step, a rate or a frequency is not finite or an A is 0.
     """
-    if view not in _VIEWS:
-        raise invalid("view", got=repr(view), wants=" or ".join(f'"{name}"' for name in _VIEWS))
     A, lam, gain, C, step = _modes(params)
     c = C * gain                                             # (3)
     y, view_backward = _VIEWS[view](lam, c, x)
@@ -238,3 +224,9 @@ def s4d(params: S4D, x: Float[Array, "... positions d_model"], *, view: str = "c
         return S4D(*(part.astype(x.dtype) for part in grads)), dx
 
     return out, backward
+
+
+def _example(rng):
+    log_step, log_A_real = rng.uniform(-2.0, -0.5, size=3), rng.uniform(-1.0, -0.2, size=(3, 2))
+    params = S4D(log_step, log_A_real, rng.uniform(0.5, 3.0, size=(3, 2)), rng.normal(size=(3, 2, 2)), rng.normal(size=3))
+    return example(params, rng.normal(size=(2, 7, 3)))

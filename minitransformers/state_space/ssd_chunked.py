@@ -1,9 +1,9 @@
 """SSD in chunks: attention within a chunk, a recurrence between chunks. The form for training.
 
-The quadratic form is made of matrix products and costs n^2; the recurrent one costs n and has no matrix products. Cut the sequence
-into chunks of Q: what a position hears from its own chunk comes by the first, what it hears from before by the state that
-the second hands on. Source: Dao and Gu 2024, arXiv:2405.21060, section 6 and listing 1. Differs from the listing: any length, an
-initial state, one loop that hands the state on while a chunk is in the cache, and a backward by hand.
+The quadratic form is made of matrix products and costs positions^2; the recurrent one costs positions and has no matrix products.
+Cut the sequence into chunks of Q: what a position reads of its own chunk comes by the first, what it reads of all before by the
+state that the second passes on. Source: Dao and Gu 2024, arXiv:2405.21060, section 6 and listing 1. Differs from the listing: any
+length, an initial state, one loop that passes the state on while a chunk is in the cache, and a backward by hand.
 
 Within a chunk of positions 0 .. Q - 1, with h the state before it, h' the one after, o the product of elements and @ the
 matrix product, for each head (B and C are those of its group):
@@ -24,43 +24,42 @@ matrix product, for each head (B and C are those of its group):
 
 dM = dy @ x^T. (11) to (13) add what a decay has done, term by term: each term carries that decay as a factor. A shorter line
 gives the same on paper and subtracts what it does not (see the page): behind a reset float32 loses the gradient in it.
-Time n (Q d_state / r + Q d_head + 2 d_state d_head) multiply-adds a head, r = heads of a group; memory for the backward
-n (Q + Q / r) + n d_head d_state / Q numbers a head: L, the scores C @ B^T, and the states between chunks.
+Multiply-adds a position and head: Q d_state / r + Q d_head + 2 d_state d_head, r = heads of a group; memory for the backward
+Q + Q / r + d_head d_state / Q numbers: L, the scores C @ B^T, and the states between chunks.
 """
+
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, whole_number
+from minitransformers.foundation import at_least, at_most, concept
 from minitransformers.state_space.semiseparable import segsum, sum_over_crossings
-from minitransformers.state_space.ssd_recurrent import REJECTS, check_recurrence, example_call
+from minitransformers.state_space.ssd_recurrent import THREE_GROUPS, check_groups, example_call
 
 
 @concept(
     title="SSD, chunked form",
     source="Dao and Gu 2024, arXiv:2405.21060, section 6, listing 1",
     example=lambda rng: example_call(rng, chunk=2),
-    rejects=[*REJECTS, bad(chunk=0), bad(chunk=2.5)],
+    rejects=[THREE_GROUPS],
 )
 def ssd_chunked(
-    x: Float[Array, "*batch n heads d_head"],
-    log_decay: Float[Array, "*batch n heads"],
-    B: Float[Array, "*batch n groups d_state"],
-    C: Float[Array, "*batch n groups d_state"],
+    x: Float[Array, "*batch positions heads d_head"],
+    log_decay: Annotated[Float[Array, "*batch positions heads"], at_most(0)],
+    B: Float[Array, "*batch positions groups d_state"],
+    C: Float[Array, "*batch positions groups d_state"],
     state: Float[Array, "*batch heads d_head d_state"] | None = None,
     *,
-    chunk: int = 32,
+    chunk: Annotated[int, at_least(1)] = 32,
 ):
     """The recurrence in chunks of so many positions, each worked on by matrix products; the last may be shorter.
 
-    chunk changes the speed and the rounding, nothing else. Arguments, results and errors are those of ssd_recurrent;
-    a chunk below 1 raises ValueError, too.
+    chunk, at least 1, changes the speed and the rounding, nothing else. Arguments, results and errors are those of ssd_recurrent.
     """
-    check_recurrence(log_decay, B)
-    whole_number("chunk", chunk, least=1)
-    *batch, n, heads, d_head = x.shape
-    groups, d_state = B.shape[-2:]
+    *batch, positions, heads, d_head = x.shape
+    groups, d_state = check_groups(B, heads)
 
     def by_head(a):                                          # (..., Q, heads, d) to (..., groups, r, Q, d), a view
         return a.swapaxes(-2, -3).reshape(*batch, groups, -1, a.shape[-3], a.shape[-1])
@@ -71,7 +70,7 @@ def ssd_chunked(
     h = np.zeros((*batch, heads, d_head, d_state), x.dtype) if state is None else state
     h = h.reshape(*batch, groups, -1, d_head, d_state)
     y, chunks = np.empty_like(x), []
-    for start in range(0, n, chunk):
+    for start in range(0, positions, chunk):
         at = np.s_[..., start : start + chunk, :, :]
         here, key, query = (by_head(a[at]) for a in (x, B, C))  # B and C have one head a group: it is broadcast
         alpha = by_head(log_decay[at[:-1]][..., None])[..., 0]  # (..., groups, r, Q)

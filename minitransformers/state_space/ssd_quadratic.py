@@ -18,51 +18,52 @@ section 5.1. Differs from the paper: an initial and a final state. L is segsum's
     starting_i = carry_i <dy_i, h C_i>, with carry_last <h, dh'> added to the last        (12)
     dlog_decay_k = sum of crossing_ij over j < k <= i, + sum of starting_i over i >= k    (13)
 
-h is the initial state, h' the final one. Time and memory n^2.
+h is the initial state, h' the final one. Time and memory positions^2.
 """
+
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import concept
+from minitransformers.foundation import at_most, concept
 from minitransformers.state_space.semiseparable import segsum, sum_over_crossings
-from minitransformers.state_space.ssd_recurrent import REJECTS, check_recurrence, example_call
+from minitransformers.state_space.ssd_recurrent import THREE_GROUPS, check_groups, example_call
 
 
 @concept(
     title="SSD, quadratic form",
     source="Dao and Gu 2024, arXiv:2405.21060, section 5.1",
     example=example_call,
-    rejects=REJECTS,
+    rejects=[THREE_GROUPS],
 )
 def ssd_quadratic(
-    x: Float[Array, "*batch n heads d_head"],
-    log_decay: Float[Array, "*batch n heads"],
-    B: Float[Array, "*batch n groups d_state"],
-    C: Float[Array, "*batch n groups d_state"],
+    x: Float[Array, "*batch positions heads d_head"],
+    log_decay: Annotated[Float[Array, "*batch positions heads"], at_most(0)],
+    B: Float[Array, "*batch positions groups d_state"],
+    C: Float[Array, "*batch positions groups d_state"],
     state: Float[Array, "*batch heads d_head d_state"] | None = None,
 ):
-    """Weigh all earlier inputs of every output at once, by C_i . B_j and the decay between them.
+    """Every output as a weighted sum of the inputs up to it, the weights C_i . B_j times the decay between the two.
 
     Arguments, results and errors are those of ssd_recurrent.
     """
-    check_recurrence(log_decay, B)
-    *batch, n, heads, d_head = x.shape
-    groups, d_state = B.shape[-2:]
+    *batch, positions, heads, d_head = x.shape
+    groups, d_state = check_groups(B, heads)
 
-    def by_group(a):                                         # (..., n, heads, d) to (..., groups, heads of the group, n, d)
-        return a.swapaxes(-2, -3).reshape(*batch, groups, -1, n, a.shape[-1])
+    def by_group(a):                                         # (..., positions, heads, d) to (..., groups, r, positions, d)
+        return a.swapaxes(-2, -3).reshape(*batch, groups, -1, positions, a.shape[-1])
 
     def by_position(a):
-        return a.reshape(*batch, heads, n, -1).swapaxes(-2, -3)
+        return a.reshape(*batch, heads, positions, -1).swapaxes(-2, -3)
 
-    values, key, query = by_group(x), by_group(B), by_group(C)  # the heads of a group share: (..., groups, 1, n, d_state)
-    alpha = by_group(log_decay[..., None])[..., 0]           # (..., groups, r, n)
-    L = np.exp(segsum(alpha))                                # (..., groups, r, n, n)  (1)
+    values, key, query = by_group(x), by_group(B), by_group(C)  # the heads of a group share: (..., groups, 1, positions, d_state)
+    alpha = by_group(log_decay[..., None])[..., 0]           # (..., groups, r, positions)
+    L = np.exp(segsum(alpha))                                # (..., groups, r, positions, positions)  (1)
     M = L * (query @ key.swapaxes(-1, -2))                   # (2)
     last = L[..., -1, :, None]                               # what is left of each input at the end
-    carry = np.exp(np.cumsum(alpha, axis=-1))[..., None]     # (..., groups, r, n, 1)  (3)
+    carry = np.exp(np.cumsum(alpha, axis=-1))[..., None]     # (..., groups, r, positions, 1)  (3)
     h = np.zeros((*batch, heads, d_head, d_state), x.dtype) if state is None else state
     h = h.reshape(*batch, groups, -1, d_head, d_state)
     read = carry * (query @ h.swapaxes(-1, -2))

@@ -14,58 +14,33 @@ Heads share keys and queries: with r = heads / groups, head h reads group g = h 
     dx_t = dh_t B_t                                          (7)
     dlog_decay_t = decay_t <dh_t, h_{t-1}>                   (8)
 
-The last dh is the gradient of the final state; decay_0 dh_0 is that of the initial one. Time n heads d_head d_state, and all of
-it outer products and matrix-vector products: nothing that a matrix unit could do. Every sqrt(n)-th state is kept, and
-those between are made again on the way back.
+The last dh is the gradient of the final state; decay_0 dh_0 is that of the initial one. Time positions heads d_head d_state, and
+all of it outer products and matrix-vector products: nothing that a matrix unit could do. Every sqrt(positions)-th state is
+kept, and those between are made again on the way back.
 """
+
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
-from minitransformers.state_space.semiseparable import check_log_decay
+from minitransformers.foundation import at_most, bad, concept, example, invalid
 
-
-def check_recurrence(log_decay: Array, B: Array) -> None:
-    """Raise ValueError for a growing state, or when the groups do not divide the heads."""
-    check_log_decay(log_decay)
-    heads, groups = log_decay.shape[-1], B.shape[-2]
-    if heads % groups:
-        raise invalid("B", got=f"{groups} groups", wants=f"a number of groups that divides the {heads} heads")
-
-
-def example_call(rng: np.random.Generator, **config):
-    """The small call of every form: 4 heads in 2 groups, with an initial state."""
-    return example(
-        rng.normal(size=(2, 5, 4, 3)), -rng.uniform(0.1, 1.0, size=(2, 5, 4)), rng.normal(size=(2, 5, 2, 6)),
-        rng.normal(size=(2, 5, 2, 6)), rng.normal(size=(2, 4, 3, 6)), **config,
-    )  # fmt: skip
-
-
-# The bad calls that every form refuses.
-REJECTS = [
-    bad(log_decay=np.full((2, 5, 4), 0.1)),
-    bad(log_decay=np.full((2, 5, 4), np.nan)),
-    bad(x=np.ones((2, 0, 4, 3))),
-    bad(log_decay=np.full((2, 5, 3), -1.0)),
-    bad("B", B=np.ones((2, 5, 3, 6)), C=np.ones((2, 5, 3, 6))),
-    bad(C=np.ones((2, 5, 2, 7))),
-    bad(state=np.ones((2, 4, 3, 5))),
-]
+THREE_GROUPS = bad("B", B=np.ones((2, 5, 3, 6)), C=np.ones((2, 5, 3, 6)))  # for four heads: every form refuses it
 
 
 @concept(
     title="SSD, recurrent form",
     source="Dao and Gu 2024, arXiv:2405.21060, eq. 2 and section 5.1",
-    example=example_call,
-    rejects=REJECTS,
+    example=lambda rng: example_call(rng),
+    rejects=[THREE_GROUPS],
 )
 def ssd_recurrent(
-    x: Float[Array, "*batch n heads d_head"],
-    log_decay: Float[Array, "*batch n heads"],
-    B: Float[Array, "*batch n groups d_state"],
-    C: Float[Array, "*batch n groups d_state"],
+    x: Float[Array, "*batch positions heads d_head"],
+    log_decay: Annotated[Float[Array, "*batch positions heads"], at_most(0)],
+    B: Float[Array, "*batch positions groups d_state"],
+    C: Float[Array, "*batch positions groups d_state"],
     state: Float[Array, "*batch heads d_head d_state"] | None = None,
 ):
     """Carry a state along the sequence: fade it, add to it, read it.
@@ -76,11 +51,10 @@ def ssd_recurrent(
     Raises ValueError when a log_decay is positive or not finite, when the groups do not divide the heads, or when the
     axes do not fit.
     """
-    check_recurrence(log_decay, B)
-    *batch, n, heads, d_head = x.shape
-    groups, d_state = B.shape[-2:]
-    grouped = (*batch, n, groups, heads // groups, d_state)
-    key, query = (np.repeat(part, heads // groups, axis=-2) for part in (B, C))  # (..., n, heads, d_state)
+    *batch, positions, heads, d_head = x.shape
+    groups, d_state = check_groups(B, heads)
+    grouped = (*batch, positions, groups, heads // groups, d_state)
+    key, query = (np.repeat(part, heads // groups, axis=-2) for part in (B, C))  # (..., positions, heads, d_state)
     decay = np.exp(log_decay)[..., None, None]               # (1)
     h = np.zeros((*batch, heads, d_head, d_state), x.dtype) if state is None else state
 
@@ -89,9 +63,9 @@ def ssd_recurrent(
         h += x[..., t, :, :, None] * key[..., t, :, None, :]  # (2)
         return h
 
-    stride = int(np.ceil(n**0.5))
+    stride = int(np.ceil(positions**0.5))
     kept, y = [], np.empty_like(x)
-    for t in range(n):
+    for t in range(positions):
         if t % stride == 0:
             kept.append(h)
         h = step(h, t)
@@ -100,9 +74,9 @@ def ssd_recurrent(
     def backward(dout):
         dy, dh = dout
         dx, dlog_decay, dkey, dquery = (np.empty_like(a) for a in (x, log_decay, key, query))
-        for start, before in reversed(list(zip(range(0, n, stride), kept, strict=True))):
+        for start, before in reversed(list(zip(range(0, positions, stride), kept, strict=True))):
             states = [before]
-            for t in range(start, min(start + stride, n)):
+            for t in range(start, min(start + stride, positions)):
                 states.append(step(states[-1], t))
             for t in reversed(range(start, start + len(states) - 1)):
                 dh = dh + dy[..., t, :, :, None] * query[..., t, :, None, :]  # (4)
@@ -116,3 +90,19 @@ def ssd_recurrent(
         return dx, dlog_decay, dB, dC, None if state is None else dh
 
     return (y, h), backward
+
+
+def check_groups(B: Array, heads: int) -> tuple[int, int]:
+    """The number of groups and d_state. Raises ValueError when the groups do not divide the heads."""
+    groups, d_state = B.shape[-2:]
+    if heads % groups:
+        raise invalid("B", got=f"{groups} groups", wants=f"a number of groups that divides the {heads} heads")
+    return groups, d_state
+
+
+def example_call(rng: np.random.Generator, **config):
+    """The small call of every form: 4 heads in 2 groups, with an initial state."""
+    return example(
+        rng.normal(size=(2, 5, 4, 3)), -rng.uniform(0.1, 1.0, size=(2, 5, 4)), rng.normal(size=(2, 5, 2, 6)),
+        rng.normal(size=(2, 5, 2, 6)), rng.normal(size=(2, 4, 3, 6)), **config,
+    )  # fmt: skip

@@ -125,7 +125,7 @@ def products(n, form, chunk=8):
 def test_the_work_of_every_order_is_linear_in_the_length():
     assert [products(n, "sequential") for n in (1, 64, 4096)] == [1, 64, 4096]
     assert products(64, "associative", chunk=1) == products(64, "associative", chunk=64) == 3 * 64 - 8
-    for chunk in (1, 4, 64):                                 # products and states inside, what each hands on, and adding it
+    for chunk in (1, 4, 64):                                 # products and states inside, what each passes on, and adding it
         chunks = 64 // chunk
         assert products(64, "chunked", chunk=chunk) == 2 * (chunk - 1) * chunks + (chunks - 1) + 64 - chunk + 1
     for form in ("associative", "chunked"):

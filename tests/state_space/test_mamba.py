@@ -1,5 +1,7 @@
 """Mamba: the block written out naively, decoding that equals the whole pass, and how it starts."""
 
+from functools import partial
+
 import autograd
 import autograd.numpy as anp
 import numpy as np
@@ -9,9 +11,12 @@ from minitransformers import catalogue, trees
 from minitransformers.basics.linear import Linear
 from minitransformers.basics.softplus import softplus
 from minitransformers.foundation import check_gradients
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model
 from minitransformers.state_space.causal_convolution import CausalConvolution
 from minitransformers.state_space.mamba import Mamba, init_mamba, mamba, mamba_step
+from minitransformers.state_space.selective_scan import selective_scan
+from minitransformers.state_space.selective_scan_blocks import selective_scan_blocks
 
 
 def random_params(rng, d_model=3, d_inner=4, d_state=2, dt_rank=5, width=3):
@@ -50,7 +55,7 @@ def textbook(params, x):
 def test_equals_the_block_one_position_at_a_time_and_its_gradients(n):
     rng = np.random.default_rng(0)
     params, x, dout = random_params(rng), rng.normal(size=(2, n, 3)), rng.normal(size=(2, n, 3))
-    out, backward = mamba(params, x, chunk=2)
+    out, backward = mamba(params, x, scan=partial(selective_scan_blocks, chunk=2))
     plain = tuple(tuple(part) if isinstance(part, tuple) else part for part in params)
     np.testing.assert_allclose(out, textbook(plain, x), rtol=0, atol=1e-13)
     loss = lambda values, x: anp.sum(dout * textbook(trees.unflatten(params, values), x))  # noqa: E731
@@ -62,11 +67,12 @@ def test_equals_the_block_one_position_at_a_time_and_its_gradients(n):
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-12, err_msg=path)
 
 
-@pytest.mark.parametrize("form, chunk", [("associative", 1), ("chunked", 2), ("sequential", 1)])
-def test_the_order_of_work_changes_nothing(form, chunk):
+@pytest.mark.parametrize("scan", [selective_scan, *(partial(selective_scan_blocks, form=f, chunk=2) for f in ("associative", "chunked", "sequential"))], ids=str)
+def test_every_scan_gives_the_same(scan):
     rng = np.random.default_rng(1)
     params, x, dout = random_params(rng), rng.normal(size=(2, 7, 3)), rng.normal(size=(2, 7, 3))
-    (out, backward), (own, own_backward) = mamba(params, x), mamba(params, x, form=form, chunk=chunk)
+    (out, backward), (own, own_backward) = mamba(params, x), mamba(params, x, scan=scan)
+    np.testing.assert_allclose(mamba_step(params, x, None, scan=scan)[0], out, rtol=0, atol=1e-12)
     np.testing.assert_allclose(own, out, rtol=0, atol=1e-12)
     for (path, a), (_, b) in zip(trees.leaves(own_backward(dout)), trees.leaves(backward(dout)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12, err_msg=path)
@@ -113,6 +119,15 @@ def test_a_state_of_another_model_or_batch_is_named():
         mamba_step(params, np.ones((2, 4, 5)), state)
     with pytest.raises(ValueError, match=r"params.x_proj.weight: got 9 columns, wants dt_rank \+ 2 d_state = 8"):
         mamba_step(params._replace(dt_proj=Linear(np.ones((4, 4)), None)), x, None)
+
+
+@pytest.mark.parametrize(("wrong", "dtype"), [(np.nan, np.float64), (800.0, np.float64), (-800.0, np.float64), (100.0, np.float32), (-110.0, np.float32)])
+def test_a_rate_that_is_0_or_infinite_in_its_dtype_is_named(wrong, dtype):
+    params = trees.map(lambda leaf: leaf.astype(dtype), random_params(np.random.default_rng(12)))
+    A_log = params.A_log.copy()
+    A_log[1, 0] = wrong
+    with pytest.raises(ValueError, match=r"params.A_log: got numbers from .*, wants finite numbers whose exponential is finite and above 0"):
+        mamba(params._replace(A_log=A_log), np.ones((2, 5, 3), dtype))
 
 
 def test_no_output_sees_a_later_input_or_another_sequence():

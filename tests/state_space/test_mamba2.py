@@ -1,5 +1,7 @@
 """Mamba-2: the block written out naively, decoding that equals the whole pass, how it starts, the field's code."""
 
+from functools import partial
+
 import autograd
 import autograd.numpy as anp
 import numpy as np
@@ -9,12 +11,13 @@ from minitransformers import catalogue, trees
 from minitransformers.basics.linear import Linear
 from minitransformers.basics.softplus import softplus
 from minitransformers.foundation import check_gradients
-from minitransformers.models.generate import generate
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+from minitransformers.models.decoding import generate, without_cache
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
 from minitransformers.state_space.causal_convolution import CausalConvolution
 from minitransformers.state_space.gated_rms_norm import GatedRmsNorm
 from minitransformers.state_space.mamba2 import Mamba2, init_mamba2, mamba2, mamba2_step
-from minitransformers.training.optimizer import decays
+from minitransformers.state_space.ssd import ssd
 
 
 def random_params(rng, d_model=3, heads=4, d_head=2, groups=2, d_state=5, width=3, bias=True):
@@ -63,7 +66,7 @@ def textbook(params, x, groups, eps=1e-5):
 def test_equals_the_block_one_position_at_a_time_and_its_gradients(n, groups):
     rng = np.random.default_rng(0)
     params, x, dout = random_params(rng, groups=groups), rng.normal(size=(2, n, 3)), rng.normal(size=(2, n, 3))
-    out, backward = mamba2(params, x, num_groups=groups, chunk=2)
+    out, backward = mamba2(params, x, num_groups=groups, mix=partial(ssd, chunk=2))
     np.testing.assert_allclose(out, textbook(params, x, groups), rtol=0, atol=1e-12)
     loss = lambda values, x: anp.sum(dout * textbook(trees.unflatten(params, values), x, groups))  # noqa: E731
     values = [leaf for _, leaf in trees.leaves(params)]
@@ -74,11 +77,17 @@ def test_equals_the_block_one_position_at_a_time_and_its_gradients(n, groups):
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11, err_msg=path)
 
 
+def test_eps_is_that_of_the_norm():
+    rng = np.random.default_rng(13)
+    params, x = random_params(rng), rng.normal(size=(2, 3, 3))
+    np.testing.assert_allclose(mamba2(params, x, num_groups=2, eps=0.5)[0], textbook(params, x, 2, eps=0.5), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("config", [{"form": "recurrent"}, {"form": "quadratic"}, {"chunk": 1}, {"chunk": 3}, {"chunk": 64}])
-def test_form_and_chunk_change_nothing(config):
+def test_every_form_of_ssd_gives_the_same(config):
     rng = np.random.default_rng(1)
     params, x, dout = random_params(rng), rng.normal(size=(2, 7, 3)), rng.normal(size=(2, 7, 3))
-    (out, backward), (own, own_backward) = mamba2(params, x, num_groups=2), mamba2(params, x, num_groups=2, **config)
+    (out, backward), (own, own_backward) = mamba2(params, x, num_groups=2), mamba2(params, x, num_groups=2, mix=partial(ssd, **config))
     np.testing.assert_allclose(own, out, rtol=0, atol=1e-12)
     for (path, a), (_, b) in zip(trees.leaves(own_backward(dout)), trees.leaves(backward(dout)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12, err_msg=path)
@@ -92,7 +101,7 @@ def test_a_prefill_and_steps_equal_the_whole_pass(pieces, width):
     whole, _ = mamba2(params, x, num_groups=2)
     state, outs = None, []
     for piece in np.split(x, np.cumsum(pieces)[:-1], axis=1):
-        out, state = mamba2_step(params, piece, state, num_groups=2, chunk=2)
+        out, state = mamba2_step(params, piece, state, num_groups=2, mix=partial(ssd, chunk=2))
         outs.append(out)
         assert state.past.shape == (2, width - 1, 28) and state.state.shape == (2, 4, 2, 5)  # of one size, however long the text
     np.testing.assert_allclose(np.concatenate(outs, axis=1), whole, rtol=0, atol=1e-12)
@@ -124,12 +133,19 @@ def test_a_state_of_another_model_or_batch_is_named():
             mamba2_step(params, wrong, state, num_groups=2)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, 800.0, -800.0])
+def test_a_rate_that_is_0_or_infinite_is_named(wrong):
+    params = random_params(np.random.default_rng(12))
+    with pytest.raises(ValueError, match=r"params.A_log: got numbers from .*, wants finite numbers whose exponential is finite and above 0"):
+        mamba2(params._replace(A_log=np.array([0.0, 0.0, wrong, 0.0])), np.ones((2, 5, 3)), num_groups=2)
+
+
 def test_no_output_sees_a_later_input_or_another_sequence():
     rng = np.random.default_rng(5)
     params, x = random_params(rng), rng.normal(size=(2, 6, 3))
     changed = x.copy()
     changed[1, 3] += 1
-    before, after = (mamba2(params, a, num_groups=2, chunk=4)[0] for a in (x, changed))
+    before, after = (mamba2(params, a, num_groups=2, mix=partial(ssd, chunk=4))[0] for a in (x, changed))
     np.testing.assert_array_equal(before[0], after[0])
     np.testing.assert_array_equal(before[1, :3], after[1, :3])
     assert (before[1, 3] != after[1, 3]).all()
@@ -160,9 +176,7 @@ def test_sizes_that_do_not_fit_are_named(bad):
 
 
 def test_weight_decay_leaves_the_rates_steps_and_skips_alone():
-    params = init_mamba2(np.random.default_rng(0), 8)
-    decayed = {path for path, leaf in trees.leaves(params) if decays(f"blocks.0.mixer.{path}", leaf)}
-    assert decayed == {"in_proj.weight", "conv.weight", "out_proj.weight"}
+    assert set(trees.decayed(init_mamba2(np.random.default_rng(0), 8))) == {"in_proj.weight", "conv.weight", "out_proj.weight"}
 
 
 def test_a_language_model_takes_it_by_name_passes_its_options_and_writes_with_its_state():
@@ -172,9 +186,9 @@ def test_a_language_model_takes_it_by_name_passes_its_options_and_writes_with_it
     assert params.blocks[0].mixer.conv.weight.shape == (12 + 18, 4)
     np.testing.assert_allclose(params.blocks[0].mixer.in_proj.weight.std(), 0.02, rtol=0.2)
     assert catalogue.find("mamba2", role="mixer").step is mamba2_step
+    steps = partial(language_model_step, params, config=config), without_cache(partial(language_model, params, config=config))
     written = [
-        list(generate(params, config=config, prompt_ids=np.array([1, 2, 3]), num_tokens=8, rng=np.random.default_rng(0), use_cache=cache))
-        for cache in (True, False)
+        list(generate(step, prompt_ids=np.array([1, 2, 3]), num_tokens=8, rng=np.random.default_rng(0), context=12)) for step in steps
     ]
     assert written[0] == written[1]
 

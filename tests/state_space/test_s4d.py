@@ -181,11 +181,32 @@ def test_the_real_kind_stays_real():
 @pytest.mark.parametrize(
     ("settings", "name"),
     [({"d_state": 7}, "d_state"), ({"d_state": 0}, "d_state"), ({"kind": "random"}, "kind"), ({"step_min": 0.0}, "step_min"),
-     ({"step_min": 0.2}, "step_min"), ({"step_max": np.inf}, "step_min")],
+     ({"step_min": 0.2}, "step_min"), ({"step_max": np.inf}, "step_max")],
 )  # fmt: skip
 def test_bad_starts_are_refused(settings, name):
     with pytest.raises(ValueError, match=name):
         init_s4d(np.random.default_rng(0), 3, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("log_step", np.nan), ("log_step", 800.0), ("log_A_real", np.inf), ("log_A_real", 800.0), ("A_imag", np.nan), ("A_imag", -np.inf)],
+)
+def test_a_step_a_rate_or_a_frequency_that_is_not_finite_is_named(name, wrong):
+    params = random_params(np.random.default_rng(14))
+    spoilt = getattr(params, name).copy()
+    spoilt.flat[1] = wrong
+    with pytest.raises(ValueError, match=f"params.{name}: got numbers from"):
+        s4d(params._replace(**{name: spoilt}), np.ones((5, 3)))
+    with pytest.raises(ValueError, match="params"):          # a step trusts its arguments, and yet computes with no infinity
+        s4d_step(params._replace(**{name: spoilt}), np.ones((1, 3)), None)
+
+
+@pytest.mark.parametrize("wrong", [100.0, -110.0])
+def test_a_logarithm_may_be_what_double_precision_holds_in_float32_too(wrong):
+    params = S4D(*(a.astype(np.float32) for a in random_params(np.random.default_rng(15))))
+    out, backward = s4d(params._replace(log_A_real=np.full_like(params.log_A_real, wrong)), np.ones((5, 3), np.float32))
+    assert np.isfinite(out).all() and all(np.isfinite(a).all() for a in backward(out)[0])
 
 
 def test_float32_keeps_its_digits_over_a_long_kernel():

@@ -1,6 +1,4 @@
-"""Selective scan: one number at a time, every order of work, what selection means, and terms that are easily lost."""
-
-import tracemalloc
+"""Selective scan: one number at a time, what selection means, and terms that are easily lost."""
 
 import autograd
 import autograd.numpy as anp
@@ -8,11 +6,9 @@ import numpy as np
 import pytest
 
 from minitransformers.foundation import check_gradients
-from minitransformers.state_space.selective_scan import _blocks as selective_scan_blocks
 from minitransformers.state_space.selective_scan import selective_scan
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "state")
-ORDERS = [("sequential", 1), ("sequential", 2), ("sequential", 7), ("associative", 64), ("chunked", 1), ("chunked", 3), ("chunked", 64)]
 
 
 def random_call(rng, batch=2, n=5, d_inner=3, d_state=4):
@@ -50,7 +46,7 @@ def without(call, *names):
 def test_equals_one_state_at_a_time_and_its_gradients(n, missing):
     rng = np.random.default_rng(0)
     call = without(random_call(rng, n=n), *missing)
-    (out, last), backward = selective_scan(*call, chunk=2)
+    (out, last), backward = selective_scan(*call)
     expected_out, expected_last = textbook(*call)
     np.testing.assert_allclose(out, expected_out, rtol=0, atol=1e-13)
     np.testing.assert_allclose(last, expected_last, rtol=0, atol=1e-13)
@@ -71,18 +67,6 @@ def test_equals_one_state_at_a_time_and_its_gradients(n, missing):
         np.testing.assert_allclose(own[i], theirs, rtol=0, atol=1e-12, err_msg=NAMES[i])
 
 
-@pytest.mark.parametrize("form, chunk", ORDERS)
-@pytest.mark.parametrize("n", [1, 2, 8, 13])
-def test_every_order_and_every_chunk_gives_the_same_outputs_and_gradients(n, form, chunk):
-    rng = np.random.default_rng(1)
-    call = random_call(rng, n=n)
-    (out, last), backward = selective_scan(*call)
-    (own_out, own_last), own_backward = selective_scan(*call, form=form, chunk=chunk)
-    dout = rng.normal(size=out.shape), rng.normal(size=last.shape)
-    for own, other in zip((own_out, own_last, *own_backward(dout)), (out, last, *backward(dout)), strict=True):
-        np.testing.assert_allclose(own, other, rtol=0, atol=1e-12)
-
-
 def test_no_output_sees_a_later_input():
     call = random_call(np.random.default_rng(2))
     for i in (0, 1, 3, 4, 6):
@@ -94,14 +78,13 @@ def test_no_output_sees_a_later_input():
         assert (before[:, 3] != after[:, 3]).all()
 
 
-@pytest.mark.parametrize("form", ["sequential", "associative", "chunked"])
 @pytest.mark.parametrize("cut", [1, 4, 8])
-def test_two_parts_that_hand_on_the_state_equal_the_whole_with_their_gradients(cut, form):
+def test_two_parts_that_pass_on_the_state_equal_the_whole_with_their_gradients(cut):
     rng = np.random.default_rng(3)
     u, delta, A, B, C, D, z, state = random_call(rng, n=9)
     (out, last), backward = selective_scan(u, delta, A, B, C, D, z, state)
     left, right = ([a[:, part] for a in (u, delta, B, C, z)] for part in (slice(cut), slice(cut, None)))
-    run = lambda part, start: selective_scan(*part[:2], A, *part[2:4], D, part[4], start, form=form, chunk=2)  # noqa: E731
+    run = lambda part, start: selective_scan(*part[:2], A, *part[2:4], D, part[4], start)  # noqa: E731
     (left_out, middle), left_backward = run(left, state)
     (right_out, own_last), right_backward = run(right, middle)
     np.testing.assert_allclose(np.concatenate([left_out, right_out], axis=1), out, rtol=0, atol=1e-13)
@@ -150,50 +133,24 @@ def test_eulers_drive_agrees_with_the_zero_order_hold_to_first_order():
     np.testing.assert_allclose(gaps[0] / gaps[1], 4, rtol=0.02)
 
 
-@pytest.mark.parametrize("form", ["sequential", "associative", "chunked"])
 @pytest.mark.parametrize("size", [1e3, 1e19])
-def test_long_steps_and_fast_rates_stay_finite_in_float32(size, form):
+def test_long_steps_and_fast_rates_stay_finite_in_float32(size):
     # delta A is -1e6, then -inf: the decay is 0, and so is its gradient.
     rng = np.random.default_rng(7)
     u, delta, A, B, C, D, z, state = (a.astype(np.float32) for a in random_call(rng))
-    (out, last), backward = selective_scan(u / np.float32(size), delta * np.float32(size), A * np.float32(size) ** 2, B, C, D, z, state, form=form)
+    (out, last), backward = selective_scan(u / np.float32(size), delta * np.float32(size), A * np.float32(size) ** 2, B, C, D, z, state)
     for array in (out, last, *backward((np.ones_like(out), np.ones_like(last)))):
         assert array.dtype == np.float32 and np.isfinite(array).all()
 
 
 def test_a_decay_that_underflows_costs_no_digits_of_the_others():
-    # The quick form h = P cumsum(x / P), P = cumprod(decay), divides by 0 here.
+    # The short form h = P cumsum(x / P), P = cumprod(decay), divides by 0 here.
     n = 200
     u, delta, A = np.ones((n, 1), np.float32), np.full((n, 1), 2, np.float32), np.array([[-1, -1e-3]], np.float32)
     B = C = np.ones((n, 2), np.float32)
-    (out, _), _ = selective_scan(u, delta, A, B, C, form="associative")
+    (out, _), _ = selective_scan(u, delta, A, B, C)
     (exact, _), _ = selective_scan(*(a.astype(np.float64) for a in (u, delta, A, B, C)))
     np.testing.assert_allclose(out, exact, rtol=1e-5)
-
-
-def test_memory_is_that_of_a_few_inputs_not_of_all_states():
-    rng = np.random.default_rng(8)
-    call = random_call(rng, batch=1, n=2000, d_inner=4, d_state=32)
-    all_states = 2000 * 4 * 32 * 8
-    tracemalloc.start()
-    (out, last), backward = selective_scan(*call, chunk=20)
-    kept = tracemalloc.get_traced_memory()[0]
-    backward((out, last))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert kept < all_states / 4 and peak < all_states
-
-
-def test_blocks_hold_every_position_once_and_fit_the_cache():
-    def lengths(n, lanes, **settings):
-        blocks = selective_scan_blocks(n, lanes, **settings)
-        assert [i for part in blocks for i in range(n)[part]] == list(range(n))
-        return [part.stop - part.start for part in blocks]
-
-    assert lengths(7, 5, form="sequential", chunk=3) == [3, 3, 1]
-    assert lengths(7, 2**17, form="sequential", chunk=3) == [2, 2, 2, 1]
-    assert lengths(3, 2**30, form="sequential", chunk=3) == [1, 1, 1]
-    assert lengths(7, 2**30, form="associative", chunk=3) == lengths(7, 5, form="chunked", chunk=3) == [7]
 
 
 def test_every_length_that_differs_is_named():
@@ -201,9 +158,9 @@ def test_every_length_that_differs_is_named():
     for name in ("delta", "B", "C", "z"):
         with pytest.raises(ValueError, match=name):
             selective_scan(*{**call, name: call[name][:, :4]}.values())
-    with pytest.raises(ValueError, match=r"A: got numbers from -\d.* to 0.5, wants finite entries below 0"):
+    with pytest.raises(ValueError, match=r"A: got numbers from -\d.* to 0.5, wants finite numbers below 0"):
         selective_scan(*{**call, "A": np.where(call["A"] == call["A"].max(), 0.5, call["A"])}.values())
-    with pytest.raises(ValueError, match=r"delta: got numbers from -0.01 to \d.*, wants finite steps"):
+    with pytest.raises(ValueError, match=r"delta: got numbers from -0.01 to \d.*, wants finite numbers of at least 0"):
         selective_scan(*{**call, "delta": np.where(call["delta"] == call["delta"].min(), -0.01, call["delta"])}.values())
 
 
@@ -256,8 +213,7 @@ def in_torch(torch, call):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("form", ["sequential", "associative", "chunked"])
-def test_parity_with_a_loop_in_torch(form):
+def test_parity_with_a_loop_in_torch():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(11)
     call = random_call(rng, n=13)
@@ -269,7 +225,7 @@ def test_parity_with_a_loop_in_torch(form):
     their_out = torch.stack(outs, 1)
     dout, dlast = rng.normal(size=call[0].shape), rng.normal(size=call[7].shape)
     torch.autograd.backward([their_out, h], [torch.tensor(dout), torch.tensor(dlast)])
-    (out, last), backward = selective_scan(*call, form=form, chunk=4)
+    (out, last), backward = selective_scan(*call)
     np.testing.assert_allclose(out, their_out.detach().numpy(), rtol=0, atol=1e-12)
     np.testing.assert_allclose(last, h.detach().numpy(), rtol=0, atol=1e-12)
     for name, own, other in zip(NAMES, backward((dout, dlast)), theirs, strict=True):

@@ -1,5 +1,7 @@
 """State-space duality: three forms of one map, its steps and rates, its special cases, and the published minimal code."""
 
+import sys
+
 import autograd
 import autograd.numpy as anp
 import numpy as np
@@ -57,6 +59,20 @@ def test_one_position_is_one_step(config):
     expected = np.exp(delta[0] * A)[:, None, None] * state + (delta[0, :, None] * x[0])[:, :, None] * key[:, None, :]
     np.testing.assert_allclose(final, expected, rtol=0, atol=1e-14)
     np.testing.assert_allclose(y[0], (expected @ np.repeat(C[0], 2, axis=0)[:, :, None])[..., 0] + D[:, None] * x[0], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("form", ["chunked", "recurrent", "quadratic"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_form_that_is_asked_for_does_the_work_and_one_position_is_one_step(monkeypatch, n, form):
+    asked, module = [], sys.modules[ssd.__module__]
+
+    def watched(own):
+        return lambda *args, **config: (asked.append((own.__name__, config)), own(*args, **config))[1]
+
+    for name in ("ssd_chunked", "ssd_recurrent", "ssd_quadratic"):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    ssd(*case(n=n)[0], form=form, chunk=3)
+    assert asked == [("ssd_recurrent", {}) if n == 1 else (f"ssd_{form}", {"chunk": 3} if form == "chunked" else {})]
 
 
 @pytest.mark.parametrize("cuts", [(5,), (1, 2, 9)])
@@ -135,6 +151,12 @@ def test_float32_stays_finite_under_enormous_steps_and_rates(config):
     x, delta, A, *rest = (a.astype(np.float32) for a in arguments)
     results = everything(ssd, (x, 1e4 * delta, 1e6 * A, *rest), [d.astype(np.float32) for d in dout], **config)
     assert all(np.isfinite(a).all() and a.dtype == np.float32 for a in results)
+
+
+def test_steps_times_rates_that_overflow_are_named():
+    (x, delta, A, *rest), _ = case()
+    with pytest.raises(ValueError, match="delta: got steps up to 1e\\+300 and rates down to -1e\\+300"):
+        ssd(x, np.full_like(delta, 1e300), np.full_like(A, -1e300), *rest)
 
 
 def with_the_step_on_the_input_only(x, delta, A, B, C, D, state):
