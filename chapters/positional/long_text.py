@@ -1,0 +1,170 @@
+"""Trained on 128 characters of real text, tested on 1,024: which positions still read?
+
+Press, Smith and Lewis 2021, arXiv:2108.12409, section 2.2 and figure 1: sinusoidal models get worse soon after the trained
+length, rotary ones later, T5's bias later still, ALiBi not at all. The same characters are read in windows of growing length.
+"""
+
+# %%
+import numpy as np
+
+from minitransformers.foundation import trees
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model, language_model
+from minitransformers.reporting import Section, bits, counted_pairs, lines, mean_and_spread, processor_seconds, ticks_at
+from minitransformers.training.fit import fit
+from minitransformers.training.task import labelled_loss
+from minitransformers.training.text import Corpus
+from minitransformers.training.workbench import workbench_task
+
+section = Section(__file__, __doc__, kind="trained")
+TRAINED, LENGTHS, STEPS = 128, (128, 256, 512, 1024), 600
+DELETED = "attention deleted"
+SCHEMES = {                                                  # position, its settings
+    "none": ("none", {}),
+    "sinusoidal": ("sinusoidal", {}),
+    "learned": ("learned", {}),                              # the table ends with the trained length
+    "rope": ("rope", {}),
+    "alibi": ("alibi", {"learned": False}),                  # the paper's slopes are constants
+    "t5_bias": ("t5_bias", {}),
+    DELETED: ("none", {}),                                   # every position sees itself alone
+}
+corpus = Corpus.load(context=TRAINED)
+
+
+# %%
+def configuration(scheme, context):
+    position, settings = SCHEMES[scheme]
+    options = {"position": settings, **({"mixer": {"window": 1}} if scheme == DELETED else {})}
+    return LanguageModelConfig(
+        corpus.vocabulary.size, context=context, d_model=48, num_layers=2, num_heads=4, position=position, tied=False, options=options,
+        mixer="sliding_window_attention" if scheme == DELETED else "multi_head_attention",
+    )  # fmt: skip
+
+
+def trained(scheme, rng, *, rate, steps):
+    config = configuration(scheme, TRAINED)
+    task = workbench_task(corpus, config, batch_size=4)
+    params = init_language_model(rng, config, std=0.1)
+    return fit(params, task, steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.05, floor=0.1)
+
+
+def bits_at(params, scheme, length):
+    """Bits a character of one text of 16,384 characters, cut into windows of this length."""
+    config, text = configuration(scheme, length), corpus.validation[: (2048 if section.quick else 16384) + 1]
+    windows = np.lib.stride_tricks.sliding_window_view(text, length + 1)[::length]
+    nats, count = 0.0, 0
+    for part in np.split(windows, len(windows) * length // 2048):
+        (total, number), _ = labelled_loss(*language_model(params, ids=part[:, :-1], config=config), part[:, 1:])
+        nats, count = nats + float(total), count + number
+    return bits(nats / count)
+
+
+@section.tuning
+def tuning(rng):
+    for scheme in SCHEMES:
+        for rate in (5e-3, 1e-2, 2e-2):
+            params = trained(scheme, np.random.default_rng(rng.integers(2**32)), rate=rate, steps=STEPS // 2)
+            yield scheme, rate, {"loss": bits_at(params, scheme, TRAINED)}
+
+
+@section.experiment
+def experiment(rng):
+    for scheme in SCHEMES:
+        with processor_seconds() as spent:
+            params = trained(scheme, rng, rate=section.rates[scheme], steps=STEPS)
+        yield scheme, "training", {"parameters": trees.count_parameters(params), "seconds": spent()}
+        for length in LENGTHS[:1] if scheme in ("learned", DELETED) else LENGTHS:
+            yield scheme, length, {"bits": bits_at(params, scheme, length)}
+
+
+# %%
+def more(found, scheme):
+    """Bits a character that are added between the trained length and the longest."""
+    return found["bits"][scheme][LENGTHS[-1]] - found["bits"][scheme][TRAINED]
+
+
+def told(found, *schemes):
+    return ", ".join(f"{scheme} {mean_and_spread(more(found, scheme), '+.2f')}" for scheme in schemes) + " bits from 128 to 1,024"
+
+
+@section.claim(
+    "Sinusoidal and learned positions do equally well",
+    paper="Vaswani et al. 2017, arXiv:1706.03762, table 3 row E: nearly identical results",
+    measured=lambda found: ", ".join(f"{s} {mean_and_spread(found['bits'][s][TRAINED])}" for s in ("sinusoidal", "learned", "rope", "none")),
+)
+def equally(found):
+    """At the trained length within 0.1 bits a character of each other."""
+    return abs(found["bits"]["sinusoidal"][TRAINED] - found["bits"]["learned"][TRAINED]) < 0.1
+
+
+@section.claim(
+    "On real text sinusoids get worse at lengths they were not trained for",
+    paper="Press et al. 2021, arXiv:2108.12409, section 2.2: sinusoidal models get worse soon after the trained length",
+    measured=lambda found: told(found, "sinusoidal"),
+)
+def sinusoids_fail(found):
+    """At twice the length at least 0.2 bits a character worse, at eight times at least 0.5."""
+    of = found["bits"]["sinusoidal"]
+    return of[256] > of[TRAINED] + 0.2 and of[1024] > of[TRAINED] + 0.5
+
+
+@section.claim(
+    "On real text RoPE fails at lengths it was not trained for",
+    paper="Press et al. 2021, arXiv:2108.12409, section 2.2 and figure 1: rotary positions worse than T5's bias, T5's bias worse than ALiBi",
+    measured=lambda found: told(found, "rope", "t5_bias", "alibi"),
+)
+def rope_fails(found):
+    """At eight times the length RoPE is at least 0.5 bits worse, and adds at least 0.2 more than T5's bias does."""
+    return more(found, "rope") > 0.5 and more(found, "rope") > more(found, "t5_bias") + 0.2
+
+
+@section.claim(
+    "On real text ALiBi holds at lengths it was not trained for",
+    paper="Press et al. 2021, arXiv:2108.12409, abstract: trained at 1024 and tested at 2048, as good as sinusoids trained at 2048",
+    measured=lambda found: f"{told(found, 'alibi')}; {', '.join(mean_and_spread(y, '.3f') for y in found['bits']['alibi'].values())}",
+)
+def alibi_holds(found):
+    """The same text costs no more bits a character in windows of 1,024 than in windows of 128."""
+    return more(found, "alibi") <= 0
+
+
+@section.claim(
+    "On real text ALiBi extrapolates better than T5's bias",
+    paper="Press et al. 2021, arXiv:2108.12409, section 2.2 and figure 1: T5's bias worse than ALiBi",
+    measured=lambda found: told(found, "t5_bias", "alibi"),
+)
+def alibi_beats_t5(found):
+    """Between 128 and 1,024 T5's bias adds at least 0.1 bits a character more than ALiBi."""
+    return more(found, "t5_bias") > more(found, "alibi") + 0.1
+
+
+@section.report
+def report(found):
+    rows = [
+        [scheme, *(mean_and_spread(of[n]) if n in of else None for n in LENGTHS),
+         int(found["parameters"][scheme]["training"][0]), float(f"{found['seconds'][scheme]['training'].mean():.1f}")]
+        for scheme, of in found["bits"].items()
+    ]  # fmt: skip
+    rows.append(["counted pairs of characters", f"{counted_pairs(corpus):.2f}", None, None, None, None, None])
+    section.table("long_text", ["bits a character", *(f"windows of {n:,}" for n in LENGTHS), "parameters", "processor seconds"], rows)
+    for name, number in (("trained", TRAINED), ("steps", STEPS), ("longest", LENGTHS[-1]), ("pairs", counted_pairs(corpus))):
+        section.value(f"long_text.{name}", number)
+    for scheme, of in found["bits"].items():
+        name = scheme.replace(" ", "_")
+        section.value(f"text.{name}", of[TRAINED].mean())
+        if LENGTHS[-1] in of:
+            section.value(f"text.{name}_{LENGTHS[-1]}", of[LENGTHS[-1]].mean())
+            section.value(f"long_text.more.{name}", more(found, scheme).mean())
+
+
+@section.figure("long_text")
+def picture(ax, found):
+    lines(ax, found["bits"], xlabel=f"length in testing (trained at {TRAINED})", ylabel="bits a character", xscale="log")
+    ax.axhline(counted_pairs(corpus), linestyle=":", color="#808080")
+    ax.text(LENGTHS[-1], counted_pairs(corpus) + 0.03, "counted pairs", ha="right")
+    ticks_at(ax, list(LENGTHS))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+if __name__ == "__main__":
+    section.main()
