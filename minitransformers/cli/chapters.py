@@ -17,9 +17,17 @@ from minitransformers.reporting.progress import progress
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """``minitransformers run``: 1 where a chapter fails."""
+    """``minitransformers run``: 1 where a chapter or a section fails."""
     scripts = repository.scripts()
-    chosen = [known(name, scripts, kind="chapter") for name in dict.fromkeys(arguments.chapters)] or list(scripts)
+    chosen = list(dict.fromkeys(arguments.chapters)) or list(scripts)
+    for name in chosen:
+        chapter, slash, _ = name.partition("/")
+        known(chapter, scripts, kind="chapter")
+        if slash:
+            sections = repository.sections(scripts[chapter])
+            if not sections:
+                raise UsageError(f"{chapter} has no sections: it is one script")
+            scripts[name] = sections[known(name, sections, kind="section")]
     options = ["--seed", str(arguments.seed), *(["--quick"] if arguments.quick else [])]
     results, failed = {}, []
     for i, name in enumerate(chosen, 1):

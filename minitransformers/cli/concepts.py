@@ -1,4 +1,4 @@
-"""Commands about single concepts: list, check, show, bench."""
+"""Commands about single concepts and procedures: list, check, show, bench."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import re
 import sys
 import textwrap
 import time
+import typing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minitransformers.cli import repository
+from minitransformers.foundation import catalogue, checks, signature, trees
+from minitransformers.foundation.atomic import write_atomically
+from minitransformers.foundation.catalogue import Entry
 from minitransformers.reporting.arguments import known
 from minitransformers.reporting.progress import progress
 from minitransformers.reporting.tables import aligned
-from minitransformers.foundation import catalogue, checks, trees
-from minitransformers.foundation.atomic import write_atomically
-from minitransformers.foundation.catalogue import Entry
 
 _ARXIV = re.compile(r"arXiv:\s*([a-z-]+(?:\.[A-Z]{2})?/\d{7}|\d{4}\.\d{4,5})")
 _EQUATION = re.compile(r"^ {4,}\S.*\(\d+\)$")
@@ -29,17 +30,19 @@ _EQUATION = re.compile(r"^ {4,}\S.*\(\d+\)$")
 
 def list_concepts(arguments: argparse.Namespace) -> int:
     """``minitransformers list``."""
-    everything = catalogue.concepts()
+    everything = catalogue.entries()
     if arguments.chapter is not None:
         known(arguments.chapter, dict.fromkeys(entry.chapter for entry in everything.values()), kind="chapter")
     if arguments.role is not None:
         known(arguments.role, dict.fromkeys([role.split("/")[0] for role in catalogue.ROLES] + list(catalogue.ROLES)), kind="role")
-    found = catalogue.concepts(role=arguments.role, chapter=arguments.chapter).values()
+    found = list(catalogue.entries(role=arguments.role, chapter=arguments.chapter).values())
     if arguments.json:
         print(json.dumps([_label(entry) for entry in found], indent=2, ensure_ascii=False))
         return 0
-    print(aligned(["concept", "chapter", "role", "title"], [[e.name, e.chapter, ", ".join(e.roles), e.title] for e in found]))
-    print(f"\n{len(found)} concepts")
+    rows = [[e.name, e.chapter, "procedure" if e.is_procedure else ", ".join(e.roles), _title(e)] for e in found]
+    print(aligned(["name", "chapter", "role", "title"], rows))
+    procedures = sum(entry.is_procedure for entry in found)
+    print(f"\n{len(found) - procedures} concepts, {procedures} procedures")
     return 0
 
 
@@ -50,6 +53,9 @@ def show(arguments: argparse.Namespace) -> int:
     facts = [
         ("source", entry.source),
         ("paper", f"https://arxiv.org/abs/{paper.group(1)}" if paper else ""),
+        ("kind", "procedure: it has no gradient" if entry.is_procedure else ""),
+        ("form of", entry.form_of or ""),
+        ("gradient", f"of {entry.gradient_of.__name__}, a surrogate" if entry.gradient_of else ""),
         ("roles", ", ".join(entry.roles)),
         ("file", str(_file(entry))),
     ]
@@ -57,6 +63,8 @@ def show(arguments: argparse.Namespace) -> int:
     print("\n".join(f"{name:<9} {value}" for name, value in facts if value))
     print(f"signature {_signature(entry)}\n")
     print(textwrap.indent(inspect.getdoc(entry.function) or "", "  "))
+    if ranges := _ranges(entry):
+        print("\n" + aligned(["setting", "wants", "default"], ranges))
     header = inspect.getdoc(sys.modules[entry.module]) or ""
     equations = [line for line in header.splitlines() if _EQUATION.match(line)]
     if equations:
@@ -75,11 +83,11 @@ def check(arguments: argparse.Namespace) -> int:
         print(json.dumps(measured, indent=2))
         return int(bool(failures))
     rows = [
-        [name, _number(found["gradient"], ".1e"), _order(found["order"]), _number(found["autograd"], ".1e"), found["checks"],
+        [name, _number(found["gradient"], ".1e"), _order(found), _number(found["autograd"], ".1e"), found["checks"],
          "FAILED" if found["failures"] else "passed"]
         for name, found in measured.items()
     ]  # fmt: skip
-    print(aligned(["concept", "gradient error", "Taylor order", "autograd", "checks", "verdict"], rows))
+    print(aligned(["name", "gradient error", "Taylor order", "autograd", "checks", "verdict"], rows))
     for name, messages in failures.items():
         print("", *(f"{name}: {message}" for message in messages), sep="\n")
     errors = {name: found["gradient"] for name, found in measured.items() if found["gradient"] is not None}
@@ -100,26 +108,32 @@ def bench(arguments: argparse.Namespace) -> int:
         print(json.dumps(measured, indent=2))
         return 0
     columns = ["forward", "backward", "ratio to linear"]
-    print(aligned(["concept", "forward, µs", "backward, µs", "ratio to linear"], [[n, *(found[c] for c in columns)] for n, found in measured.items()]))
+    print(aligned(["name", "forward, µs", "backward, µs", "ratio to linear"], [[n, *(found[c] for c in columns)] for n, found in measured.items()]))
     print("\nmedian of repeated calls on each label's own small example, float32: sizes differ, and what a call itself costs is in it")
     return 0
 
 
 def _chosen(names: list[str]) -> list[Entry]:
-    return [catalogue.find(name) for name in dict.fromkeys(names)] if names else list(catalogue.concepts().values())
+    return [catalogue.find(name) for name in dict.fromkeys(names)] if names else list(catalogue.entries().values())
 
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _order(order: float | None) -> str:
-    return "exact" if order is None else f"{order:.2f}"  # a linear function leaves no remainder
+def _order(found: dict[str, Any]) -> str:
+    if found["gradient"] is None:
+        return "–"
+    return "exact" if found["order"] is None else f"{found['order']:.2f}"  # a linear function leaves no remainder
+
+
+def _title(entry: Entry) -> str:
+    return f"{entry.title} (form of {entry.form_of})" if entry.form_of else entry.title
 
 
 def _label(entry: Entry) -> dict[str, Any]:
-    return {"name": entry.name, "chapter": entry.chapter, "title": entry.title, "source": entry.source,
-            "roles": list(entry.roles), "file": str(_file(entry))}  # fmt: skip
+    return {"name": entry.name, "chapter": entry.chapter, "kind": "procedure" if entry.is_procedure else "concept", "form_of": entry.form_of,
+            "title": entry.title, "source": entry.source, "roles": list(entry.roles), "file": str(_file(entry))}  # fmt: skip
 
 
 def _file(entry: Entry) -> Path:
@@ -133,13 +147,27 @@ def _signature(entry: Entry) -> str:
     definition = ast.parse(source).body[0]
     assert isinstance(definition, ast.FunctionDef)
     lines = source.splitlines()[definition.lineno - 1 : definition.body[0].lineno - 1]
-    return "\n".join(lines).removeprefix("def ").removesuffix(":")
+    return "\n".join(lines).removeprefix("def ").removesuffix("  # fmt: skip").removesuffix(":")
+
+
+def _ranges(entry: Entry) -> list[list[str]]:
+    """Every setting with what its annotation asks for, in words, and its default."""
+    function = inspect.unwrap(entry.function)
+    hints = typing.get_type_hints(function, include_extras=True)
+    found = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        words = signature.wanted(hints[name]) if name in hints and parameter.kind is parameter.KEYWORD_ONLY else ""
+        if words:
+            default = parameter.default
+            shown = "" if default is parameter.empty else getattr(default, "__name__", repr(default))
+            found.append([name, words, shown])
+    return found
 
 
 def _check(entry: Entry, seed: int) -> dict[str, Any]:
     """The gradient's three witnesses, how many of the checks passed, and what failed."""
     found: dict[str, Any] = {"gradient": None, "order": None, "autograd": None}
-    failures = {}
+    failures: dict[str, str] = {}
 
     def gradients() -> str:
         report = checks.gradient_report(entry, seed=seed)
@@ -172,12 +200,14 @@ def _write(measured: dict[str, dict[str, Any]], *, complete: bool) -> None:
 
 
 def _time(entry: Entry, seed: int) -> dict[str, float]:
-    """Median microseconds of the forward and the backward on the label's example in float32."""
+    """Median microseconds of the forward and the backward, 0 of a procedure, on the label's example in float32."""
     example = checks._as_dtype(entry.example(np.random.default_rng(seed)), np.float32)
 
     def call() -> Any:
         return entry.function(*example.args, **example.config)
 
+    if entry.is_procedure:
+        return {"forward": _median_time(call), "backward": 0.0}
     out, backward = call()
     rng = np.random.default_rng(seed)
     dout = trees.map(lambda leaf: np.asarray(rng.normal(size=np.shape(leaf))).astype(leaf.dtype), out)

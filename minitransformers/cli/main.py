@@ -64,29 +64,29 @@ def _parser() -> Parser:
 
 
 def _concept_commands(command) -> None:
-    add = command("list", "concepts:list_concepts", "list the concepts", "list --role mixer").add_argument
+    add = command("list", "concepts:list_concepts", "list the concepts and procedures", "list --role mixer").add_argument
     add("--chapter", metavar="C", help="only this chapter's")
-    add("--role", metavar="R", help="only those that fill this role of a model: mixer, stack, channel, norm or position")
+    add("--role", metavar="R", help="only those that fill this role: mixer, stack, channel, activation, norm, position, prepare, core or weighting")
     _json(add)
 
     add = command("check", "concepts:check", "check gradients and everything else the contract promises", "check rms_norm linear").add_argument
-    add("names", nargs="*", metavar="NAME", help="concepts to check (default: all)")
+    add("names", nargs="*", metavar="NAME", help="concepts and procedures to check (default: all)")
     _seed(add)
     _json(add)
     add("--write", action="store_true", help="store the errors in docs/checks.json, which the site shows")
 
-    add = command("show", "concepts:show", "show what a concept is: source, signature, equations", "show rms_norm").add_argument
-    add("name", metavar="NAME", help="the concept")
+    add = command("show", "concepts:show", "show what a concept or procedure is: source, signature, ranges, equations", "show rms_norm").add_argument
+    add("name", metavar="NAME", help="the concept or procedure")
 
     add = command("bench", "concepts:bench", "time concepts on their examples, in float32, beside linear", "bench rms_norm layer_norm").add_argument
-    add("names", nargs="*", metavar="NAME", help="concepts to time (default: all)")
+    add("names", nargs="*", metavar="NAME", help="concepts and procedures to time (default: all)")
     _seed(add)
     _json(add)
 
 
 def _chapter_commands(command) -> None:
-    add = command("run", "chapters:run", "run chapter scripts", "run norms --quick").add_argument
-    add("chapters", nargs="*", metavar="CHAPTER", help="chapters to run (default: all)")
+    add = command("run", "chapters:run", "run chapters, or single sections of them", "run norms positional/relative --quick").add_argument
+    add("chapters", nargs="*", metavar="CHAPTER", help="chapters, or sections as CHAPTER/SECTION (default: all chapters)")
     add("--quick", action="store_true", help="a few seconds each; nothing is written")
     _seed(add)
     add("--json", action="store_true", help="print {chapter: results} as JSON to stdout, everything else to stderr")
@@ -101,13 +101,13 @@ def _chapter_commands(command) -> None:
 def _language_commands(command) -> None:
     train = command("train", "language:train", "train a language model of chosen parts on text", "train --quick --norm rms_norm --position rope --out runs/first")
     add = train.add_argument_group("parts", "every concept that `minitransformers list --role` names fits").add_argument
-    add("--mixer", default="multi_head_attention", metavar="NAME", help="moves information between positions; several, joined by commas, take turns (default: %(default)s)")
+    add("--mixer", default="multi_head_attention", metavar="NAME", help="moves information between positions; several, joined by commas, alternate (default: %(default)s)")
     add("--stack", metavar="NAME", help="in the place of all blocks, with mixers and channels of its own")
     add("--channel", default="feed_forward", metavar="NAME", help="works within a position (default: %(default)s)")
     add("--norm", default="layer_norm", metavar="NAME", help="(default: %(default)s)")
     add("--position", default="learned", metavar="NAME", help="or none (default: %(default)s)")
     add("--placement", default="pre", choices=("pre", "post", "deep"), help="norm before or after each part, or after it as DeepNorm has it (default: %(default)s)")
-    add("--option", action="append", default=[], metavar="PART.KEY=VALUE", help="setting of one part, such as mixer.num_kv_heads=2 or mixer.normalize=qk_norm; may be repeated")
+    add("--option", action="append", default=[], metavar="PART.KEY=VALUE", help="setting of one part, such as mixer.num_kv_heads=2 or mixer.prepare=qk_norm; may be repeated")
     add("--untied", action="store_true", help="a head of its own instead of the embeddings")
     add("--scale-embedding", action="store_true", help="embeddings times the root of the width, as sinusoidal positions need it")
     add("--fix-norm", action="store_true", help="FixNorm: every word at length one at both ends, times the root of the width at the input")

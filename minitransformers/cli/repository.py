@@ -17,7 +17,14 @@ def root() -> Path:
 
 
 def scripts() -> dict[str, Path]:
-    """Chapter to script, in reading order."""
+    """Chapter to what Python runs, a folder of sections or a script, in reading order."""
     order = {name: i for i, name in enumerate(minitransformers.catalogue.READING_ORDER)}
-    found = {path.stem: path for path in (root() / "chapters").glob("*.py")}
+    chapters = root() / "chapters"
+    found = {path.stem: path for path in chapters.glob("*.py")} | {path.parent.name: path.parent for path in chapters.glob("*/__main__.py")}
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+
+
+def sections(chapter: Path) -> dict[str, Path]:
+    """"chapter/section" to the section's file, of a chapter that is a folder."""
+    files = sorted(path for path in chapter.glob("*.py") if not path.name.startswith("_"))
+    return {f"{chapter.name}/{path.stem}": path for path in files}

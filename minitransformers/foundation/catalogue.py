@@ -6,6 +6,7 @@ Nobody keeps a second list. ``entries()`` imports the chapters once and maps eac
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -20,7 +21,9 @@ import numpy as np
 # What a concept can be to a model (see the table of roles in the documentation). A position acts in one of three places. A
 # stack stands for all blocks at once: its layers share parameters, or read what no single block is given. prepare, core and
 # weighting are slots of attention: what is done to queries and keys first, what moves the values, what makes weights of scores.
-ROLES = ("mixer", "stack", "channel", "activation", "norm", "position/input", "position/rotation", "position/bias", "prepare", "core", "weighting", "normalizer")
+ROLES = (
+    "mixer", "stack", "channel", "activation", "norm", "position/input", "position/rotation", "position/bias", "prepare", "core", "weighting",
+)  # fmt: skip
 
 # The order in which a reader meets the chapters.
 READING_ORDER = (
@@ -128,13 +131,18 @@ def _place(function: Callable) -> tuple:
     return (code.co_filename, code.co_firstlineno)
 
 
-def entries(*, role: str | None = None, chapter: str | None = None) -> dict[str, Entry]:
-    """Every concept and procedure in reading order: name to entry; only those of a role or a chapter, where one is given."""
+@functools.cache
+def _import_chapters() -> None:
     import minitransformers
 
     for module in pkgutil.walk_packages(minitransformers.__path__, "minitransformers."):
         if module.name.split(".")[1] in READING_ORDER:
             importlib.import_module(module.name)
+
+
+def entries(*, role: str | None = None, chapter: str | None = None) -> dict[str, Entry]:
+    """Every concept and procedure in reading order: name to entry; only those of a role or a chapter, where one is given."""
+    _import_chapters()
     order = {name: i for i, name in enumerate(READING_ORDER)}
     found = sorted(_entries.values(), key=lambda entry: (order.get(entry.chapter, len(order)), entry.name))
     return {
