@@ -48,7 +48,6 @@ def _measure_parity(request, monkeypatch):
     if request.node.get_closest_marker("parity") is None:
         return
     name = request.node.path.stem.removeprefix("test_")
-    name = {"gpt2": "language_model"}.get(name, name)
     compare = np.testing.assert_allclose
 
     def measuring(actual, desired, *args, **settings):

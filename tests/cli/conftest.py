@@ -62,15 +62,43 @@ BAD_CHAPTER = '''
     raise RuntimeError("the chapter broke")
 '''
 
+FOLDER = '''
+    """Positions at work."""
+    from minitransformers.reporting import run_chapter
+
+    raise SystemExit(run_chapter(__file__, __doc__, order=["relative"]))
+'''
+
+SECTION = '''
+    """Is it relative?"""
+    from minitransformers.reporting import Section
+
+    section = Section(__file__, __doc__, kind="exact")
+
+    @section.experiment
+    def experiment(rng):
+        yield "it", 0, {"error": 0}
+
+    @section.claim("it is relative", paper="p")
+    def rule(found):
+        """No error."""
+        return found["error"]["it"][0] == 0
+
+    if __name__ == "__main__":
+        section.main()
+'''
+
 
 @pytest.fixture
 def small_repository(tmp_path, monkeypatch) -> Path:
-    """A checkout with two chapters, of which one breaks, and a site of one page."""
+    """A checkout with two chapters that are scripts, of which one breaks, one that is a folder, and a site of one page."""
     files = {
         "mkdocs.yml": "site_name: small\ntheme: {name: mkdocs}\nplugins: []\n",
         "docs/index.md": "# Small\n",
         "chapters/norms.py": GOOD_CHAPTER,
         "chapters/attention.py": BAD_CHAPTER,
+        "chapters/positional/__main__.py": FOLDER,
+        "chapters/positional/relative.py": SECTION,
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

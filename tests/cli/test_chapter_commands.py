@@ -38,6 +38,21 @@ def test_run_goes_on_after_a_chapter_that_breaks(run, small_repository):
     assert "minitransformers: failed: attention" in found.err
 
 
+@pytest.mark.parametrize("name", ["positional", "positional/relative"])
+def test_run_a_chapter_of_sections_or_one_of_them(run, small_repository, name):
+    found = run("run", name)
+    assert found.status == 0
+    assert "[exact] it is relative" in found.out
+    assert (small_repository / "docs" / "positional" / "results" / "results.json").is_file()
+    assert list(json.loads(run("run", name, "--quick", "--json").out)) == [name]
+
+
+def test_run_refuses_an_unknown_section(refuses, small_repository):
+    assert "unknown section 'positional/relativ'; did you mean 'positional/relative'" in refuses("run", "positional/relativ")
+    assert "norms has no sections: it is one script" in refuses("run", "norms/relative")
+    assert "unknown chapter 'position'; did you mean 'positional'" in refuses("run", "position/relative")
+
+
 def test_run_refuses_an_unknown_chapter(refuses, small_repository):
     assert "unknown chapter 'norm'; did you mean 'norms'" in refuses("run", "norm")
 

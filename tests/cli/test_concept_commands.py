@@ -27,10 +27,11 @@ def test_a_wrong_call_is_one_line(refuses, command):
     refuses(*command)
 
 
-def test_list_shows_every_concept(run):
+def test_list_shows_every_concept_and_procedure(run):
     found = run("list")
     assert found.status == 0
-    assert [line.split()[0] for line in found.out.splitlines()[2:-2]] == list(catalogue.concepts())
+    assert [line.split()[0] for line in found.out.splitlines()[2:-2]] == list(catalogue.entries())
+    assert found.out.endswith(f"\n{len(catalogue.concepts())} concepts, {len(catalogue.procedures())} procedures\n")
 
 
 def test_list_by_role_and_chapter(run):
@@ -67,7 +68,7 @@ def broken(x):
 @pytest.fixture
 def broken_entry(monkeypatch):
     entry = Entry("broken", "basics", "Broken", "nowhere", broken, lambda rng: Example((rng.normal(size=3),), {}))
-    monkeypatch.setattr(catalogue, "concepts", lambda **_: {"broken": entry})
+    monkeypatch.setattr(catalogue, "entries", lambda **_: {"broken": entry})
 
 
 def test_check_fails_with_the_concept(run, broken_entry):
@@ -81,9 +82,9 @@ def test_check_reports_a_concept_that_breaks_and_goes_on(run, broken_entry, monk
     def crashes(x):
         raise TypeError("no such thing")
 
-    entry = catalogue.concepts()["broken"]
+    entry = catalogue.entries()["broken"]
     crashing = Entry("crashing", "basics", "Crashing", "nowhere", crashes, entry.make_example)
-    monkeypatch.setattr(catalogue, "concepts", lambda **_: {"crashing": crashing, "broken": entry})
+    monkeypatch.setattr(catalogue, "entries", lambda **_: {"crashing": crashing, "broken": entry})
     found = run("check")
     assert found.status == 1
     assert "crashing: gradients: TypeError: no such thing" in found.out
@@ -101,7 +102,7 @@ def test_check_writes_what_the_site_shows_and_keeps_what_others_wrote(run, small
 
 def test_check_of_everything_forgets_concepts_that_are_gone(run, small_repository, monkeypatch):
     linear = catalogue.find("linear")
-    monkeypatch.setattr(catalogue, "concepts", lambda **_: {"linear": linear})
+    monkeypatch.setattr(catalogue, "entries", lambda **_: {"linear": linear})
     path = small_repository / "docs" / "checks.json"
     path.write_text(json.dumps({"gone": {"gradient": 1.0}}))
     run("check", "--write")
@@ -120,6 +121,20 @@ def test_show_says_what_a_concept_is(run):
     assert 'Float[Array, "... d_model"]' in text
     assert re.search(r"minitransformers/norms/rms_norm\.py$", text, re.MULTILINE)
     assert re.findall(r"\((\d+)\)$", text, re.MULTILINE)[:3] == ["1", "2", "3"]
+
+
+def test_show_prints_the_ranges_of_settings(run):
+    assert re.search(r"^eps +a finite number (above 0|of at least 0) +1e-\d+$", run("show", "rms_norm").out, re.MULTILINE)
+    text = run("show", "key_value_cache").out
+    assert "procedure: it has no gradient" in text
+    assert re.search(r"^window +a whole number of at least 1 or None +None$", text, re.MULTILINE)
+    assert re.search(r"^form of +selective_scan$", run("show", "selective_scan_blocks").out, re.MULTILINE)
+
+
+def test_a_procedure_is_checked_and_timed_and_has_no_gradient(run):
+    (row,) = run("check", "key_value_cache").out.splitlines()[2:3]
+    assert row.split()[1:4] == ["–", "–", "–"] and row.endswith("passed")
+    assert run("bench", "key_value_cache").status == 0
 
 
 def test_bench_compares_with_linear(run):

@@ -12,7 +12,9 @@ import types
 import numpy as np
 import pytest
 
-from minitransformers.reporting.chapter import COLOURS, Chapter, aligned
+from minitransformers.reporting.chapter import Chapter
+from minitransformers.reporting.figures import COLOURS
+from minitransformers.reporting.tables import aligned
 
 SCRIPT = '''
     """Tiny, a chapter for tests."""

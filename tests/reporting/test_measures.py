@@ -1,0 +1,71 @@
+"""What sections measure alike."""
+
+import time
+
+import numpy as np
+import pytest
+
+from minitransformers.reporting import along, bits, counted_pairs, fitted_exponent, mean_and_spread, paired_times, processor_seconds
+from minitransformers.reporting.seeds import collect, judge
+from minitransformers.training.text import Corpus
+
+
+def test_the_exponent_of_a_power_law():
+    sizes = np.array([100, 200, 400, 800])
+    assert fitted_exponent(sizes, 3 * sizes**1.7) == pytest.approx(1.7)
+    assert fitted_exponent([1, 2, 4], [5, 5, 5]) == pytest.approx(0)
+
+
+def test_paired_times_are_ratios_to_the_first():
+    found = paired_times({"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.004)}, rounds=5)
+    assert found["short"] == (1, 1, 1)
+    assert 1.5 < found["long"].low <= found["long"].median <= found["long"].high
+
+
+def test_processor_seconds_do_not_count_sleep():
+    with processor_seconds() as spent:
+        time.sleep(0.05)
+    idle = spent()
+    with processor_seconds() as spent:
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+    assert idle < 0.04 < 0.05 <= spent() == spent()
+
+
+def test_bits():
+    assert bits(np.log(8)) == pytest.approx(3)
+
+
+def test_counted_pairs_beat_single_characters():
+    corpus = Corpus.from_text("ab" * 300 + "ba" * 200, context=8, validation_fraction=0.4)
+    assert 0 < counted_pairs(corpus) < 1
+
+
+def test_seeds_become_arrays_and_verdicts_are_of_each_alone():
+    def experiment(rng):
+        for x in (2, 3):
+            yield "curve", x, {"number": x * rng.integers(100), "other": 1}
+
+    seen = []
+    found = collect(experiment, range(4), watch=lambda: seen.append(1))
+    draws = [np.random.default_rng(seed) for seed in range(4)]
+    expected = [[x * rng.integers(100) for x in (2, 3)] for rng in draws]
+    assert np.array_equal(along(found["number"]["curve"]).T, expected)
+    assert list(found) == ["number", "other"] and len(seen) == 8
+    rule = lambda found: found["number"]["curve"][2] > 50  # noqa: E731
+    assert judge(rule, found, 3) == [bool(first > 50) for first, _ in expected[:3]]
+
+
+def test_an_error_in_a_seed_is_raised():
+    def experiment(rng):
+        yield "curve", 0, {"number": 1}
+        raise RuntimeError("broke")
+
+    with pytest.raises(RuntimeError, match="broke"):
+        collect(experiment, range(2))
+
+
+def test_mean_and_spread():
+    assert mean_and_spread(np.array([1.0, 3.0])) == "2.00 ± 1.00"
+    assert mean_and_spread(np.array([2.0]), "+.1f") == "+2.0"

@@ -1,0 +1,294 @@
+"""Sections of a chapter, used as they are used: files in a folder, of which one or all are started."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+import textwrap
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from minitransformers.reporting.run import load_section
+from minitransformers.reporting.section import Section
+
+MAIN = '''
+    """Tiny, a chapter for tests."""
+    from minitransformers.reporting import run_chapter
+
+    if __name__ == "__main__":
+        raise SystemExit(run_chapter(__file__, __doc__, order=["learns", "exactly"]))
+'''
+
+LEARNS = '''
+    """Does it learn?
+
+    The text of the section.
+    """
+    from minitransformers.reporting import Section, lines
+
+    section = Section(__file__, __doc__, kind="trained")
+
+    @section.tuning
+    def tuning(rng):
+        for rate in (0.1, 0.2):
+            yield "ours", rate, {"loss": abs(rate - 0.2) + rng.random() / 100}
+
+    @section.experiment
+    def experiment(rng):
+        print("a line of the section's own")
+        for x in (1, 2):
+            yield "ours", x, {"right": section.rates["ours"] * x + rng.random() / 1000}
+
+    @section.claim("It learns", paper="p", measured=lambda found: f"{found['right']['ours'][2].mean():.1f}")
+    def rule(found):
+        """Twice as right
+        at 2 as at 1."""
+        return found["right"]["ours"][2] > BOUND * found["right"]["ours"][1]
+
+    @section.report
+    def report(found):
+        section.value("ours.right", found["right"]["ours"][2].mean())
+        section.table("ours", ["x", "right"], [[x, float(y.mean())] for x, y in found["right"]["ours"].items()])
+
+    @section.figure("line")
+    def picture(ax, found):
+        lines(ax, found["right"], xlabel="x")
+
+    if __name__ == "__main__":
+        section.main()
+'''
+
+EXACTLY = '''
+    """Is it so?"""
+    from minitransformers.reporting import Section
+
+    section = Section(__file__, __doc__, kind="exact")
+
+    @section.experiment
+    def experiment(rng):
+        yield "it", 0, {"error": ERROR, "pace": 3.0}
+
+    @section.claim("It is so", paper="p")
+    def rule(found):
+        """To rounding."""
+        return found["error"]["it"][0] < 1e-12
+
+    @section.claim("It is fast", paper="p", kind="timed")
+    def fast(found):
+        """In less than 2 units."""
+        return found["pace"]["it"][0] < 2
+
+    if __name__ == "__main__":
+        section.main()
+'''
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    """A folder of two sections, in a repository of its own."""
+    folder = tmp_path / "chapters" / "tiny"
+    folder.mkdir(parents=True)
+    for name, text in (("__main__", MAIN), ("learns", LEARNS.replace("BOUND", "1.5")), ("exactly", EXACTLY.replace("ERROR", "1e-16"))):
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+    return folder
+
+
+class Run(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def start(monkeypatch, capsys):
+    """``start(path, *options)``: what ``python path options`` does, without another process."""
+
+    def started(path, *options) -> Run:
+        file = path / "__main__.py" if path.is_dir() else path
+        monkeypatch.setattr(sys, "argv", [str(file), *options])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(file), run_name="__main__")
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return Run(status, *capsys.readouterr())
+
+    return started
+
+
+def results_of(chapter):
+    return json.loads((chapter.parent.parent / "docs" / "tiny" / "results" / "results.json").read_text())
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_full_run_writes_what_all_sections_found(chapter, start):
+    run = start(chapter)
+    assert run.returncode == 0, run.stderr
+    results = results_of(chapter)
+    verdicts = {claim["name"]: (claim["verdict"], claim["state"], claim["section"]) for claim in results["claims"]}
+    assert verdicts == {
+        "It learns": ("holds in 3 of 3", "holds", "learns"),
+        "It is so": ("exact", "exact", "exactly"),
+        "It is fast": ("does not hold on this machine", "timed", "exactly"),
+    }
+    assert results["claims"][0]["expect"] == "Twice as right at 2 as at 1."
+    assert results["values"]["ours"]["right"] == pytest.approx(0.4, abs=1e-2)
+    assert results["tables"]["ours"]["section"] == "learns"
+    assert results["sections"]["learns"]["title"] == "Does it learn?" and results["sections"]["learns"]["seeds"] == 3
+    assert results["figures"] == ["line"]
+    assert (results["chapter"], results["seed"], results["quick"]) == ("tiny", 0, False)
+
+
+def test_rates_are_tuned_once_recorded_and_tuned_anew_when_asked(chapter, start):
+    start(chapter)
+    assert set(results_of(chapter)["sections"]["learns"]["tuned"]["ours"]) == {"0.1", "0.2"}
+    edit(chapter / "learns.py", "abs(rate - 0.2)", "abs(rate - 0.1)")
+    start(chapter)
+    assert results_of(chapter)["tables"]["learns_rates"]["rows"][0][-1] == "0.2", "a run takes the record"
+    start(chapter, "--tune")
+    assert results_of(chapter)["tables"]["learns_rates"]["rows"][0][-1] == "0.1"
+
+
+def test_one_section_renews_its_own_results_and_leaves_the_others(chapter, start):
+    start(chapter)
+    before = results_of(chapter)
+    edit(chapter / "exactly.py", '"It is so"', '"It is still so"')
+    assert start(chapter / "exactly.py").returncode == 0
+    after = results_of(chapter)
+    assert sorted(claim["name"] for claim in after["claims"]) == ["It is fast", "It is still so", "It learns"]
+    assert after["values"] == before["values"] and after["tables"] == before["tables"] and after["figures"] == before["figures"]
+
+
+def test_a_whole_run_drops_what_is_gone(chapter, start):
+    start(chapter)
+    (chapter / "learns.py").unlink()
+    edit(chapter / "__main__.py", '"learns", ', "")
+    start(chapter)
+    assert list(results_of(chapter)["sections"]) == ["exactly"] and results_of(chapter)["values"] == {}
+
+
+def test_the_same_seed_gives_the_same_bytes(chapter, start, tmp_path):
+    for name in "ab":
+        assert start(chapter, "--out", str(tmp_path / name)).returncode == 0
+    for file in ("results.json", "line.svg"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_what_is_not_so_by_construction_fails(chapter, start):
+    edit(chapter / "exactly.py", "1e-16", "1.0")
+    run = start(chapter / "exactly.py")
+    assert run.returncode == 1
+    assert "[fails] It is so" in run.stdout
+
+
+def test_a_claim_that_does_not_hold_is_a_result_and_one_that_changed_fails(chapter, start):
+    edit(chapter / "learns.py", "1.5", "3")
+    run = start(chapter)
+    assert run.returncode == 0, run.stderr
+    assert "[does not hold: holds in 0 of 3] It learns" in run.stdout
+    edit(chapter / "learns.py", "> 3", "> 1.5")
+    run = start(chapter)
+    assert run.returncode == 1
+    assert "not as recorded: It learns: it was: does not hold: holds in 0 of 3; it is: holds in 3 of 3" in run.stdout
+    assert start(chapter).returncode == 0, "it is on record now"
+
+
+def test_a_clock_decides_no_exit_status(chapter, start):
+    start(chapter)
+    edit(chapter / "exactly.py", '"pace": 3.0', '"pace": 1.0')
+    assert start(chapter).returncode == 0
+    assert "holds on this machine" in {claim["verdict"] for claim in results_of(chapter)["claims"]}
+
+
+def test_quick_writes_nothing_has_one_seed_and_judges_no_training(chapter, start):
+    run = start(chapter, "--quick")
+    assert run.returncode == 0, run.stderr
+    assert "[not measured in quick mode] It learns" in run.stdout and "[exact] It is so" in run.stdout
+    assert run.stdout.count("a line of the section's own") == 1
+    assert not (chapter.parent.parent / "docs").exists()
+
+
+def test_json_has_stdout_to_itself(chapter, start):
+    run = start(chapter, "--quick", "--json")
+    assert json.loads(run.stdout)["quick"] is True
+    assert "a line of the section's own" in run.stderr
+
+
+@pytest.mark.parametrize("options", [["--seed", "-1"], ["--seed", "one"], ["--quik"], ["more"]])
+def test_a_wrong_option_is_one_line(chapter, start, options):
+    for path in (chapter, chapter / "exactly.py"):
+        run = start(path, *options)
+        assert run.returncode == 2
+        assert re.fullmatch(r"minitransformers: .*\n", run.stderr)
+
+
+def test_the_order_names_every_section(chapter, start):
+    edit(chapter / "__main__.py", '"learns", ', "")
+    with pytest.raises(ValueError, match="order has exactly; the folder exactly, learns"):
+        start(chapter)
+
+
+@pytest.mark.parametrize("file", ["", "exactly.py"])
+def test_python_runs_the_folder_and_a_file_of_it(chapter, file):
+    run = subprocess.run([sys.executable, str(chapter / file), "--quick"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "[exact] It is so" in run.stdout and ("Does it learn?" in run.stdout) == (not file)
+
+
+def test_the_cells_run_where_argv_is_somebody_elses(chapter, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    load_section(chapter / "exactly.py").main()
+    assert "[exact] It is so" in capsys.readouterr().out
+    assert not (chapter.parent.parent / "docs").exists()
+
+
+@pytest.fixture
+def section(tmp_path):
+    return Section(tmp_path / "s.py", "Title", kind="arithmetic")
+
+
+def test_a_section_says_what_it_lacks(section, tmp_path):
+    with pytest.raises(ValueError, match="kind: got 'true', wants one of exact, arithmetic, trained, timed"):
+        Section(tmp_path / "s.py", "Title", kind="true")
+    with pytest.raises(ValueError, match="has no experiment"):
+        section.measure()
+    with pytest.raises(ValueError, match="claim 'c': the rule has no docstring"):
+        section.claim("c", paper="p")(lambda found: True)
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="makes no section"):
+        load_section(tmp_path / "empty.py")
+
+
+def test_some_seeds_hold_and_some_do_not(section, capsys):
+    @section.experiment
+    def experiment(rng):
+        yield "draw", 0, {"number": float(rng.random())}
+
+    @section.claim("It is above a half", paper="p")
+    def rule(found):
+        """Above a half."""
+        return found["number"]["draw"][0] > 0.5
+
+    draws = [np.random.default_rng(seed).random() for seed in range(3)]
+    (claim,) = section.measure()["claims"]
+    assert claim["verdict"] == f"holds in {sum(draw > 0.5 for draw in draws)} of 3" and claim["state"] == "mixed"
+
+
+@pytest.mark.parametrize("path", ["error", "", "a..b", ".a", "a b.c"])
+def test_a_values_path_must_be_dotted(section, path):
+    with pytest.raises(ValueError, match="path"):
+        section.value(path, 1)
+
+
+def test_a_table_needs_a_cell_for_each_column(section):
+    with pytest.raises(ValueError, match="rows"):
+        section.table("t", ["a", "b"], [[1]])
