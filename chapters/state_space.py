@@ -333,7 +333,7 @@ def scan_work_section():
             steps = Counted.operations
         chapter.value(f"scans.{name}.exponent", exponent(sizes, counts[name]))
         rows.append((name, counts[name][-1] / sizes[-1], steps, exponent(sizes, counts[name])))
-    chapter.table("scan-work", ["order", f"products a position, L = {sizes[-1]}", "operations in turn", "exponent in L"], rows)
+    chapter.table("scan-work", ["order", f"products a position, L = {sizes[-1]}", "sequential operations", "exponent in L"], rows)
     linear = max(exponent(sizes, counts[name]) for name in ("sequential", "chunked", "associative"))
     doubling = exponent(sizes, counts["Hillis-Steele"])
     chapter.claim(

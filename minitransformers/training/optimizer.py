@@ -29,7 +29,7 @@ from minitransformers.training.flat_tree import FlatTree, aligned_zeros
 from minitransformers.training.threads import in_threads
 
 _CHUNK = 32_768  # elements of each array that are worked on at a time: they fit in L2
-# Many parameters are worth two threads. Larger chunks for them: threads take turns at the interpreter between operations.
+# Many parameters are worth two threads. Larger chunks for them: threads share the interpreter between operations.
 _TWO_THREADS_FROM, _THREAD_CHUNK = 4_000_000, 131_072
 
 
