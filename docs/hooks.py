@@ -24,6 +24,7 @@ from minitransformers.foundation.catalogue import Entry
 _log = logging.getLogger("mkdocs.hooks.minitransformers")
 _FORMULA = re.compile(r'<div class="arithmatex">(.*?)</div>', re.DOTALL)
 _TAG = re.compile(r"\\tag\{(\d+)\}")
+_ANCHOR = re.compile(r'<[^>]+\bid="([^"]+)"')
 _JUMP = '<a class="jump" href="#source" data-search-exclude>Code</a>'
 
 
@@ -51,11 +52,12 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, **_: object)
     """Inline the figures and name the parts; where the page has a module, set the source beside the derivation."""
     html = parts.name_parts(figures.fill(html, (Path(config.docs_dir) / page.file.src_uri).parent))
     exhibit = exhibit_of(page, config)
-    if exhibit is None:
-        return html
-    forms = _forms(exhibit, config)
-    text = _link_formulas(html, forms[0].listing).replace("</h1>", "</h1>" + _museum_line(page, config, exhibit), 1)
-    return f'<div class="beside"><div class="beside__text">{text}</div>{code_panel.render(forms)}{_JUMP}</div>'
+    if exhibit is not None:
+        forms = _forms(exhibit, config)
+        text = _link_formulas(html, forms[0].listing).replace("</h1>", "</h1>" + _museum_line(page, config, exhibit), 1)
+        html = f'<div class="beside"><div class="beside__text">{text}</div>{code_panel.render(forms)}{_JUMP}</div>'
+    page.present_anchor_ids = {*(page.present_anchor_ids or ()), *_ANCHOR.findall(html)}  # equations can be linked to
+    return html
 
 
 def exhibit_of(page: Page, config: MkDocsConfig) -> exhibits.Exhibit | None:

@@ -44,11 +44,15 @@ class Listing:
         return [line for line, numbers in sorted(self.lit.items()) if number in numbers]
 
     def opening(self, functions: Iterable[str]) -> tuple[int, int]:
-        """Where the function of the file's name begins, or the first of those given; and the first numbered line from there on."""
+        """The first numbered line of the function of the file's name, or of the first of those given, after where its function begins.
+
+        Where the function has none, a helper below it has, or one above.
+        """
         known = [self.functions[name] for name in functions if name in self.functions]
-        head = self.functions.get(PurePosixPath(self.path).stem, min(known, default=self.first))
+        start = self.functions.get(PurePosixPath(self.path).stem, min(known, default=self.first))
         numbered = sorted(self.lit)
-        return head, next((line for line in numbered if line >= head), min(numbered, default=head))
+        first = next((line for line in numbered if line >= start), min(numbered, default=start))
+        return max((line for line in self.functions.values() if line <= first), default=first), first
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ function renderFormulas() {
 
 const panel = document.querySelector(".panel");
 const addressed = (link) => document.getElementById(link.hash.slice(1));
-const shown = (element) => element.getClientRects().length > 0;
+const shown = (element) => element.checkVisibility(); // neither in another form nor in a fold
 const isBeside = () => getComputedStyle(panel).position === "sticky"; // on a phone the code follows the text
 const numbersOf = (element) => element.dataset.eq.split(" ");
 

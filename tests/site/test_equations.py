@@ -1,12 +1,8 @@
 """The numbers in a module's header, on its lines and on its page are one set; and the check of that can fail."""
 
-from pathlib import Path
-
 import pytest
 from _hooks import code_panel, equations
-from site_pages import DOCS, ROOT, page_paths
-
-from minitransformers import catalogue
+from site_pages import DOCS, exhibit_of, page_paths
 
 MODULE = '''"""Scale.
 
@@ -50,19 +46,13 @@ $$ not a formula \tag{7} $$
 """
 
 
-def module_beside(page: Path) -> Path:
-    return (ROOT / "minitransformers" / page).with_suffix(".py")
-
-
-@pytest.mark.parametrize("page", [page for page in page_paths() if module_beside(page).is_file()], ids=str)
+@pytest.mark.parametrize("page", [page for page in page_paths() if exhibit_of(page)], ids=str)
 def test_header_lines_and_page_agree(page):
-    problems = equations.problems(module_beside(page).read_text(encoding="utf-8"), (DOCS / page).read_text(encoding="utf-8"))
+    exhibit, markdown = exhibit_of(page), (DOCS / page).read_text(encoding="utf-8")
+    problems = equations.problems(exhibit.main.file.read_text(encoding="utf-8"), markdown)
+    for form in exhibit.forms:
+        problems += equations.problems_of_form(form.file.read_text(encoding="utf-8"), markdown, form.file.name)
     assert not problems, f"docs/{page}: " + "; ".join(problems)
-
-
-def test_every_concept_has_a_page():
-    missing = [f"{e.chapter}/{e.name}.md" for e in catalogue.concepts().values() if not (DOCS / e.chapter / f"{e.name}.md").is_file()]
-    assert not missing, f"concepts without a page: {', '.join(missing)}"
 
 
 def test_a_complete_set_passes():
@@ -86,6 +76,12 @@ def test_the_check_refuses(module, page, message):
     assert any(message in problem for problem in problems), problems
 
 
+def test_another_form_may_bear_the_numbers_of_the_page_alone():
+    form = "def fast(g, x):\n    return g * x  # (1)\n"
+    assert equations.problems_of_form(form, PAGE, "fast.py") == []
+    assert equations.problems_of_form(form.replace("(1)", "(1) (4)"), PAGE, "fast.py") == ["(4) on the code lines of fast.py, but not on the page"]
+
+
 def test_the_numbers_leave_the_code_and_the_rest_of_the_comment_stays():
     lines, marks = equations.split_comments(MODULE)
     assert lines[15] == "    out = g * x"
@@ -106,10 +102,71 @@ def test_a_number_in_a_long_statement_lights_all_of_it():
 
 def test_the_panel_starts_after_the_imports_and_folds_docstrings():
     listing = code_panel.read(MODULE, "scale.py")
-    html = code_panel.render(listing)
+    html = code_panel.render([code_panel.Form("plain", listing)])
     assert listing.first == 10
     assert [(fold.first, fold.last, fold.label) for fold in listing.folds.values()] == [(14, 15, "docstring")]
     assert "import" not in html and 'id="L24"' in html and html.count("(3)") == 1
+
+
+CHECKED = '''
+def scale(g, x, form):
+    """One line."""
+    n = len(x)
+    if not g:
+        raise invalid("g")
+    for name in ("x", "y"):
+        check_finite(name)
+
+    if form != "plain":
+        raise invalid("form")
+    rows = x.reshape(n, -1)
+    out = g * rows  # (1)
+    if out is None:
+        raise RuntimeError
+    return out
+
+
+@procedure(
+    title="Tool",
+)
+def tool(x):
+    if x:
+        raise invalid("x")
+'''
+
+
+def test_checks_before_the_first_number_fold_to_one_word():
+    listing = code_panel.read(CHECKED, "scale.py")
+    assert [(fold.first, fold.last, fold.label) for fold in listing.folds.values()] == [(5, 11, "checks"), (19, 21, "label")]
+    html = code_panel.render([code_panel.Form("plain", listing)])
+    fold = html[html.index('<details class="fold fold--checks">') :].split("</details>")[0]
+    summary, hidden = fold.split("</summary>")
+    assert "checks" in summary and "raise" not in summary and 'id="L' not in summary
+    assert [f'id="L{line}"' in hidden for line in (4, 5, 6, 11, 12)] == [False, True, True, True, False]
+
+
+def test_the_panel_opens_at_the_first_numbered_line_of_the_pages_function():
+    listing = code_panel.read("a = 1  # (1)\n\n\n@concept(title=1)\ndef scale(x):\n    y = x\n    return y  # (2)\n", "norms/scale.py")
+    assert listing.opening(["scale"]) == (4, 6)
+    assert listing.opening([]) == (4, 6), "the function of the file's name"
+    helped = code_panel.read("def _g(x):\n    y = x\n    return y  # (1)\n\n\ndef f(x):\n    return _g(x)\n", "scale.py")
+    assert helped.opening(["f"]) == (1, 2), "its helper stands above it"
+    assert code_panel.read("a = 1  # (1)\n\n\ndef f(x):\n    return x\n", "scale.py").opening(["f"]) == (1, 1)
+    assert code_panel.read("def f(x):\n    return x\n", "tools.py").opening(["f"]) == (1, 1)
+
+
+def test_one_form_has_no_tabs_and_several_have_one_each():
+    plain, fast = code_panel.read(MODULE, "scale.py"), code_panel.read(MODULE, "scale_fast.py", "scale_fast-L")
+    assert "panel__pick" not in code_panel.render([code_panel.Form("plain", plain)])
+    html = code_panel.render([code_panel.Form("plain", plain), code_panel.Form("fast", fast)])
+    assert html.count("panel__pick") == 2 and html.count(" checked>") == 1 and ">fast</label>" in html
+    assert html.count('id="L16" data-eq="1"') == html.count('id="scale_fast-L16" data-eq="1"') == 1
+
+
+def test_functions_that_share_a_file_are_listed_in_their_order():
+    listing = code_panel.read("def b(x):\n    return x\n\n\ndef a(x):\n    return x\n", "tools.py")
+    assert '<a href="#L1">b</a><a href="#L5">a</a>' in code_panel.render([code_panel.Form("plain", listing, ("a", "b"))])
+    assert "panel__functions" not in code_panel.render([code_panel.Form("plain", listing, ("a",))])
 
 
 HOW_TO = (DOCS / "how-to-add-a-concept.md").read_text(encoding="utf-8")

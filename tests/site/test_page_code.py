@@ -16,7 +16,7 @@ PAGES = [page for page in page_paths() if "```python" in (DOCS / page).read_text
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_the_code_on_the_page(page, monkeypatch):
-    known = dict(catalogue.concepts())
+    known = dict(catalogue.entries())
     monkeypatch.setattr(catalogue, "_entries", known)  # what a page labels stays on the page
     document = READER.parse(DOCS / page)
     document.namespace["__name__"] = f"docs.{page.stem.replace('-', '_')}"

@@ -1,9 +1,10 @@
 """The parts of the build, one by one: measured numbers, tables, claims, figures, navigation."""
 
 import json
+from dataclasses import replace
 
 import pytest
-from _hooks import figures, museum, navigation, prose, results
+from _hooks import figures, museum, navigation, parts, prose, results
 from site_pages import DOCS
 
 from minitransformers import catalogue
@@ -94,6 +95,35 @@ def test_a_missing_figure_is_reported(docs):
     assert warnings == ["the figure results/speed.svg is missing: run the chapter's script"]
 
 
+def test_figures_on_lines_that_follow_each_other_stand_side_by_side(docs):
+    for name in ("a", "b", "c"):
+        (docs / "norms" / f"{name}.svg").write_text(SVG)
+    text = figures.mark("![A](a.svg)\n![B](b.svg)\n\nWords.\n\n![C](c.svg)\n", docs / "norms", pytest.fail)
+    pair, alone = text.split("Words.")
+    assert pair.startswith('<div class="plates" markdown="1">\n<figure') and pair.count("<figure ") == 2 and "</div>\n\n" in pair
+    assert alone.count("<figure ") == 1 and "plates" not in alone
+
+
+TABLE = "<table>\n<thead>\n<tr>\n<th>{}</th>\n<th>{}</th>\n<th{}>{}</th>\n</tr>\n</thead></table>"
+
+
+@pytest.mark.parametrize(
+    ("heads", "named"),
+    [
+        (("symbol", "shape", "", "meaning"), True),
+        (("Symbol", "Shape", ' style="text-align: left;"', "Meaning"), True),
+        (("Symbol", "Shape", "", "What it decides"), False),
+    ],
+)
+def test_a_table_of_symbols_is_told_by_its_heads(heads, named):
+    assert ('<table class="symbols">' in parts.name_parts(TABLE.format(*heads))) is named
+
+
+def test_the_question_of_an_exercise_has_an_address():
+    html = parts.name_parts("<p><strong>Exercise 2.</strong> Why?</p><p><strong>Exercise</strong></p>")
+    assert html == '<p class="exercise" id="exercise-2"><strong>Exercise 2.</strong> Why?</p><p><strong>Exercise</strong></p>'
+
+
 def test_pages_come_as_the_index_links_to_them_and_chapters_in_reading_order(tmp_path):
     for name in ("zebra/a.md", "norms/a.md", "norms/b.md", "norms/c.md", "basics/linear.md", "index.md", "training.md", "glossary.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -117,8 +147,30 @@ def test_sources_link_to_arxiv():
 
 def test_the_line_under_the_title_shows_what_was_checked():
     entry = catalogue.concepts()["rms_norm"]
-    line = museum.museum_line(entry, "minitransformers/norms/rms_norm.py", {"gradient": 3.1e-10, "parity": None}, [("Forward", "forward")])
-    assert "gradient 3·10⁻¹⁰" in line and "parity" not in line and '<a href="#forward">Forward</a>' in line
+    line = museum.museum_line([entry], "minitransformers/norms/rms_norm.py", {"gradient": 3.1e-10, "parity": None}, [("Forward", "forward")])
+    assert "<b>Largest relative error</b>" in line and "3·10⁻¹⁰ of the gradient against central differences" in line
+    assert "published" not in line and "no gradient" not in line and '<a href="#forward">Forward</a>' in line
+    line = museum.museum_line([entry], "x.py", {"gradient": 1e-10, "parity": 0.0}, [])
+    assert "1·10⁻¹⁰ of the gradient" in line and ">0 against a published implementation" in line
+
+
+def test_the_line_of_procedures_names_each_source_once_and_says_what_they_are():
+    procedure = replace(catalogue.concepts()["rms_norm"], is_procedure=True, source="Ba 2016")
+    line = museum.museum_line([procedure, procedure, replace(procedure, source="Xu 2019")], "x.py", {}, [])
+    assert "<b>Source</b> Ba 2016; Xu 2019<" in line and "<b>Procedure</b> they have no gradient" in line and "error" not in line
+
+
+def test_tables_have_concepts_and_procedures_and_say_which_is_which(tmp_path):
+    concept = catalogue.concepts()["rms_norm"]
+    tool = replace(concept, name="tool", title="Tool", roles=(), is_procedure=True)
+    checks = {"rms_norm": {"gradient": 2e-13, "parity": 0.0}}
+    table = museum.concept_table([concept, tool], checks, lambda entry: f"[{entry.title}]({entry.page}.md)")
+    assert "| Concept | Role | Source | Gradient error | Parity error |" in table and 'class="legend"' in table
+    assert "| [RMSNorm](rms_norm.md) | norm | " in table and "| 2·10⁻¹³ | 0 |" in table
+    assert "| [Tool](rms_norm.md) | procedure | " in table
+    assert "legend" not in museum.concept_table([tool], {}, lambda entry: entry.title)
+    home = museum.catalogue_table({"norms": "Norms", "basics": "Basics"}, [tool, concept], tmp_path, lambda entry: entry.title)
+    assert "| Norms | RMSNorm<br>*Procedures:* Tool |" in home and "| Basics |  |" in home
 
 
 def test_every_chapter_with_pages_has_an_index():
