@@ -121,7 +121,7 @@ def _shift(blocks, offset):
 
 
 def _near_scores(scores, place, near_place, rank, positions):
-    """What is said of all pairs, (..., #queries, #keys), for the pairs that are near: (blocks, ..., window, near)."""
+    """A mask or bias of all pairs, (..., #queries, #keys), for the pairs that are near: (blocks, ..., window, near)."""
     rows = np.zeros_like(place) if scores.shape[-2] == 1 else np.minimum(place, positions - 1)
     columns = np.zeros_like(near_place) if scores.shape[-1] == 1 else np.clip(near_place, 0, positions - 1)
     picked = np.moveaxis(scores[..., rows, columns], -3, 0)
@@ -133,8 +133,8 @@ def _from_near_scores(dnear, shape, place, near_place, positions):
     dnear = np.moveaxis(dnear.reshape(len(dnear), *shape[:-2], *dnear.shape[-2:]), 0, -3)
     rows = np.broadcast_to(np.zeros_like(place) if shape[-2] == 1 else np.minimum(place, positions - 1), dnear.shape[-3:])
     columns = np.broadcast_to(np.zeros_like(near_place) if shape[-1] == 1 else np.clip(near_place, 0, positions - 1), dnear.shape[-3:])
-    cells = (rows * shape[-1] + columns).ravel()
-    sums = [np.bincount(cells, weights=part.ravel(), minlength=shape[-2] * shape[-1]) for part in dnear.reshape(-1, *dnear.shape[-3:])]
+    cells = (rows * shape[-1] + columns).ravel()             # the last cell is near to itself, so there is a sum for every one
+    sums = [np.bincount(cells, weights=part.ravel()) for part in dnear.reshape(-1, *dnear.shape[-3:])]
     return np.array(sums).reshape(shape).astype(dnear.dtype)
 
 

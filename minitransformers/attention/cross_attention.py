@@ -109,7 +109,7 @@ def cross_attention(
 ):
     """Every position of x gathers from the positions of the memory, in num_heads ways.
 
-    bias is added to the scores, mask says True where a query may see a key (False on padding of the memory): both
+    bias is added to the scores, mask is True where a query may see a key (False on padding of the memory): both
     broadcast to (..., heads, queries, keys). prepare and core are those of multi_head_attention.
     Returns out, shaped like x, and backward: dout -> CrossAttention, dx, dmemory, dbias (None without a bias).
     Where several layers read one memory, its gradient is the sum of theirs.

@@ -12,7 +12,7 @@ not sum to 1, or are negative, are measured by their absolute shares.
     support = 1 / sum over keys of shares^2                  (4)
     bound = 1 / (1 + (keys - 1) exp(-spread))                (5)
 
-The entropy of n equal shares is log n and their support is n. A query that weighs nothing has 0 in all three.
+The entropy of n equal shares is log n and their support is n. A query whose weights are all 0 has 0 in all three.
 """
 
 from collections.abc import Callable, Sequence

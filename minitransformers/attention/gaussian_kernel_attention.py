@@ -1,4 +1,4 @@
-"""Gaussian-kernel attention: a key weighs by its distance from the query, and a key where the query is weighs 1.
+"""Gaussian-kernel attention: the weight of a key falls with its distance from the query, and is 1 where the two coincide.
 
 Time and memory are those of scaled dot-product attention. Sources: Chen et al. 2021 (Skyformer), arXiv:2111.00035, section
 4 (this kernel, with the bandwidth sqrt(d_head)); Nadaraya 1964 and Watson 1964 (the normalised form). Differs from the

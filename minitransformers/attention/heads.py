@@ -97,7 +97,7 @@ def sum_over_keys(a: Float[Array, "... queries keys"]) -> Float[Array, "... quer
 def dot_over_keys(a: Float[Array, "... queries keys"], b: Float[Array, "... queries keys"]) -> Float[Array, "... queries"]:
     """The sum over the keys of a b, without their product as an array.
 
-    Attention keeps scores as (..., keys, queries) in memory and hands out a transposed view. There np.vecdot, which takes
+    Attention keeps scores as (..., keys, queries) in memory and returns a transposed view. There np.vecdot, which takes
     one query after the other, is thirty times slower; einsum goes along the memory.
     """
     return np.einsum("...k,...k->...", a, b)

@@ -97,7 +97,7 @@ def multi_head_attention(
 ):
     """Every position gathers from the positions that it may see, in num_heads ways.
 
-    bias is added to the scores, mask says True where a query may see a key: both broadcast to (..., heads, queries, keys).
+    bias is added to the scores, mask is True where a query may see a key: both broadcast to (..., heads, queries, keys).
     prepare(params.prepare, query, key, positions=...) -> (query, key), backward (see attention/prepare) and
     core(params.core, query, key, value, bias, mask=mask) -> heads, backward (see attention/core) work on
     (..., heads, positions, d_head).

@@ -33,25 +33,6 @@ class PolynomialAttention(NamedTuple):
 
 
 @concept(
-    title="Polynomial attention",
-    source="Saratchandran et al. 2024, arXiv:2410.18613",
-    example=lambda rng: core_example(rng, PolynomialAttention(rng.normal(size=4))),
-    roles=("core",),
-)
-def polynomial_attention(
-    params: PolynomialAttention | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
-    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
-    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
-    decay: Annotated[float, at_least(0)] = 0.5,
-):  # fmt: skip
-    """Attention whose weights are a polynomial of the scores, of either sign. A core.
-
-    Arguments and results are those of weighted_attention. decay as in polynomial_weights.
-    """
-    return weighted_attention(params, query, key, value, bias, weighting=partial(polynomial_weights, decay=decay), mask=mask, scale=scale)
-
-
-@concept(
     title="Polynomial attention, its weights",
     source="Saratchandran et al. 2024, arXiv:2410.18613",
     example=lambda rng: example(PolynomialAttention(rng.normal(size=4)), rng.normal(size=(2, 3, 4, 5)), mask=some_mask()),
@@ -93,6 +74,25 @@ def polynomial_weights(
         return PolynomialAttention(dcoefficients), dscores
 
     return weights, backward
+
+
+@concept(
+    title="Polynomial attention",
+    source="Saratchandran et al. 2024, arXiv:2410.18613",
+    example=lambda rng: core_example(rng, PolynomialAttention(rng.normal(size=4))),
+    roles=("core",),
+)
+def polynomial_attention(
+    params: PolynomialAttention | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
+    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
+    decay: Annotated[float, at_least(0)] = 0.5,
+):  # fmt: skip
+    """Attention whose weights are a polynomial of the scores, of either sign. A core.
+
+    Arguments and results are those of weighted_attention. decay as in polynomial_weights.
+    """
+    return weighted_attention(params, query, key, value, bias, weighting=partial(polynomial_weights, decay=decay), mask=mask, scale=scale)
 
 
 def _polynomial(cs, x):

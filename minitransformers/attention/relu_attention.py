@@ -1,4 +1,4 @@
-"""ReLU attention: a key weighs as much as its score is positive, divided by the number of keys.
+"""ReLU attention: the weight of a key is the positive part of its score, divided by the number of keys.
 
 No exponential and no sum over the keys; time and memory are otherwise the softmax's. Source: Wortsman et al. 2023,
 arXiv:2309.08586, section 3 (of the family L^-alpha relu, alpha = 1). Differs from the paper: n counts the keys that a
@@ -20,24 +20,6 @@ from numpy import ndarray as Array
 from minitransformers.attention.heads import check_scores, count_keys
 from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
 from minitransformers.foundation import bad, concept, example, finite, slot
-
-
-@concept(
-    title="ReLU attention",
-    source="Wortsman et al. 2023, arXiv:2309.08586, section 3",
-    example=lambda rng: core_example(rng, None),
-    roles=("core",),
-)
-def relu_attention(
-    params: None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
-    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
-    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
-):  # fmt: skip
-    """Attention that reads the keys whose scores are positive. A core.
-
-    Arguments and results are those of weighted_attention.
-    """
-    return weighted_attention(params, query, key, value, bias, weighting=slot(relu_weights), mask=mask, scale=scale)
 
 
 @concept(
@@ -70,3 +52,21 @@ def relu_weights(
         return dscores
 
     return weights, backward
+
+
+@concept(
+    title="ReLU attention",
+    source="Wortsman et al. 2023, arXiv:2309.08586, section 3",
+    example=lambda rng: core_example(rng, None),
+    roles=("core",),
+)
+def relu_attention(
+    params: None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
+    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
+):  # fmt: skip
+    """Attention that reads the keys whose scores are positive. A core.
+
+    Arguments and results are those of weighted_attention.
+    """
+    return weighted_attention(params, query, key, value, bias, weighting=slot(relu_weights), mask=mask, scale=scale)

@@ -1,4 +1,4 @@
-"""Sigmoid attention: every key is weighed by itself, and no key takes weight from another.
+"""Sigmoid attention: every key is weighted by itself, and no key takes weight from another.
 
 Without a sum over the keys a row needs no second pass and no exchange between parts of a sequence; time and memory are the
 softmax's. Source: Ramapuram et al. 2024, arXiv:2409.04431, section 2. Differs from the paper: n counts the keys that a
@@ -28,24 +28,6 @@ class SigmoidAttention(NamedTuple):
     """What is added to all scores, one number a head; without it, -log of the number of keys that a query may see."""
 
     offset: Annotated[Float[Array, "heads"], finite]
-
-
-@concept(
-    title="Sigmoid attention",
-    source="Ramapuram et al. 2024, arXiv:2409.04431, section 2",
-    example=lambda rng: core_example(rng, SigmoidAttention(rng.normal(size=3))),
-    roles=("core",),
-)
-def sigmoid_attention(
-    params: SigmoidAttention | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
-    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
-    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
-):  # fmt: skip
-    """Attention in which every key is weighted by itself. A core.
-
-    Arguments and results are those of weighted_attention.
-    """
-    return weighted_attention(params, query, key, value, bias, weighting=sigmoid_weights, mask=mask, scale=scale)
 
 
 @concept(
@@ -83,3 +65,21 @@ def sigmoid_weights(
         return doffset, dscores
 
     return weights, backward
+
+
+@concept(
+    title="Sigmoid attention",
+    source="Ramapuram et al. 2024, arXiv:2409.04431, section 2",
+    example=lambda rng: core_example(rng, SigmoidAttention(rng.normal(size=3))),
+    roles=("core",),
+)
+def sigmoid_attention(
+    params: SigmoidAttention | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
+    value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
+    mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
+):  # fmt: skip
+    """Attention in which every key is weighted by itself. A core.
+
+    Arguments and results are those of weighted_attention.
+    """
+    return weighted_attention(params, query, key, value, bias, weighting=sigmoid_weights, mask=mask, scale=scale)

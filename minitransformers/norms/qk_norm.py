@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Real
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, checked, concept, example
+from minitransformers.foundation import at_least, checked, concept, example, invalid
 from minitransformers.norms.rms_norm import RmsNorm, rms_norm
 
 
@@ -70,6 +70,9 @@ def qk_norm(
     dkey_gain), dquery, dkey.
     Raises ValueError when a gain does not fit its last axis or eps is negative.
     """
+    for name, gain, x in (("query_gain", params.query_gain, query), ("key_gain", params.key_gain, key)):
+        if gain.shape != x.shape[-1:]:                       # inside an attention no annotation is checked, and one gain would broadcast
+            raise invalid(f"params.{name}", got=f"shape {gain.shape}", wants=f"{x.shape[-1:]}")
     out_query, query_backward = rms_norm(RmsNorm(params.query_gain), query, eps=eps)  # (1)
     out_key, key_backward = rms_norm(RmsNorm(params.key_gain), key, eps=eps)  # (2)
 

@@ -4,6 +4,9 @@ import importlib
 import pkgutil
 from functools import partial
 
+import numpy as np
+import pytest
+
 from minitransformers import attention
 from minitransformers.attention.banded_attention import banded_attention
 from minitransformers.attention.core import softmax_attention
@@ -78,3 +81,26 @@ CORES = {
 def labelled(role):
     """The names of the chapter's entries that have the role."""
     return {name for name, entry in catalogue._entries.items() if entry.chapter == "attention" and entry.has_role(role)}
+
+
+def assert_takes_the_softmax_s_place(core, weighting, params):
+    """The core is attention with the weighting's weights of scale q k + bias, under the mask; params are for three heads."""
+    rng = np.random.default_rng(12)
+    q, k, v = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 1, 6, 5)), rng.normal(size=(2, 3, 6, 7))
+    bias, mask, scale = rng.normal(size=(3, 4, 6)), rng.random((2, 1, 4, 6)) < 0.7, -0.3
+    out, backward = core(params, q, k, v, bias, mask=mask, scale=scale)
+    weights, weights_backward = weighting(params, scale * q @ k.swapaxes(-1, -2) + bias, mask=mask)
+    np.testing.assert_allclose(out, weights @ v, rtol=0, atol=1e-13)
+    dout = rng.normal(size=out.shape)
+    dparams, dscores = weights_backward(dout @ v.swapaxes(-1, -2))
+    expected = (scale * dscores @ k, (scale * dscores.swapaxes(-1, -2) @ q).sum(1, keepdims=True), weights.swapaxes(-1, -2) @ dout, dscores.sum(0))
+    found, *gradients = backward(dout)
+    for own, theirs in zip((*gradients, *(found or ())), (*expected, *(dparams or ())), strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-12)
+
+
+def assert_refuses_masks_that_do_not_fit(weighting, params):
+    """One that does not broadcast to the scores, or would give the weights axes that the scores have not; params are for three heads."""
+    for shape in ((3, 4, 5), (7, 1, 1, 1, 1)):
+        with pytest.raises(ValueError, match="mask: got shape"):
+            weighting(params, np.ones((2, 3, 4, 6)), mask=np.ones(shape, bool))

@@ -7,12 +7,18 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 
+from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.cross_attention import CrossAttention, cross_attention, cross_attention_step, init_cross_attention
 from minitransformers.attention.masks import padding_mask
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention
+from minitransformers.attention.prepare import on_both, unprepared
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.attention.softmax_off_by_one import SoftmaxOffByOne, softmax_off_by_one_attention
+from minitransformers.basics.chain import chain
 from minitransformers.basics.linear import Linear
-from minitransformers.foundation import assert_gradients, check_gradients, trees
+from minitransformers.foundation import assert_gradients, check_gradients, trees, trusted
+from minitransformers.norms.qk_norm import QkNorm, qk_norm
+from minitransformers.positional.rope import rope
 
 
 def random_params(rng, d_model=6, d_memory=5, d_heads=4):
@@ -50,8 +56,8 @@ def test_equals_one_query_at_a_time_and_its_gradients(num_heads, scale):
     bias, dout = rng.normal(size=(2, num_heads, 3, 4)), rng.normal(size=(2, 3, 6))
     mask = rng.random((2, num_heads, 3, 4)) < 0.7
     mask[..., 0] = True
-    out, backward = cross_attention(params, x, memory, bias, num_heads=num_heads, mask=mask, scale=scale)
-    plain = tuple(tuple(part) for part in params)
+    out, backward = cross_attention(params, x, memory, bias, num_heads=num_heads, mask=mask, core=partial(softmax_attention, scale=scale))
+    plain = tuple(tuple(part) for part in params[:4])
     np.testing.assert_allclose(out, textbook_attention(plain, x, memory, bias, mask, num_heads, scale), rtol=0, atol=1e-12)
     loss = lambda *a: anp.sum(dout * textbook_attention(*a, mask, num_heads, scale))  # noqa: E731
     expected = autograd.grad(loss, (0, 1, 2, 3))(plain, x, memory, bias)
@@ -63,7 +69,7 @@ def test_a_sequence_as_its_own_memory_is_self_attention_and_the_two_gradients_ad
     rng = np.random.default_rng(1)
     params, x, dout = random_params(rng, 6, 6), rng.normal(size=(2, 4, 6)), rng.normal(size=(2, 4, 6))
     out, backward = cross_attention(params, x, x, num_heads=2)
-    expected, self_backward = multi_head_attention(MultiHeadAttention(*params), x, num_heads=2, causal=False)
+    expected, self_backward = multi_head_attention(MultiHeadAttention(*params), x, num_heads=2, core=softmax_attention)
     np.testing.assert_array_equal(out, expected)
     _, dx, dmemory, _ = backward(dout)
     np.testing.assert_allclose(dx + dmemory, self_backward(dout)[1], rtol=0, atol=1e-13)
@@ -162,7 +168,64 @@ def test_steps_over_a_memory_equal_the_whole_and_project_it_once():
         out, state = cross_attention_step(params, x[:, t : t + 1], state, num_heads=2, mask=mask)
         pieces.append(out)
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected, rtol=0, atol=1e-13)
-    assert state is first
+    assert state.length == 5 and first.length == 2
+    assert state.key is first.key and state.value is first.value
+
+
+NORMED = {"prepare": partial(chain, parts=(qk_norm, on_both(rope))), "core": softmax_off_by_one_attention}
+
+
+def with_slots(rng):
+    return random_params(rng, d_heads=4)._replace(prepare=(QkNorm(*rng.normal(size=(2, 2))), None), core=SoftmaxOffByOne(rng.normal(size=2)))
+
+
+def test_what_prepare_and_core_learn_gets_its_gradient():
+    rng = np.random.default_rng(11)
+    sequences = rng.normal(size=(1, 2, 6)), rng.normal(size=(1, 3, 5))
+    report = trusted(check_gradients)(cross_attention, with_slots(rng), *sequences, num_heads=2, second_opinion=False, **NORMED)
+    assert report.passed, str(report)
+    learned = {"params.prepare.0.query_gain", "params.prepare.0.key_gain", "params.core.sink"}
+    assert learned <= {argument.path for argument in report.arguments}
+
+
+@pytest.mark.parametrize("sizes", [[1] * 5, [5], [2, 1, 2]])
+def test_steps_prepare_the_memory_once_and_every_query_at_its_own_place(sizes):
+    rng = np.random.default_rng(12)
+    params, x, memory = with_slots(rng), rng.normal(size=(2, 5, 6)), rng.normal(size=(2, 4, 5))
+    expected, _ = cross_attention(params, x, memory, num_heads=2, **NORMED)
+    state, pieces, start = None, [], 0
+    for size in sizes:
+        out, state = cross_attention_step(params, x[:, start : start + size], state, num_heads=2, memory=memory, **NORMED)
+        pieces.append(out)
+        start += size
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected, rtol=0, atol=1e-13)
+
+
+def test_a_prepare_is_told_the_positions_none_for_whole_sequences():
+    seen = []
+
+    def told(params, query, key, *, positions):
+        seen.append(positions)
+        return unprepared(params, query, key, positions=positions)
+
+    params, x, memory = random_params(np.random.default_rng(13)), np.ones((1, 3, 6)), np.ones((1, 4, 5))
+    cross_attention(params, x, memory, num_heads=2, prepare=told)
+    _, state = cross_attention_step(params, x, None, memory=memory, num_heads=2, prepare=told)
+    cross_attention_step(params, x[:, :2], state, num_heads=2, prepare=told)
+    assert [None if p is None else p.tolist() for p in seen] == [None, None, [0, 1, 2], [3, 4]]  # the memory's, then the queries'
+
+
+def test_what_is_learned_for_another_number_of_heads_is_refused_even_where_it_would_broadcast():
+    params = random_params(np.random.default_rng(14))._replace(core=SoftmaxOffByOne(np.ones(4)))
+    with pytest.raises(ValueError, match=r"params\.core\.sink: got 4 heads"):
+        cross_attention(params, np.ones((2, 3, 6)), np.ones((2, 4, 5)), num_heads=2, core=softmax_off_by_one_attention)
+
+
+@pytest.mark.parametrize("argument", ["mask", "bias"])
+def test_a_mask_or_a_bias_does_not_add_axes_to_the_output(argument):
+    params, more = random_params(np.random.default_rng(15)), np.ones((5, 1, 1, 3, 4), bool if argument == "mask" else float)
+    with pytest.raises(ValueError, match=rf"{argument}: got shape \(5, 1, 1, 3, 4\), wants a shape that broadcasts to the scores"):
+        cross_attention(params, np.ones((2, 3, 6)), np.ones((2, 4, 5)), num_heads=2, **{argument: more})
 
 
 def test_the_first_step_needs_the_memory():
@@ -172,8 +235,8 @@ def test_the_first_step_needs_the_memory():
 
 def test_fresh_weights_read_the_width_of_the_memory():
     params = init_cross_attention(np.random.default_rng(9), 64, num_heads=4, d_memory=256, residual_std=0.01)
-    assert [part.weight.shape for part in params] == [(64, 64), (256, 64), (256, 64), (64, 64)]
-    np.testing.assert_allclose([part.weight.std() for part in params], [1 / 8, 1 / 16, 1 / 16, 0.01], rtol=0.05)
+    assert [part.weight.shape for part in params[:4]] == [(64, 64), (256, 64), (256, 64), (64, 64)]
+    np.testing.assert_allclose([part.weight.std() for part in params[:4]], [1 / 8, 1 / 16, 1 / 16, 0.01], rtol=0.05)
 
 
 @pytest.mark.parity
@@ -187,7 +250,7 @@ def test_equals_torch_with_another_width_of_the_memory():
     module = torch.nn.MultiheadAttention(6, 3, kdim=5, vdim=5, batch_first=True, dtype=torch.float64)
     projections = module.q_proj_weight, module.k_proj_weight, module.v_proj_weight, module.out_proj.weight
     with torch.no_grad():
-        for part, weight in zip(params, projections, strict=True):
+        for part, weight in zip(params[:4], projections, strict=True):
             weight.copy_(torch.tensor(part.weight.T))
         module.in_proj_bias.copy_(torch.tensor(np.concatenate([part.bias for part in params[:3]])))
         module.out_proj.bias.copy_(torch.tensor(params.output.bias))
@@ -199,6 +262,6 @@ def test_equals_torch_with_another_width_of_the_memory():
     np.testing.assert_allclose(out, theirs.detach().numpy(), rtol=0, atol=1e-11)
     np.testing.assert_allclose(dx, inputs.grad.numpy(), rtol=0, atol=1e-11)
     np.testing.assert_allclose(dmemory, memories.grad.numpy(), rtol=0, atol=1e-11)
-    for own, weight in zip(dparams, projections, strict=True):
+    for own, weight in zip(dparams[:4], projections, strict=True):
         np.testing.assert_allclose(own.weight.T, weight.grad.numpy(), rtol=0, atol=1e-11)
     np.testing.assert_allclose(np.concatenate([p.bias for p in dparams[:3]]), module.in_proj_bias.grad.numpy(), rtol=0, atol=1e-11)

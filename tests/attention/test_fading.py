@@ -1,15 +1,17 @@
 """Fading: the three measures, the bound, and the table of the setting in which softmax fades and SSMax does not."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from attention_cases import WEIGHTINGS
 
-from minitransformers import catalogue
 from minitransformers.attention.fading import fading, focus, largest_possible
 from minitransformers.attention.softmax_off_by_one import softmax_off_by_one
 from minitransformers.basics.softmax import softmax
 
 SIZES = (10, 100, 1000, 10_000)
-EVERY = [pytest.param(entry.function, id=name) for name, entry in catalogue.concepts(role="weighting").items()]
+EVERY = [pytest.param(partial(weighting, None), id=name) for name, (weighting, _) in WEIGHTINGS.items()]
 
 
 def one_marked(keys):
@@ -57,7 +59,7 @@ def test_the_support_lies_between_the_inverse_of_the_largest_share_and_the_expon
 
 
 def test_the_softmax_fades_as_the_table_says():
-    found = fading(None, one_marked(SIZES[-1]), sizes=SIZES)
+    found = fading(one_marked(SIZES[-1]), sizes=SIZES)
     np.testing.assert_allclose(found.largest, [0.9428, 0.5999, 0.1293, 0.0146], atol=5e-5)
     assert np.all(np.diff(found.largest) < 0) and np.all(np.diff(found.support) > 0)
     np.testing.assert_array_equal(found.keys, SIZES)
@@ -67,12 +69,12 @@ def test_a_base_of_n_does_not_fade():
     def base_n(scores):
         return softmax(0.43 * np.log(scores.shape[-1]) * scores)
 
-    found = fading(base_n, one_marked(SIZES[-1]), sizes=SIZES)
+    found = fading(one_marked(SIZES[-1]), sizes=SIZES, weighting=base_n)
     np.testing.assert_allclose(found.largest, [0.9401, 0.9951, 0.9996, 1.0], atol=5e-5)
 
 
 def test_the_bound_is_reached_by_one_score_at_the_top_and_all_others_at_the_bottom():
-    found = fading(None, one_marked(SIZES[-1]), sizes=SIZES)
+    found = fading(one_marked(SIZES[-1]), sizes=SIZES)
     np.testing.assert_allclose(found.largest, largest_possible(found.keys, spread=5.0), rtol=1e-12)
 
 
@@ -80,18 +82,18 @@ def test_no_scores_exceed_the_bound_and_a_bound_without_the_spread_is_exceeded()
     scores = np.random.default_rng(3).normal(size=(200, 64))
     spread = np.ptp(scores, axis=-1)
     largest = focus(softmax(scores)[0]).largest
-    assert all(top <= largest_possible(64, spread=s) for top, s in zip(largest, spread, strict=True))
-    assert largest.max() > largest_possible(64, spread=float(spread.min()) / 2)
+    assert all(top <= largest_possible(np.array(64), spread=s) for top, s in zip(largest, spread, strict=True))
+    assert largest.max() > largest_possible(np.array(64), spread=float(spread.min()) / 2)
 
 
 def test_a_sink_hides_no_fading_as_shares_are_of_what_is_weighed():
     scores = one_marked(50)
-    np.testing.assert_allclose(fading(softmax_off_by_one, scores, sizes=[50])[1:], fading(None, scores, sizes=[50])[1:], rtol=1e-12)
+    np.testing.assert_allclose(fading(scores, sizes=[50], weighting=partial(softmax_off_by_one, None))[1:], fading(scores, sizes=[50])[1:], rtol=1e-12)
 
 
 @pytest.mark.parametrize("weighting", EVERY)
 def test_every_weighting_of_the_catalogue_can_be_measured(weighting):
-    found = fading(weighting, np.random.default_rng(4).normal(size=(2, 3, 64)), sizes=[1, 8, 64])
+    found = fading(np.random.default_rng(4).normal(size=(2, 3, 64)), sizes=[1, 8, 64], weighting=weighting)
     assert np.all((found.largest >= 0) & (found.largest <= 1)) and np.all(found.support <= found.keys + 1e-9)
     assert np.all(found.entropy <= np.log(found.keys) + 1e-9)
 
@@ -99,12 +101,12 @@ def test_every_weighting_of_the_catalogue_can_be_measured(weighting):
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: fading(None, np.ones((2, 4)), sizes=[5]), "sizes"),
-        (lambda: fading(None, np.ones((2, 4)), sizes=[0]), "sizes"),
+        (lambda: fading(np.ones((2, 4)), sizes=[5]), "sizes"),
+        (lambda: fading(np.ones((2, 4)), sizes=[0]), "sizes"),
         (lambda: focus(np.ones((3, 0))), "weights"),
         (lambda: focus(np.array([1.0, np.nan])), "weights"),
-        (lambda: largest_possible(4, spread=-1.0), "spread"),
-        (lambda: largest_possible(4, spread=np.nan), "spread"),
+        (lambda: largest_possible(np.array(4), spread=-1.0), "spread"),
+        (lambda: largest_possible(np.array(4), spread=np.nan), "spread"),
     ],
 )
 def test_a_bad_argument_is_named(call, named):
@@ -122,7 +124,7 @@ def test_the_entropy_is_that_of_scipy():
 @pytest.mark.parametrize("sizes", [[], [2.5], [0]])
 def test_sizes_are_whole_numbers_of_keys(sizes):
     with pytest.raises(ValueError, match="sizes: got"):
-        fading(None, np.zeros((2, 4)), sizes=sizes)
+        fading(np.zeros((2, 4)), sizes=sizes)
 
 
 def test_no_key_has_no_largest_weight():

@@ -7,17 +7,25 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 
+from minitransformers.attention.core import causal, causal_attention
+from minitransformers.attention.gaussian_kernel_attention import GaussianKernel, gaussian_kernel_attention
 from minitransformers.attention.grouped_query_attention import (
     GroupedQueryAttention,
     grouped_query_attention,
+    grouped_query_attention_step,
     init_grouped_query_attention,
     pool_heads,
 )
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, init_multi_head_attention, multi_head_attention
+from minitransformers.attention.polynomial_attention import PolynomialAttention, polynomial_attention
+from minitransformers.attention.prepare import on_both, unprepared
+from minitransformers.attention.scalable_softmax import ScalableSoftmax, scalable_softmax_attention
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.attention.softmax_off_by_one import SoftmaxOffByOne, softmax_off_by_one_attention
+from minitransformers.basics.chain import chain
 from minitransformers.basics.linear import Linear
-from minitransformers.foundation import assert_gradients, check_gradients, trees
+from minitransformers.foundation import assert_gradients, check_gradients, trees, trusted
 from minitransformers.positional.rope import rope
 
 
@@ -50,7 +58,8 @@ def test_equals_one_head_at_a_time_and_its_gradients(num_kv_heads, scale):
     params, x, bias = random_params(rng, 6, num_kv_heads), rng.normal(size=(2, 3, 5)), rng.normal(size=(2, 6, 3, 3))
     mask = (rng.random((2, 6, 3, 3)) < 0.6) | np.eye(3, dtype=bool)
     dout = rng.normal(size=x.shape)
-    out, backward = grouped_query_attention(params, x, bias, num_heads=6, num_kv_heads=num_kv_heads, mask=mask, scale=scale)
+    core = partial(causal_attention, scale=scale)
+    out, backward = grouped_query_attention(params, x, bias, num_heads=6, num_kv_heads=num_kv_heads, mask=mask, core=core)
     plain, allowed = tuple(tuple(part) for part in params[:4]), mask & np.tri(3, dtype=bool)
     np.testing.assert_allclose(out, textbook_attention(plain, x, bias, allowed, 6, num_kv_heads, scale), rtol=0, atol=1e-12)
     loss = lambda *a: anp.sum(dout * textbook_attention(*a, allowed, 6, num_kv_heads, scale))  # noqa: E731
@@ -113,20 +122,20 @@ def test_key_heads_must_divide_the_query_heads_and_the_values(num_kv_heads, d_ke
 
 def test_gradients_pass_through_the_rotation_of_the_shared_keys():
     rng = np.random.default_rng(4)
-    assert_gradients(grouped_query_attention, random_params(rng), rng.normal(size=(1, 3, 5)), num_heads=4, num_kv_heads=2, rotate=rope)
+    assert_gradients(grouped_query_attention, random_params(rng), rng.normal(size=(1, 3, 5)), num_heads=4, num_kv_heads=2, prepare=on_both(rope))
 
 
 def test_a_core_put_in_gets_a_group_axis_and_one_copy_of_the_keys():
     rng, seen = np.random.default_rng(5), []
 
-    def core(query, key, value):
-        seen.extend(a.shape for a in (query, key, value))
-        return scaled_dot_product_attention(query, key, value, mask=causal_mask(3))
+    def core(params, query, key, value, bias=None, *, mask=None):
+        seen.extend(a.shape for a in (query, key, value, bias, mask))
+        return causal_attention(params, query, key, value, bias, mask=mask)
 
-    params, x = random_params(rng, 6, 2), rng.normal(size=(2, 3, 5))
-    out, backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2, attend=core)
-    expected, expected_backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2)
-    assert seen == [(2, 2, 3, 3, 2), (2, 2, 1, 3, 2), (2, 2, 1, 3, 3)]
+    params, x, bias, mask = random_params(rng, 6, 2), rng.normal(size=(2, 3, 5)), rng.normal(size=(6, 3, 3)), rng.random((2, 1, 3, 3)) < 0.7
+    out, backward = grouped_query_attention(params, x, bias, num_heads=6, num_kv_heads=2, mask=mask, core=core)
+    expected, expected_backward = grouped_query_attention(params, x, bias, num_heads=6, num_kv_heads=2, mask=mask)
+    assert seen == [(2, 2, 3, 3, 2), (2, 2, 1, 3, 2), (2, 2, 1, 3, 3), (2, 3, 3, 3), (2, 1, 1, 3, 3)]
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(backward(x)[1], expected_backward(x)[1])
 
@@ -165,19 +174,19 @@ def test_fresh_key_projections_are_as_narrow_as_the_groups_are_few():
 def test_the_checker_refuses_the_gradient_of_one_head_of_the_group():
     """The keys are read by every head of their group: one head's gradient is not the sum."""
 
-    def first_of_the_group(query, key, value):
+    def first_of_the_group(params, query, key, value, bias=None, *, mask=None):
         copies = [np.repeat(a, query.shape[-3], axis=-3) for a in (key, value)]
         out, backward = scaled_dot_product_attention(query, *copies, mask=causal_mask(3))
 
         def wrong_backward(dout):
             dquery, dkey, dvalue, _ = backward(dout)
-            return dquery, dkey[..., :1, :, :], dvalue[..., :1, :, :]
+            return None, dquery, dkey[..., :1, :, :], dvalue[..., :1, :, :], None
 
         return out, wrong_backward
 
     rng = np.random.default_rng(9)
     report = check_gradients(
-        partial(grouped_query_attention, num_heads=4, num_kv_heads=2, attend=first_of_the_group), random_params(rng), rng.normal(size=(2, 3, 5))
+        partial(grouped_query_attention, num_heads=4, num_kv_heads=2, core=first_of_the_group), random_params(rng), rng.normal(size=(2, 3, 5))
     )
     assert not report.passed
     assert {a.path.split(".", 1)[-1] for a in report.arguments if a.cause} == {"key.weight", "value.weight", "value.bias", "x"}
@@ -242,7 +251,7 @@ def test_equals_llama_attention_of_hugging_face():
     hidden = torch.zeros(1, 1, 5, 5, dtype=torch.float64).masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
     theirs = module(inputs, position_embeddings=(angles.cos(), angles.sin()), attention_mask=hidden)[0]
     theirs.backward(torch.tensor(dout))
-    out, backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2, rotate=partial(rope, base=100.0))
+    out, backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2, prepare=on_both(partial(rope, base=100.0)))
     dparams, dx, _ = backward(dout)
     np.testing.assert_allclose(out, theirs.detach().numpy(), rtol=0, atol=1e-11)
     np.testing.assert_allclose(dx, inputs.grad.numpy(), rtol=0, atol=1e-11)
@@ -250,20 +259,54 @@ def test_equals_llama_attention_of_hugging_face():
         np.testing.assert_allclose(own.weight.T, projection.weight.grad.numpy(), rtol=0, atol=1e-11)
 
 
-def test_another_weighting_reaches_the_heads():
-    def nothing(scores, *, mask):
-        return 0 * scores, lambda dweights: 0 * dweights
+def test_another_core_reaches_the_heads():
+    def nothing(params, query, key, value, bias=None, *, mask=None):
+        return 0 * query, None
 
     params = init_grouped_query_attention(np.random.default_rng(0), 4, num_heads=2, num_kv_heads=1, bias=False, dtype=np.float64)
-    assert not grouped_query_attention(params, np.ones((3, 4)), num_heads=2, num_kv_heads=1, weighting=nothing)[0].any()
+    assert not grouped_query_attention(params, np.ones((3, 4)), num_heads=2, num_kv_heads=1, core=nothing)[0].any()
 
 
-def stretched(gains, query, key):
-    """A normaliser that is linear: a gain for each feature of a head's query, and of its key."""
-    return (gains[0] * query, gains[1] * key), None
+def told(seen):
+    """A prepare that notes the positions it is told, which every prepare is."""
+
+    def prepare(params, query, key, *, positions):
+        seen.append(positions)
+        return unprepared(params, query, key, positions=positions)
+
+    return prepare
 
 
-def test_a_normaliser_acts_on_each_head_before_the_rotation():
+def test_a_prepare_is_told_the_positions_none_for_a_whole_text():
+    params, x, seen = random_params(np.random.default_rng(0)), np.ones((1, 3, 5)), []
+    config = {"num_heads": 4, "num_kv_heads": 2, "prepare": told(seen)}
+    grouped_query_attention(params, x, **config)
+    _, state = grouped_query_attention_step(params, x, None, **config)
+    grouped_query_attention_step(params, x[:, :2], state, **config)
+    assert seen[0] is None and seen[1].tolist() == [0, 1, 2] and seen[2].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("heads", [2, 8, 3])
+def test_what_is_learned_for_another_number_of_heads_is_refused_even_where_it_would_broadcast(heads):
+    """A group has two heads, and two texts have eight rows of scores, but there are four heads."""
+    params = random_params(np.random.default_rng(1))._replace(core=SoftmaxOffByOne(np.ones(heads)))
+    with pytest.raises(ValueError, match=f"params.core.sink: got {heads} heads"):
+        grouped_query_attention(params, np.ones((2, 3, 5)), num_heads=4, num_kv_heads=2, core=causal(softmax_off_by_one_attention))
+
+
+@pytest.mark.parametrize("argument", ["mask", "bias"])
+def test_a_mask_or_a_bias_does_not_add_axes_to_the_output(argument):
+    params, more = random_params(np.random.default_rng(2)), np.ones((5, 1, 1, 3, 3), bool if argument == "mask" else float)
+    with pytest.raises(ValueError, match=rf"{argument}: got shape \(5, 1, 1, 3, 3\), wants a shape that broadcasts to the scores"):
+        grouped_query_attention(params, np.ones((2, 3, 5)), num_heads=4, num_kv_heads=2, **{argument: more})
+
+
+def stretched(gains, query, key, *, positions=None):
+    """A prepare that is linear: a gain for each feature of a head's query, and of its key."""
+    return (gains[0] * query, gains[1] * key), lambda dboth: (None, gains[0] * dboth[0], gains[1] * dboth[1])
+
+
+def test_a_prepare_acts_on_each_head_in_the_order_of_the_chain():
     rng = np.random.default_rng(0)
     params, x = random_params(rng), rng.normal(size=(2, 3, 5))
     gains = tuple(np.random.default_rng(1).normal(size=(2, 2)))
@@ -271,57 +314,59 @@ def test_a_normaliser_acts_on_each_head_before_the_rotation():
         Linear(part.weight * np.tile(gain, heads), part.bias * np.tile(gain, heads))
         for part, gain, heads in zip((params.query, params.key), gains, (4, 2), strict=True)
     )
-    expected, _ = grouped_query_attention(params._replace(query=query, key=key), x, num_heads=4, num_kv_heads=2, rotate=rope)
-    out, _ = grouped_query_attention(params._replace(normalizer=gains), x, num_heads=4, num_kv_heads=2, rotate=rope, normalize=stretched)
+    call = partial(grouped_query_attention, num_heads=4, num_kv_heads=2)
+    expected, _ = call(params._replace(query=query, key=key), x, prepare=on_both(rope))
+    out, _ = call(params._replace(prepare=(gains, None)), x, prepare=partial(chain, parts=(stretched, on_both(rope))))
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13)
 
 
 LEARNED = {
-    "scalable_softmax": lambda rng: (rng.normal(size=(4, 1)), rng.normal(size=(4, 5))),
-    "softmax_off_by_one": lambda rng: (rng.normal(size=(4, 1)),),
-    "polynomial_attention": lambda rng: (rng.normal(size=3),),  # which has no axis of heads
+    "scalable_softmax": (scalable_softmax_attention, lambda rng: ScalableSoftmax(*rng.normal(size=(2, 4)))),
+    "softmax_off_by_one": (softmax_off_by_one_attention, lambda rng: SoftmaxOffByOne(rng.normal(size=4))),
+    "polynomial_attention": (polynomial_attention, lambda rng: PolynomialAttention(rng.normal(size=3))),  # which has no axis of heads
+    "gaussian_kernel_attention": (gaussian_kernel_attention, lambda rng: GaussianKernel(np.exp(rng.normal(size=4)))),
 }
 
 
-@pytest.mark.parametrize("weighting", LEARNED)
-def test_what_a_weighting_learns_is_trained_with_the_projections(weighting):
-    rng = np.random.default_rng(13)
-    params, x = random_params(rng)._replace(learned=LEARNED[weighting](rng)), rng.normal(size=(2, 5, 5))
-    mask, bias = rng.random((4, 5, 5)) < 0.8, rng.normal(size=(4, 5, 5))
-    call = partial(grouped_query_attention, num_heads=4, num_kv_heads=2, weighting=weighting, mask=mask)
-    report = check_gradients(call, params, x, bias)
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_a_core_learns_is_trained_with_the_projections(name):
+    rng, (core, learn) = np.random.default_rng(13), LEARNED[name]
+    params, x = random_params(rng, d_model=3, d_value=2)._replace(core=learn(rng)), rng.normal(size=(1, 3, 3))
+    mask, bias = rng.random((4, 3, 3)) < 0.8, rng.normal(size=(4, 1, 3))
+    call = partial(grouped_query_attention, num_heads=4, num_kv_heads=2, core=causal(core), mask=mask)
+    report = trusted(check_gradients)(call, params, x, bias, second_opinion=False)
     assert report.passed, str(report)
-    assert "params.learned.0" in [argument.path for argument in report.arguments]
-    assert all(np.abs(dlearned).max() > 1e-3 for dlearned in call(params, x, bias)[1](rng.normal(size=x.shape))[0].learned)
+    assert f"params.core.{params.core._fields[0]}" in [argument.path for argument in report.arguments]
+    assert all(np.abs(part).max() > 1e-3 for part in call(params, x, bias)[1](rng.normal(size=x.shape))[0].core)
 
 
-@pytest.mark.parametrize("weighting", LEARNED)
+@pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
-def test_learned_weightings_are_those_of_multi_head_attention_with_copied_keys(weighting, num_kv_heads):
-    rng = np.random.default_rng(14)
+def test_learned_cores_are_those_of_multi_head_attention_with_copied_keys(name, num_kv_heads):
+    rng, (core, learn) = np.random.default_rng(14), LEARNED[name]
     params, x, dout = random_params(rng, 4, num_kv_heads), *rng.normal(size=(2, 2, 5, 5))
-    learned = LEARNED[weighting](rng)
+    learned = learn(rng)
 
     def copied(part):
         return Linear(*(a.reshape(*a.shape[:-1], num_kv_heads, -1).repeat(4 // num_kv_heads, -2).reshape(*a.shape[:-1], -1) for a in part))
 
-    same = MultiHeadAttention(params.query, copied(params.key), copied(params.value), params.output, learned)
-    wanted, wanted_backward = multi_head_attention(same, x, num_heads=4, weighting=weighting)
-    out, backward = grouped_query_attention(params._replace(learned=learned), x, num_heads=4, num_kv_heads=num_kv_heads, weighting=weighting)
-    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-12)
+    same = MultiHeadAttention(params.query, copied(params.key), copied(params.value), params.output, core=learned)
+    wanted, wanted_backward = multi_head_attention(same, x, num_heads=4, core=causal(core))
+    out, backward = grouped_query_attention(params._replace(core=learned), x, num_heads=4, num_kv_heads=num_kv_heads, core=causal(core))
+    np.testing.assert_allclose(out, wanted, rtol=1e-13, atol=1e-12)
     (dparams, dx, _), (wanted_dparams, wanted_dx, _) = backward(dout), wanted_backward(dout)
-    np.testing.assert_allclose(dx, wanted_dx, rtol=0, atol=1e-11)
-    for own, theirs in zip(dparams.learned, wanted_dparams.learned, strict=True):
-        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(dx, wanted_dx, rtol=1e-12, atol=1e-11)
+    for own, theirs in zip(dparams.core, wanted_dparams.core, strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=1e-12, atol=1e-11)
     if num_kv_heads == 4:
         for (path, own), (_, theirs) in zip(trees.leaves(dparams), trees.leaves(wanted_dparams), strict=True):
-            np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11, err_msg=path)
+            np.testing.assert_allclose(own, theirs, rtol=1e-12, atol=1e-11, err_msg=path)
 
 
-def test_a_weighting_starts_as_in_multi_head_attention_and_goes_along_when_heads_are_pooled():
+def test_what_the_slots_learn_goes_along_when_heads_are_pooled():
     rng = np.random.default_rng(15)
-    settings = {"num_heads": 4, "weighting": "scalable_softmax", "max_positions": 7, "dtype": np.float64}
-    grouped, whole = init_grouped_query_attention(rng, 8, num_kv_heads=2, **settings), init_multi_head_attention(rng, 8, **settings)
-    np.testing.assert_array_equal(grouped.learned[0], whole.learned[0])
-    assert pool_heads(whole, num_heads=4, num_kv_heads=2).learned is whole.learned
-    assert init_grouped_query_attention(rng, 8, num_heads=4, num_kv_heads=2, weighting="sparsemax").learned is None
+    whole = init_multi_head_attention(rng, 8, num_heads=4, dtype=np.float64)._replace(prepare=(1.0, None), core=ScalableSoftmax(np.ones(4)))
+    pooled = pool_heads(whole, num_heads=4, num_kv_heads=2)
+    assert pooled.core is whole.core and pooled.prepare is whole.prepare
+    fresh = init_grouped_query_attention(rng, 8, num_heads=4, num_kv_heads=2)
+    assert fresh.core is None and fresh.prepare is None

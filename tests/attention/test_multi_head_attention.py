@@ -7,12 +7,23 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 
-from minitransformers.attention.gaussian_kernel_attention import gaussian_kernel_attention
+from minitransformers.attention.core import causal, causal_attention, softmax_attention
+from minitransformers.attention.gaussian_kernel_attention import GaussianKernel, gaussian_kernel_attention
 from minitransformers.attention.masks import causal_mask
-from minitransformers.attention.multi_head_attention import MultiHeadAttention, init_multi_head_attention, multi_head_attention
+from minitransformers.attention.multi_head_attention import (
+    MultiHeadAttention,
+    init_multi_head_attention,
+    multi_head_attention,
+    multi_head_attention_step,
+)
+from minitransformers.attention.prepare import on_both, unprepared
+from minitransformers.attention.scalable_softmax import init_scalable_softmax_attention, scalable_softmax_attention
 from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
+from minitransformers.attention.sigmoid_attention import sigmoid_attention
+from minitransformers.attention.softmax_off_by_one import SoftmaxOffByOne, softmax_off_by_one_attention
+from minitransformers.basics.chain import chain
 from minitransformers.basics.linear import Linear
-from minitransformers.foundation import assert_gradients, check_gradients, trees
+from minitransformers.foundation import assert_gradients, check_gradients, slot, trees, trusted
 from minitransformers.positional.rope import rope
 
 
@@ -47,15 +58,16 @@ def textbook_attention(params, x, bias, allowed, num_heads, scale=None):
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("looks_back", [True, False])
 @pytest.mark.parametrize("num_heads, d_values", [(1, 4), (2, 2), (4, 8)])
-def test_equals_one_query_at_a_time_and_its_gradients(num_heads, d_values, causal, scale):
+def test_equals_one_query_at_a_time_and_its_gradients(num_heads, d_values, looks_back, scale):
     rng = np.random.default_rng(0)
     params, x, bias = random_params(rng, d_values=d_values), rng.normal(size=(2, 3, 6)), rng.normal(size=(2, num_heads, 3, 3))
     mask = (rng.random((2, 1, 3, 3)) < 0.6) | np.eye(3, dtype=bool)
-    allowed = np.broadcast_to(mask & np.tri(3, dtype=bool) if causal else mask, bias.shape)
+    allowed = np.broadcast_to(mask & np.tri(3, dtype=bool) if looks_back else mask, bias.shape)
     dout = rng.normal(size=x.shape)
-    out, backward = multi_head_attention(params, x, bias, num_heads=num_heads, causal=causal, mask=mask, scale=scale)
+    core = partial(causal_attention if looks_back else softmax_attention, scale=scale)
+    out, backward = multi_head_attention(params, x, bias, num_heads=num_heads, mask=mask, core=core)
     plain = tuple(tuple(part) for part in params[:4])
     np.testing.assert_allclose(out, textbook_attention(plain, x, bias, allowed, num_heads, scale), rtol=0, atol=1e-12)
     loss = lambda *a: anp.sum(dout * textbook_attention(*a, allowed, num_heads, scale))  # noqa: E731
@@ -66,7 +78,7 @@ def test_equals_one_query_at_a_time_and_its_gradients(num_heads, d_values, causa
 
 def test_one_head_with_identity_weights_is_scaled_dot_product_attention():
     x, eye = np.random.default_rng(1).normal(size=(2, 5, 4)), Linear(np.eye(4), None)
-    out, _ = multi_head_attention(MultiHeadAttention(eye, eye, eye, eye), x, num_heads=1, causal=False)
+    out, _ = multi_head_attention(MultiHeadAttention(eye, eye, eye, eye), x, num_heads=1, core=softmax_attention)
     np.testing.assert_allclose(out, scaled_dot_product_attention(x, x, x)[0], rtol=0, atol=1e-14)
 
 
@@ -92,23 +104,24 @@ def test_the_order_of_the_heads_does_not_matter():
 def test_without_positions_the_order_of_the_tokens_is_not_seen():
     rng = np.random.default_rng(3)
     params, x, order = random_params(rng), rng.normal(size=(2, 5, 6)), rng.permutation(5)
-    attend = partial(multi_head_attention, params, num_heads=2, causal=False)
+    attend = partial(multi_head_attention, params, num_heads=2, core=softmax_attention)
     np.testing.assert_allclose(attend(x[:, order])[0], attend(x)[0][:, order], rtol=0, atol=1e-13)
 
 
 def test_a_rotation_makes_the_order_count_but_not_the_starting_point():
     rng = np.random.default_rng(4)
     params, x = random_params(rng), rng.normal(size=(2, 5, 6))
-    rotated, _ = multi_head_attention(params, x, num_heads=2, causal=False, rotate=rope)
-    shifted, _ = multi_head_attention(params, x, num_heads=2, causal=False, rotate=partial(rope, positions=np.arange(5) + 11))
-    backwards, _ = multi_head_attention(params, x[:, ::-1], num_heads=2, causal=False, rotate=rope)
+    attend = partial(multi_head_attention, params, num_heads=2, core=softmax_attention)
+    rotated, _ = attend(x, prepare=on_both(rope))
+    shifted, _ = attend(x, prepare=on_both(lambda a, positions: rope(a, positions=np.arange(5) + 11)))
+    backwards, _ = attend(x[:, ::-1], prepare=on_both(rope))
     np.testing.assert_allclose(shifted, rotated, rtol=0, atol=1e-13)
     assert np.abs(backwards[:, ::-1] - rotated).max() > 1e-2
 
 
 def test_gradients_pass_through_the_rotation():
     rng = np.random.default_rng(5)
-    assert_gradients(multi_head_attention, random_params(rng), rng.normal(size=(1, 3, 6)), num_heads=2, rotate=rope)
+    assert_gradients(multi_head_attention, random_params(rng), rng.normal(size=(1, 3, 6)), num_heads=2, prepare=on_both(rope))
 
 
 def test_the_key_bias_has_no_gradient():
@@ -137,20 +150,24 @@ def test_later_tokens_change_nothing_and_get_no_gradient():
 def test_a_core_put_in_takes_the_place_of_the_usual_one():
     rng = np.random.default_rng(8)
     params, x, dout = random_params(rng), rng.normal(size=(2, 4, 6)), rng.normal(size=(2, 4, 6))
-    causal_core = partial(scaled_dot_product_attention, mask=causal_mask(4))
-    out, backward = multi_head_attention(params, x, num_heads=2, attend=causal_core)
+    out, backward = multi_head_attention(params, x, num_heads=2, core=causal(slot(scaled_dot_product_attention)))
     expected, expected_backward = multi_head_attention(params, x, num_heads=2)
-    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-14)
     for (path, own), (_, theirs) in zip(trees.leaves(backward(dout)), trees.leaves(expected_backward(dout)), strict=True):
-        np.testing.assert_array_equal(own, theirs, err_msg=path)
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-13, err_msg=path)
 
 
-@pytest.mark.parametrize("extra", [{"mask": np.ones((4, 4), bool)}, {"bias": np.zeros((4, 4))}, {"scale": 0.5}])
-def test_a_core_put_in_holds_its_own_mask_bias_and_scale(extra):
-    with pytest.raises(ValueError, match="attend"):
-        multi_head_attention(
-            random_params(np.random.default_rng(9)), np.ones((1, 4, 6)), num_heads=2, attend=scaled_dot_product_attention, **extra
-        )
+def test_a_core_gets_the_heads_the_bias_and_the_mask_of_the_call():
+    rng = np.random.default_rng(9)
+    params, x = random_params(rng, d_values=8), rng.normal(size=(2, 4, 6))
+    bias, mask, seen = rng.normal(size=(2, 4, 4)), rng.random((2, 1, 4, 4)) < 0.7, []
+
+    def core(own, query, key, value, bias=None, *, mask=None):
+        seen.append((own, query.shape, key.shape, value.shape, bias, mask))
+        return softmax_attention(None, query, key, value, bias, mask=mask)
+
+    multi_head_attention(params._replace(core="learned"), x, bias, num_heads=2, mask=mask, core=core)
+    assert seen == [("learned", (2, 2, 4, 2), (2, 2, 4, 2), (2, 2, 4, 4), bias, mask)]
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 1, 3)])
@@ -225,8 +242,8 @@ def packed_for_torch(torch, module, params):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("causal", [True, False])
-def test_equals_torch(causal):
+@pytest.mark.parametrize("looks_back", [True, False])
+def test_equals_torch(looks_back):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(15)
     params, x, dout = random_params(rng, d_heads=6), rng.normal(size=(2, 5, 6)), rng.normal(size=(2, 5, 6))
@@ -237,13 +254,14 @@ def test_equals_torch(causal):
     # torch adds a float mask of (batch * heads, queries, keys), and True in its boolean masks means hidden.
     added = torch.tensor(bias.reshape(6, 5, 5), requires_grad=True)
     hidden = torch.zeros(5, 5, dtype=torch.float64)
-    if causal:
+    if looks_back:
         hidden = hidden.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
     padding = torch.zeros(2, 5, dtype=torch.float64).masked_fill(torch.tensor(~real), -torch.inf)
     theirs, _ = module(inputs, inputs, inputs, attn_mask=added + hidden, key_padding_mask=padding)
     theirs.backward(torch.tensor(dout))
 
-    out, backward = multi_head_attention(params, x, bias, num_heads=3, causal=causal, mask=real[:, None, None, :])
+    core = causal_attention if looks_back else softmax_attention
+    out, backward = multi_head_attention(params, x, bias, num_heads=3, mask=real[:, None, None, :], core=core)
     dparams, dx, dbias = backward(dout)
     pairs = [
         (out, theirs.detach()),
@@ -287,43 +305,65 @@ def test_equals_gpt2_attention_of_hugging_face():
     np.testing.assert_allclose(packed, module.c_attn.weight.grad.numpy(), rtol=0, atol=1e-11)
 
 
-def test_what_a_weighting_learns_is_trained_with_the_projections():
+def test_what_a_core_learns_is_trained_with_the_projections():
     rng = np.random.default_rng(21)
-    params = init_multi_head_attention(rng, 6, num_heads=2, weighting="scalable_softmax", max_positions=5, dtype=np.float64)
-    assert params.learned[0].shape == (2, 1)
-    x = rng.normal(size=(2, 5, 6))
-    report = check_gradients(multi_head_attention, params, x, num_heads=2, weighting="scalable_softmax")
+    params = init_multi_head_attention(rng, 4, num_heads=2, bias=False, dtype=np.float64)
+    params = params._replace(core=init_scalable_softmax_attention(rng, num_heads=2, max_positions=5, dtype=np.float64))
+    assert params.core.scale.shape == (2,)
+    call, x = partial(multi_head_attention, num_heads=2, core=causal(scalable_softmax_attention)), rng.normal(size=(1, 3, 4))
+    report = trusted(check_gradients)(call, params, x, second_opinion=False)
     assert report.passed, str(report)
-    assert "params.learned.0" in [argument.path for argument in report.arguments]
-    _, backward = multi_head_attention(params, x, num_heads=2, weighting="scalable_softmax")
-    assert np.abs(backward(rng.normal(size=x.shape))[0].learned[0]).max() > 1e-3
+    assert "params.core.scale" in [argument.path for argument in report.arguments]
+    assert np.abs(call(params, x)[1](rng.normal(size=x.shape))[0].core.scale).max() > 1e-3
 
 
-def test_a_weighting_goes_by_its_name_or_as_a_function():
-    from minitransformers.attention.sigmoid_attention import sigmoid_attention
-
-    rng = np.random.default_rng(22)
-    params, x = init_multi_head_attention(rng, 6, num_heads=2, dtype=np.float64), rng.normal(size=(4, 6))
-    by_name, by_function = (multi_head_attention(params, x, num_heads=2, weighting=w)[0] for w in ("sigmoid_attention", sigmoid_attention))
-    np.testing.assert_array_equal(by_name, by_function)
-    with pytest.raises(ValueError, match="did you mean 'sigmoid_attention'"):
-        multi_head_attention(params, x, num_heads=2, weighting="sigmoid_atention")
-
-
-def test_another_weighting_reaches_the_heads():
-    def nothing(scores, *, mask):
-        return 0 * scores, lambda dweights: 0 * dweights
+def test_another_core_reaches_the_heads():
+    def nothing(params, query, key, value, bias=None, *, mask=None):
+        return 0 * query, None
 
     params = init_multi_head_attention(np.random.default_rng(0), 4, num_heads=2, bias=False, dtype=np.float64)
-    assert not multi_head_attention(params, np.ones((3, 4)), num_heads=2, weighting=nothing)[0].any()
+    assert not multi_head_attention(params, np.ones((3, 4)), num_heads=2, core=nothing)[0].any()
 
 
-def stretched(gains, query, key):
-    """A normaliser that is linear: a gain for each feature of a head's query, and of its key."""
-    return (gains[0] * query, gains[1] * key), None
+def told(seen):
+    """A prepare that notes the positions it is told, which every prepare is."""
+
+    def prepare(params, query, key, *, positions):
+        seen.append(positions)
+        return unprepared(params, query, key, positions=positions)
+
+    return prepare
 
 
-def test_a_normaliser_acts_on_each_head_before_the_rotation():
+def test_a_prepare_is_told_the_positions_none_for_a_whole_text():
+    params, x, seen = random_params(np.random.default_rng(0)), np.ones((1, 3, 6)), []
+    multi_head_attention(params, x, num_heads=2, prepare=told(seen))
+    _, state = multi_head_attention_step(params, x, None, num_heads=2, prepare=told(seen))
+    multi_head_attention_step(params, x[:, :2], state, num_heads=2, prepare=told(seen))
+    assert seen[0] is None and seen[1].tolist() == [0, 1, 2] and seen[2].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("heads", [4, 3])
+def test_what_is_learned_for_another_number_of_heads_is_refused_even_where_it_would_broadcast(heads):
+    """Two texts with two heads each have four rows of scores, but not four heads."""
+    params = random_params(np.random.default_rng(1))._replace(core=SoftmaxOffByOne(np.ones(heads)))
+    with pytest.raises(ValueError, match=f"params.core.sink: got {heads} heads"):
+        multi_head_attention(params, np.ones((2, 3, 6)), num_heads=2, core=causal(softmax_off_by_one_attention))
+
+
+@pytest.mark.parametrize("argument", ["mask", "bias"])
+def test_a_mask_or_a_bias_does_not_add_axes_to_the_output(argument):
+    params, more = random_params(np.random.default_rng(2)), np.ones((5, 1, 1, 3, 3), bool if argument == "mask" else float)
+    with pytest.raises(ValueError, match=rf"{argument}: got shape \(5, 1, 1, 3, 3\), wants a shape that broadcasts to the scores"):
+        multi_head_attention(params, np.ones((2, 3, 6)), num_heads=2, **{argument: more})
+
+
+def stretched(gains, query, key, *, positions=None):
+    """A prepare that is linear: a gain for each feature of a head's query, and of its key."""
+    return (gains[0] * query, gains[1] * key), lambda dboth: (None, gains[0] * dboth[0], gains[1] * dboth[1])
+
+
+def test_a_prepare_acts_on_each_head_in_the_order_of_the_chain():
     rng = np.random.default_rng(0)
     params, x = random_params(rng), rng.normal(size=(2, 3, 6))
     gains = tuple(np.random.default_rng(1).normal(size=(2, 2)))
@@ -331,35 +371,38 @@ def test_a_normaliser_acts_on_each_head_before_the_rotation():
         Linear(part.weight * np.tile(gain, heads), part.bias * np.tile(gain, heads))
         for part, gain, heads in zip((params.query, params.key), gains, (2, 2), strict=True)
     )
-    expected, _ = multi_head_attention(params._replace(query=query, key=key), x, num_heads=2, rotate=rope)
-    out, _ = multi_head_attention(params._replace(normalizer=gains), x, num_heads=2, rotate=rope, normalize=stretched)
+    expected, _ = multi_head_attention(params._replace(query=query, key=key), x, num_heads=2, prepare=on_both(rope))
+    both = partial(chain, parts=(stretched, on_both(rope)))
+    out, _ = multi_head_attention(params._replace(prepare=(gains, None)), x, num_heads=2, prepare=both)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_a_core_by_its_name_gets_the_causal_mask(causal):
+@pytest.mark.parametrize("looks_back", [True, False])
+def test_a_core_under_causal_gets_the_causal_mask(looks_back):
     rng = np.random.default_rng(21)
     params = init_multi_head_attention(rng, 6, num_heads=2, dtype=np.float64)
-    x, dout = rng.normal(size=(2, 4, 6)), rng.normal(size=(2, 4, 6))
-    core = partial(gaussian_kernel_attention, mask=causal_mask(4) if causal else None)
-    (out, backward), (theirs, their_backward) = (
-        multi_head_attention(params, x, num_heads=2, causal=causal, attend=attend) for attend in ("gaussian_kernel_attention", core)
-    )
+    params, x, dout = params._replace(core=GaussianKernel(np.ones(2))), rng.normal(size=(2, 4, 6)), rng.normal(size=(2, 4, 6))
+    core, mask = (causal if looks_back else lambda c: c)(gaussian_kernel_attention), causal_mask(4) if looks_back else None
+    out, backward = multi_head_attention(params, x, num_heads=2, core=core)
+    theirs, their_backward = multi_head_attention(params, x, num_heads=2, mask=mask, core=gaussian_kernel_attention)
     np.testing.assert_array_equal(out, theirs)
-    np.testing.assert_array_equal(backward(dout)[1], their_backward(dout)[1])
+    for (path, own), (_, other) in zip(trees.leaves(backward(dout)), trees.leaves(their_backward(dout)), strict=True):
+        np.testing.assert_array_equal(own, other, err_msg=path)
 
 
 def test_what_a_core_learns_is_not_taken_for_a_bias():
     rng = np.random.default_rng(31)
     params, x = init_multi_head_attention(rng, 8, num_heads=2, dtype=np.float64), rng.normal(size=(6, 8))
-    out, backward = multi_head_attention(params, x, num_heads=2, attend=partial(gaussian_kernel_attention, bandwidth=np.ones(2)))
-    assert backward(out)[2] is None
+    params = params._replace(core=GaussianKernel(np.ones(2)))
+    out, backward = multi_head_attention(params, x, num_heads=2, core=causal(gaussian_kernel_attention))
+    dparams, _, dbias = backward(out)
+    assert dbias is None and dparams.core.bandwidth.all()
 
 
-def test_the_bias_of_the_keys_matters_once_a_rotation_knows_their_places():
+def test_the_bias_of_the_keys_matters_once_a_rotation_knows_their_places_or_keys_do_not_share_what_all_scores_share():
     rng = np.random.default_rng(32)
     params, x = init_multi_head_attention(rng, 8, num_heads=2, dtype=np.float64), rng.normal(size=(6, 8))
     dout = rng.normal(size=x.shape)
-    for rotate, zero in ((None, True), (rope, False)):
-        dkey = multi_head_attention(params, x, num_heads=2, rotate=rotate)[1](dout)[0].key
+    for config, zero in (({}, True), ({"prepare": on_both(rope)}, False), ({"core": causal(sigmoid_attention)}, False)):
+        dkey = multi_head_attention(params, x, num_heads=2, **config)[1](dout)[0].key
         assert (np.abs(dkey.bias).max() < 1e-14) == zero

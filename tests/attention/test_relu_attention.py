@@ -4,11 +4,11 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from attention_cases import assert_refuses_masks_that_do_not_fit, assert_takes_the_softmax_s_place
 
 from minitransformers.attention.masks import causal_mask
-from minitransformers.attention.relu_attention import relu_attention
-from minitransformers.attention.scaled_dot_product_attention import attention_weights, scaled_dot_product_attention
-from minitransformers.foundation import check_gradients
+from minitransformers.attention.relu_attention import relu_attention, relu_weights
+from minitransformers.foundation import check_gradients, slot
 
 
 def textbook(scores, mask):
@@ -31,7 +31,7 @@ def case(seed=0):
 def test_it_is_the_textbook_quotient_and_its_gradient_is_autograd_s(masked):
     scores, mask, dweights = case()
     allowed = mask if masked else np.ones_like(mask)
-    weights, backward = relu_attention(scores, mask=mask if masked else None)
+    weights, backward = relu_weights(scores, mask=mask if masked else None)
     np.testing.assert_allclose(weights, textbook(scores, allowed), rtol=0, atol=1e-15)
     expected = autograd.grad(lambda s: anp.sum(dweights * textbook(s, allowed)))(scores)
     np.testing.assert_allclose(backward(dweights), expected, rtol=0, atol=1e-15)
@@ -40,39 +40,40 @@ def test_it_is_the_textbook_quotient_and_its_gradient_is_autograd_s(masked):
 def test_a_longer_query_makes_the_weights_longer_and_nothing_else():
     rng = np.random.default_rng(1)
     q, k = rng.normal(size=(3, 4)), rng.normal(size=(5, 4))
-    np.testing.assert_allclose(attention_weights(7 * q, k, weighting=relu_attention), 7 * attention_weights(q, k, weighting=relu_attention))
+    long, short = (relu_attention(None, query, k, np.eye(5))[0] for query in (7 * q, q))
+    np.testing.assert_allclose(long, 7 * short)
 
 
 def test_keys_do_not_compete():
     scores, _, _ = case()
     raised = scores.copy()
     raised[:, 2] += 5
-    np.testing.assert_array_equal(np.delete(relu_attention(raised)[0], 2, axis=-1), np.delete(relu_attention(scores)[0], 2, axis=-1))
+    np.testing.assert_array_equal(np.delete(relu_weights(raised)[0], 2, axis=-1), np.delete(relu_weights(scores)[0], 2, axis=-1))
 
 
 def test_dividing_by_the_number_of_keys_keeps_the_weight_of_a_row_as_the_sequence_grows():
     rng = np.random.default_rng(2)
-    sums = [relu_attention(rng.normal(size=(200, n)))[0].sum(-1).mean() for n in (16, 256)]
+    sums = [relu_weights(rng.normal(size=(200, n)))[0].sum(-1).mean() for n in (16, 256)]
     np.testing.assert_allclose(sums, 1 / np.sqrt(2 * np.pi), rtol=0.05)  # the mean of a normal variable's positive part
 
 
 def test_each_query_divides_by_the_keys_that_it_sees():
-    weights = relu_attention(np.ones((5, 5)), mask=causal_mask(5))[0]
+    weights = relu_weights(np.ones((5, 5)), mask=causal_mask(5))[0]
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-14)
 
 
 def test_a_query_that_finds_nothing_reads_zero_and_learns_nothing():
     scores = -np.abs(case()[0])
-    weights, backward = relu_attention(scores)
+    weights, backward = relu_weights(scores)
     assert not weights.any() and not backward(np.ones_like(scores)).any()
 
 
 def test_at_the_kink_the_gradient_is_zero():
-    np.testing.assert_array_equal(relu_attention(np.array([[0.0, 1.0]]))[1](np.ones((1, 2))), [[0, 0.5]])
+    np.testing.assert_array_equal(relu_weights(np.array([[0.0, 1.0]]))[1](np.ones((1, 2))), [[0, 0.5]])
 
 
 def test_extreme_scores_stay_finite_in_float32():
-    weights, backward = relu_attention(np.array([[3e38, -3e38, 3e38]], np.float32))
+    weights, backward = relu_weights(np.array([[3e38, -3e38, 3e38]], np.float32))
     assert np.isfinite(weights).all() and weights.dtype == np.float32 and weights.sum() > 1e38
     np.testing.assert_allclose(backward(np.ones((1, 3), np.float32)), [[1 / 3, 0, 1 / 3]], rtol=1e-6)
 
@@ -81,10 +82,10 @@ def test_the_checker_refuses_a_backward_that_forgets_to_divide_or_to_cut():
     scores, _, _ = case()
 
     def undivided(scores):
-        return relu_attention(scores)[0], lambda dweights: dweights * (scores > 0)
+        return relu_weights(scores)[0], lambda dweights: dweights * (scores > 0)
 
     def uncut(scores):
-        return relu_attention(scores)[0], lambda dweights: dweights / scores.shape[-1]
+        return relu_weights(scores)[0], lambda dweights: dweights / scores.shape[-1]
 
     assert not check_gradients(undivided, scores).passed
     assert not check_gradients(uncut, scores).passed
@@ -94,9 +95,17 @@ def test_the_checker_refuses_a_backward_that_forgets_the_mask():
     scores, mask, _ = case()
 
     def wrong(scores):
-        return relu_attention(scores, mask=mask)[0], relu_attention(scores)[1]
+        return relu_weights(scores, mask=mask)[0], relu_weights(scores)[1]
 
     assert not check_gradients(wrong, scores).passed
+
+
+def test_as_a_core_it_takes_the_softmax_s_place_under_scale_bias_and_mask():
+    assert_takes_the_softmax_s_place(relu_attention, slot(relu_weights), None)
+
+
+def test_a_mask_must_broadcast_to_the_scores():
+    assert_refuses_masks_that_do_not_fit(slot(relu_weights), None)
 
 
 @pytest.mark.parity
@@ -108,7 +117,7 @@ def test_parity_with_torch():
     counts = torch.arange(1, 6, dtype=torch.float64)[:, None]
     theirs = torch.relu((tq @ tk.transpose(-1, -2) / 2).masked_fill(torch.tensor(~causal_mask(5)), -torch.inf)) / counts @ tv
     theirs.backward(torch.tensor(dout))
-    out, backward = scaled_dot_product_attention(q, k, v, mask=causal_mask(5), weighting=relu_attention)
+    out, backward = relu_attention(None, q, k, v, mask=causal_mask(5))
     np.testing.assert_allclose(out, theirs.detach().numpy(), rtol=0, atol=1e-9)
-    for own, their in zip(backward(dout), (tq, tk, tv), strict=False):
+    for own, their in zip(backward(dout)[1:4], (tq, tk, tv), strict=True):
         np.testing.assert_allclose(own, their.grad.numpy(), rtol=0, atol=1e-9)

@@ -6,11 +6,12 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from attention_cases import assert_refuses_masks_that_do_not_fit, assert_takes_the_softmax_s_place
 
+from minitransformers.attention import sparsemax as module
 from minitransformers.attention.masks import causal_mask
-from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
-from minitransformers.attention.sparsemax import sparsemax
-from minitransformers.foundation import check_gradients
+from minitransformers.attention.sparsemax import sparsemax, sparsemax_attention
+from minitransformers.foundation import check_gradients, slot
 
 
 def by_trying_every_support(row):
@@ -163,6 +164,22 @@ def test_the_few_rows_that_take_more_rounds_go_on_by_themselves_and_end_as_they_
         np.testing.assert_allclose(dscores[row], backward_alone(np.cos(scores[row])[None])[0], rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 5.0])
+def test_the_rounds_begin_below_the_threshold_and_as_near_to_it_as_two_sums_tell(spread, monkeypatch):
+    """b = scores - largest, cut at -1, and e = b + 1: (sum of b e - 1) / sum of e, which for equal scores is the threshold."""
+    seen, settle = [], module._settle
+    monkeypatch.setattr(module, "_settle", lambda below, bound: seen.append((below.copy(), bound)) or settle(below, bound))
+    scores, mask, _ = case(6)
+    sparsemax(spread * scores, mask=mask)
+    below, bound = seen[0]
+    threshold = settle(below, bound)[2]
+    for b, found, own in zip(below, bound[:, 0], threshold[:, 0], strict=True):
+        expected = (sum(x * (x + 1) for x in b) - 1) / max(sum(x + 1 for x in b), 1)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+        assert -1 <= found <= own + 1e-14
+        assert spread > 0 or abs(found - own) < 1e-14
+
+
 def test_extreme_scores_stay_finite_in_float32():
     scores = np.array([[3e38, -3e38, 0], [1e30, 1e30, -1e30]], np.float32)
     with np.errstate(over="ignore"):
@@ -187,6 +204,14 @@ def test_the_checker_refuses_a_mean_over_all_keys_and_the_backward_of_a_softmax(
     assert not check_gradients(softmax_s, scores).passed
 
 
+def test_as_a_core_it_takes_the_softmax_s_place_under_scale_bias_and_mask():
+    assert_takes_the_softmax_s_place(sparsemax_attention, slot(sparsemax), None)
+
+
+def test_a_mask_must_broadcast_to_the_scores():
+    assert_refuses_masks_that_do_not_fit(slot(sparsemax), None)
+
+
 @pytest.mark.parity
 def test_parity_with_torch_through_attention():
     torch = pytest.importorskip("torch")
@@ -200,9 +225,9 @@ def test_parity_with_torch_through_attention():
     threshold = (ordered.cumsum(-1).gather(-1, support - 1) - 1) / support
     theirs = torch.relu(scores - threshold) @ tv
     theirs.backward(torch.tensor(dout))
-    out, backward = scaled_dot_product_attention(q, k, v, mask=causal_mask(5), weighting=sparsemax)
+    out, backward = sparsemax_attention(None, q, k, v, mask=causal_mask(5))
     np.testing.assert_allclose(out, theirs.detach().numpy(), rtol=0, atol=1e-9)
-    for own, their in zip(backward(dout), (tq, tk, tv), strict=False):
+    for own, their in zip(backward(dout)[1:4], (tq, tk, tv), strict=True):
         np.testing.assert_allclose(own, their.grad.numpy(), rtol=0, atol=1e-9)
 
 

@@ -1,6 +1,5 @@
-"""QK-norm inside attention: before RoPE and before the cache, by function or by name, as Qwen3 has it."""
+"""QK-norm inside attention: before RoPE and before the cache, as Qwen3 has it."""
 
-import json
 from functools import partial
 
 import autograd
@@ -8,30 +7,51 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 
-from minitransformers import catalogue, check_gradients, trees
-from minitransformers.attention.grouped_query_attention import grouped_query_attention, init_grouped_query_attention, pool_heads
-from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
-from minitransformers.attention.scaled_dot_product_attention import scaled_dot_product_attention
-from minitransformers.attention.sliding_window_attention import sliding_window_attention
-from minitransformers.models.generate import generate, language_model_step
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
-from minitransformers.norms.qk_norm import QkNorm, qk_norm
+from minitransformers.attention.core import causal_attention
+from minitransformers.attention.grouped_query_attention import (
+    grouped_query_attention,
+    grouped_query_attention_step,
+    init_grouped_query_attention,
+    pool_heads,
+)
+from minitransformers.attention.multi_head_attention import (
+    init_multi_head_attention,
+    multi_head_attention,
+    multi_head_attention_step,
+)
+from minitransformers.attention.prepare import on_both
+from minitransformers.attention.sliding_window_attention import (
+    init_sliding_window_attention,
+    sliding_window_attention,
+    sliding_window_attention_step,
+)
+from minitransformers.basics.chain import chain
+from minitransformers.foundation import check_gradients, trees, trusted
+from minitransformers.norms.qk_norm import QkNorm, init_qk_norm, qk_norm
 from minitransformers.positional.rope import rope
 
 MIXERS = {
-    "multi_head_attention": {},
-    "grouped_query_attention": {"num_kv_heads": 2},
-    "sliding_window_attention": {"num_kv_heads": 2, "window": 3},
+    "multi_head_attention": (multi_head_attention, multi_head_attention_step, init_multi_head_attention, {}),
+    "grouped_query_attention": (grouped_query_attention, grouped_query_attention_step, init_grouped_query_attention, {"num_kv_heads": 2}),
+    "sliding_window_attention": (sliding_window_attention, sliding_window_attention_step, init_sliding_window_attention, {"window": 3}),
 }
+TURNED = partial(chain, parts=(qk_norm, on_both(rope)))
 
 
 def case(name, seed=0, d_model=12):
-    """The mixer with four heads, its noisy parameters, x and dout."""
-    entry, rng = catalogue.find(name), np.random.default_rng(seed)
-    settings = {"num_heads": 4, "normalize": "qk_norm"} | MIXERS[name]
-    params = entry.init(rng, d_model, bias=False, dtype=np.float64, **{k: v for k, v in settings.items() if k != "window"})
+    """The mixer with four heads and QK-norm, its noisy parameters, x and dout."""
+    (function, _, init, config), rng = MIXERS[name], np.random.default_rng(seed)
+    heads = {"num_heads": 4} if name == "multi_head_attention" else {"num_heads": 4, "num_kv_heads": 2}
+    params = init(rng, d_model, bias=False, dtype=np.float64, **heads)
+    params = params._replace(prepare=init_qk_norm(rng, d_model // 4, dtype=np.float64))
     params = trees.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), params)
-    return partial(entry.function, **settings), params, rng.normal(size=(2, 5, d_model)), rng.normal(size=(2, 5, d_model))
+    call = partial(function, num_heads=4, prepare=qk_norm, **config)
+    return call, params, rng.normal(size=(2, 5, d_model)), rng.normal(size=(2, 5, d_model))
+
+
+def and_turned(params):
+    """The parameters for the same with a rotation after the norm."""
+    return params._replace(prepare=(params.prepare, None))
 
 
 def textbook(weights, gains, x, num_kv_heads, window, rotate):
@@ -67,23 +87,24 @@ def textbook(weights, gains, x, num_kv_heads, window, rotate):
 def test_equals_the_textbook_and_its_gradients(name, rotated):
     mixer, params, x, dout = case(name, d_model=16)
     x, dout = np.random.default_rng(1).normal(size=(2, 2, 5, 16))
-    kv_heads, window = MIXERS[name].get("num_kv_heads", 4), MIXERS[name].get("window", 5)
-    out, backward = mixer(params, x, rotate=rope) if rotated else mixer(params, x)
-    weights, gains = tuple(part.weight for part in params[:4]), tuple(params.normalizer)
+    kv_heads, window = 4 if name == "multi_head_attention" else 2, MIXERS[name][3].get("window", 5)
+    out, backward = mixer(and_turned(params), x, prepare=TURNED) if rotated else mixer(params, x)
+    weights, gains = tuple(part.weight for part in params[:4]), tuple(params.prepare)
     np.testing.assert_allclose(out, textbook(weights, gains, x, kv_heads, window, rotated), rtol=0, atol=1e-12)
     loss = lambda *a: anp.sum(dout * textbook(*a, kv_heads, window, rotated))  # noqa: E731
     expected = autograd.grad(loss, (0, 1, 2))(weights, gains, x)
     dparams, dx, *_ = backward(dout)
-    own = (tuple(part.weight for part in dparams[:4]), tuple(dparams.normalizer), dx)
+    own = (tuple(part.weight for part in dparams[:4]), tuple(dparams.prepare[0] if rotated else dparams.prepare), dx)
     for (path, mine), (_, theirs) in zip(trees.leaves(own), trees.leaves(expected), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-11, err_msg=path)
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_gradients_pass_the_check_by_function_and_by_name(name):
-    mixer, params, x, _ = case(name)
-    assert check_gradients(partial(mixer, rotate=lambda a, **_: (2 * a, lambda d: 2 * d)), params, x[:1, :4]).passed
-    np.testing.assert_array_equal(mixer(params, x, normalize=qk_norm)[0], mixer(params, x)[0])
+def test_gradients_pass_the_check_alone_and_before_a_turn(name):
+    mixer, params, x, _ = case(name, d_model=8)
+    doubled = partial(chain, parts=(qk_norm, on_both(lambda a, positions: (2 * a, lambda d: 2 * d))))
+    assert trusted(check_gradients)(mixer, params, x[:1, :3], second_opinion=False).passed
+    assert trusted(check_gradients)(mixer, and_turned(params), x[:1, :3], prepare=doubled, second_opinion=False).passed
 
 
 @pytest.mark.parametrize("name", MIXERS)
@@ -91,109 +112,96 @@ def test_longer_query_and_key_weights_change_nothing(name):
     mixer, params, x, _ = case(name)
     exact = partial(qk_norm, eps=0.0)
     longer = params._replace(query=params.query._replace(weight=9 * params.query.weight), key=params.key._replace(weight=params.key.weight / 7))
-    np.testing.assert_allclose(mixer(longer, x, normalize=exact)[0], mixer(params, x, normalize=exact)[0], rtol=0, atol=1e-12)
-    bare = partial(mixer, normalize=None)
-    assert np.abs(bare(longer._replace(normalizer=None), x)[0] - bare(params._replace(normalizer=None), x)[0]).max() > 1e-2
+    np.testing.assert_allclose(mixer(longer, x, prepare=exact)[0], mixer(params, x, prepare=exact)[0], rtol=0, atol=1e-12)
+    bare = partial(MIXERS[name][0], num_heads=4, **MIXERS[name][3])
+    assert np.abs(bare(longer._replace(prepare=None), x)[0] - bare(params._replace(prepare=None), x)[0]).max() > 1e-2
 
 
 def test_heads_that_do_not_share_are_multi_head_attention():
     _, params, x, dout = case("multi_head_attention")
     grouped = pool_heads(params, num_heads=4, num_kv_heads=4)
-    out, backward = multi_head_attention(params, x, num_heads=4, normalize=qk_norm)
-    same, same_backward = grouped_query_attention(grouped, x, num_heads=4, num_kv_heads=4, normalize=qk_norm)
+    out, backward = multi_head_attention(params, x, num_heads=4, prepare=qk_norm)
+    same, same_backward = grouped_query_attention(grouped, x, num_heads=4, num_kv_heads=4, prepare=qk_norm)
     np.testing.assert_allclose(same, out, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(same_backward(dout)[0].normalizer, backward(dout)[0].normalizer, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(same_backward(dout)[0].prepare, backward(dout)[0].prepare, rtol=0, atol=1e-12)
 
 
 def test_gains_that_are_taken_after_the_rotation_are_refused():
     _, params, x, _ = case("multi_head_attention", d_model=8)
     x = np.random.default_rng(2).normal(size=(1, 4, 8))
 
-    def turned_first(params, query, key):
-        (query, query_back), (key, key_back) = rope(query), rope(key)
-        out, backward = qk_norm(params, query, key)
-
-        def both(douts):
-            dparams, dquery, dkey = backward(douts)
-            return dparams, query_back(dquery), key_back(dkey)
-
-        return out, both
-
     def wrong(params, x):
-        out, _ = multi_head_attention(params, x, num_heads=4, normalize=qk_norm, rotate=rope)
-        return out, lambda dout: multi_head_attention(params, x, num_heads=4, normalize=turned_first)[1](dout)[:2]
+        out, _ = multi_head_attention(and_turned(params), x, num_heads=4, prepare=TURNED)
+        turned_first = partial(chain, parts=(on_both(rope), qk_norm))
+
+        def backward(dout):
+            swapped = params._replace(prepare=(None, params.prepare))
+            dparams, dx, _ = multi_head_attention(swapped, x, num_heads=4, prepare=turned_first)[1](dout)
+            return dparams._replace(prepare=dparams.prepare[1]), dx
+
+        return out, backward
 
     report = check_gradients(wrong, params, x)
     assert not report.passed and report.error > 1e-2
 
 
-def model(mixer, **changes):
-    options = {"mixer": MIXERS[mixer] | {"normalize": "qk_norm"}, "channel": {"d_hidden": 3}}
-    settings = {"vocabulary_size": 11, "context": 8, "d_model": 8, "num_layers": 2, "num_heads": 4, "position": "rope"}
-    config = LanguageModelConfig(**{**settings, **changes}, mixer=mixer, options=options)
-    rng = np.random.default_rng(3)
-    params = init_language_model(rng, config, dtype=np.float64)
-    return trees.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), params), config
+def two_layers(run, layers, x):
+    """Two attentions on a residual stream."""
+    for layer in layers:
+        x = x + run(layer, x)
+    return x
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_a_model_decodes_from_the_cache_as_from_the_whole(mixer):
-    params, config = model(mixer)
-    ids, state, parts = np.random.default_rng(4).integers(11, size=(2, 8)), None, []
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_layers_decode_from_their_caches_as_from_the_whole(turned, name):
+    mixer, params, x, _ = case(name, d_model=16)
+    layers, x = [params, case(name, seed=1, d_model=16)[1]], np.random.default_rng(4).normal(size=(2, 8, 16))
+    config = {"num_heads": 4, "prepare": TURNED if turned else qk_norm, **MIXERS[name][3]}
+    layers = [and_turned(layer) if turned else layer for layer in layers]
+    whole = two_layers(lambda layer, x: mixer(layer, x, prepare=config["prepare"])[0], layers, x)
+    states, parts = [None, None], []
     for start, stop in ((0, 3), (3, 4), (4, 6), (6, 8)):
-        part, state = language_model_step(params, ids[:, start:stop], state, config=config)
+        part = x[:, start:stop]
+        for i, layer in enumerate(layers):
+            out, states[i] = MIXERS[name][1](layer, part, states[i], **config)
+            part = part + out
         parts.append(part)
-    np.testing.assert_allclose(np.concatenate(parts, axis=1), language_model(params, ids=ids, config=config)[0], rtol=0, atol=1e-12)
-    call = {"config": config, "prompt_ids": ids[0, :3], "num_tokens": 12}
-    cached, plain = (list(generate(params, rng=np.random.default_rng(5), use_cache=use, **call)) for use in (True, False))
-    assert cached == plain
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_a_model_has_right_gradients_and_its_configuration_survives_json(mixer):
-    params, config = model(mixer, num_layers=1)
-    assert LanguageModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-    assert [path for path, _ in trees.leaves(params) if "normalizer" in path] == [f"blocks.0.mixer.normalizer.{side}_gain" for side in ("query", "key")]
-    assert check_gradients(language_model, params, ids=np.array([[1, 4, 1]]), config=config, second_opinion=False).passed
-
-
-def test_a_fresh_model_starts_with_gains_of_one_for_the_features_of_a_head():
-    params = init_language_model(np.random.default_rng(0), model("multi_head_attention")[1])
-    for gain in params.blocks[1].mixer.normalizer:
+@pytest.mark.parametrize("name", MIXERS)
+def test_fresh_gains_are_ones_for_the_features_of_a_head(name):
+    (_, _, init, _), rng = MIXERS[name], np.random.default_rng(0)
+    params = init(rng, 8, num_heads=4, **({} if name == "multi_head_attention" else {"num_kv_heads": 2}))
+    params = params._replace(prepare=init_qk_norm(rng, 2))
+    for gain in params.prepare:
         assert gain.dtype == np.float32
         np.testing.assert_array_equal(gain, [1, 1])
+    out, _ = MIXERS[name][0](params, np.ones((3, 8), np.float32), num_heads=4, prepare=qk_norm, **MIXERS[name][3])
+    assert out.dtype == np.float32
 
 
 GAINS = QkNorm(np.ones(3), np.ones(3))
 
 
 @pytest.mark.parametrize(
-    ("normalizer", "normalize", "message"),
+    ("learned", "prepare", "message"),
     [
-        (None, qk_norm, "normalize: got a normaliser without params.normalizer"),
-        (GAINS, None, "normalize: got params.normalizer without a normaliser"),
-        (GAINS, True, "normalize: got True"),
-        (GAINS, "qk_norms", "unknown normalizer 'qk_norms'; did you mean 'qk_norm'"),
-        (GAINS, "rms_norm", "unknown normalizer 'rms_norm'"),
-        (GAINS._replace(key_gain=np.ones(12)), qk_norm, r"params\.normalizer\.key_gain: got shape \(12,\), wants \(3,\)"),
-        (GAINS._replace(query_gain=np.ones(1)), qk_norm, r"params\.normalizer\.query_gain: got shape \(1,\)"),
+        (None, qk_norm, "params: got NoneType, wants QkNorm"),
+        (GAINS, None, "prepare: got None, wants a function"),
+        (GAINS, True, "prepare: got True"),
+        (GAINS, on_both(rope), "params: got QkNorm, wants None"),
+        (GAINS._replace(key_gain=np.ones(12)), qk_norm, r"params\.key_gain: got shape \(12,\), wants \(3,\)"),
+        (GAINS._replace(query_gain=np.ones(1)), qk_norm, r"params\.query_gain: got shape \(1,\)"),
+        (GAINS._replace(query_gain=np.ones(3, np.float32)), qk_norm, r"params\.prepare\.query_gain: got float32"),
     ],
 )
 @pytest.mark.parametrize("name", MIXERS)
-def test_a_normaliser_that_does_not_fit_is_refused(name, normalizer, normalize, message):
+def test_a_norm_that_does_not_fit_is_refused(name, learned, prepare, message):
     mixer, params, x, _ = case(name)
     with pytest.raises(ValueError, match=message):
-        mixer(params._replace(normalizer=normalizer), x, normalize=normalize)
-    with pytest.raises(ValueError, match=message):
-        step = partial(catalogue.find(name).step, num_heads=4, **MIXERS[name])
-        step(params._replace(normalizer=normalizer), x, None, normalize=normalize)
-
-
-def test_an_unknown_name_is_refused_with_the_configuration():
-    with pytest.raises(ValueError, match="unknown normalizer 'layer_norm'"):
-        LanguageModelConfig(vocabulary_size=3, options={"mixer": {"normalize": "layer_norm"}})
-    with pytest.raises(ValueError, match="unknown normalizer"):
-        init_multi_head_attention(np.random.default_rng(0), 4, num_heads=2, normalize="norm")
+        mixer(params._replace(prepare=learned), x, prepare=prepare)
 
 
 @pytest.mark.parity
@@ -214,10 +222,11 @@ def test_parity_with_the_attention_of_qwen3():
 
     config = Qwen3Config(hidden_size=24, num_attention_heads=6, num_key_value_heads=2, head_dim=4, attention_bias=False, attn_implementation="sdpa")
     rng = np.random.default_rng(12)
-    params = init_grouped_query_attention(rng, 24, num_heads=6, num_kv_heads=2, normalize="qk_norm", dtype=np.float64)
-    params = params._replace(normalizer=QkNorm(rng.normal(size=4), rng.normal(size=4)))
+    params = init_grouped_query_attention(rng, 24, num_heads=6, num_kv_heads=2, dtype=np.float64)
+    params = params._replace(prepare=(QkNorm(rng.normal(size=4), rng.normal(size=4)), None))
     x, dout = rng.normal(size=(2, 5, 24)), rng.normal(size=(2, 5, 24))
-    out, backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2, rotate=partial(rope, base=100.0), normalize="qk_norm")
+    both = partial(chain, parts=(qk_norm, on_both(partial(rope, base=100.0))))
+    out, backward = grouped_query_attention(params, x, num_heads=6, num_kv_heads=2, prepare=both)
     dparams, dx, _ = backward(dout)
     for in_float64 in (False, True):
         module = Qwen3Attention(config, layer_idx=0).double().eval()
@@ -227,7 +236,7 @@ def test_parity_with_the_attention_of_qwen3():
         with torch.no_grad():
             for part, projection in zip(params[:4], projections, strict=True):
                 projection.weight.copy_(torch.tensor(part.weight.T))
-            for gain, norm in zip(params.normalizer, norms, strict=True):
+            for gain, norm in zip(params.prepare[0], norms, strict=True):
                 norm.weight.copy_(torch.tensor(gain))
         inputs = torch.tensor(x, requires_grad=True)
         angles = torch.arange(5, dtype=torch.float64)[:, None] * 100.0 ** (-torch.arange(2, dtype=torch.float64) / 2)
@@ -240,7 +249,7 @@ def test_parity_with_the_attention_of_qwen3():
         close(dx, inputs.grad.numpy())
         for own, projection in zip(dparams[:4], projections, strict=True):
             close(own.weight.T, projection.weight.grad.numpy())
-        for own, norm in zip(dparams.normalizer, norms, strict=True):
+        for own, norm in zip(dparams.prepare[0], norms, strict=True):
             close(own, norm.weight.grad.numpy())
 
 
@@ -248,19 +257,19 @@ def test_the_bound_on_the_scores_holds_inside_the_mixer():
     """With gains of one no score is above sqrt(d_head), so no weight is above e^(2 sqrt(d)) times another."""
     seen = []
 
-    def spy(query, key, value):
+    def spy(params, query, key, value, bias=None, *, mask=None):
         seen.append(np.abs(query @ key.swapaxes(-1, -2)).max() / np.sqrt(query.shape[-1]))
-        return scaled_dot_product_attention(query, key, value)[0], lambda dout: None
+        return causal_attention(params, query, key, value, bias, mask=mask)
 
     _, params, x, _ = case("multi_head_attention")
-    params = params._replace(normalizer=GAINS)
-    multi_head_attention(params, 1e3 * x, num_heads=4, normalize=qk_norm, attend=spy)
-    multi_head_attention(params._replace(normalizer=None), 1e3 * x, num_heads=4, attend=spy)
+    params = params._replace(prepare=GAINS)
+    multi_head_attention(params, 1e3 * x, num_heads=4, prepare=qk_norm, core=spy)
+    multi_head_attention(params._replace(prepare=None), 1e3 * x, num_heads=4, core=spy)
     assert seen[0] <= 3**0.5 + 1e-9 < 1e3 < seen[1]
 
 
 def test_a_window_as_wide_as_the_text_changes_nothing():
     mixer, params, x, _ = case("sliding_window_attention")
-    whole, _ = grouped_query_attention(params, x, num_heads=4, num_kv_heads=2, normalize=qk_norm)
-    np.testing.assert_allclose(sliding_window_attention(params, x, num_heads=4, num_kv_heads=2, window=5, normalize=qk_norm)[0], whole, rtol=0, atol=1e-13)
+    whole, _ = grouped_query_attention(params, x, num_heads=4, num_kv_heads=2, prepare=qk_norm)
+    np.testing.assert_allclose(sliding_window_attention(params, x, num_heads=4, window=5, prepare=qk_norm)[0], whole, rtol=0, atol=1e-13)
     assert np.abs(mixer(params, x)[0] - whole).max() > 1e-3
