@@ -12,10 +12,11 @@ from functools import cache, partial
 from html import unescape
 from pathlib import Path, PurePosixPath
 
-from _hooks import code_panel, equations, exhibits, figures, museum, navigation, parts, results
+from _hooks import code_panel, equations, exhibits, figures, measured, museum, navigation, parts, results
 from _hooks.prose import outside_code
 from _hooks.statements import in_words
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from minitransformers import catalogue
@@ -34,6 +35,17 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """A page for each section of a chapter that measured something."""
+    docs = Path(config.docs_dir)
+    for name in measured.titles(docs):
+        chapter, section = name.split("/")
+        source = _root(config) / "chapters" / chapter / f"{section}.py"
+        content = measured.page(results.load(docs, chapter), section, source)
+        files.append(File.generated(config, measured.page_of(chapter, section), content=content))
+    return files
+
+
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: object) -> str:
     """Put in measured numbers, tables and figures, and hold the page's equations against its modules."""
     docs, warn = Path(config.docs_dir), partial(_warn, page)
@@ -45,7 +57,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: ob
             problems += equations.problems_of_form(_text(form), markdown, _path(form, config))
         for problem in problems:
             warn(problem)
-    return outside_code(markdown, lambda prose: _furnish(prose, docs, Path(page.file.src_uri), warn))
+    furnished = outside_code(markdown, lambda prose: _furnish(prose, docs, Path(page.file.src_uri), warn))
+    return measured.credit(furnished, PurePosixPath(page.file.src_uri), {} if _is_section(page) else measured.titles(docs))
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, **_: object) -> str:
@@ -65,6 +78,10 @@ def exhibit_of(page: Page, config: MkDocsConfig) -> exhibits.Exhibit | None:
     if not page.meta.get("code", True):
         return None
     return exhibits.beside(PurePosixPath(page.file.src_uri), _entries(), _root(config) / "minitransformers")
+
+
+def _is_section(page: Page) -> bool:
+    return PurePosixPath(page.file.src_uri).parent.name == "measured"
 
 
 @cache
@@ -100,9 +117,14 @@ def _warn(page: Page, problem: str) -> None:
 
 
 def _furnish(prose: str, docs: Path, page: Path, warn: Callable[[str], None]) -> str:
-    chapter, link = page.parent.name, partial(_link, docs, page.parent.as_posix())
+    chapter, link = page.parts[0] if len(page.parts) > 1 else "", partial(_link, docs, page.parent.as_posix())
     prose = results.fill(prose, docs, chapter, warn)
-    prose = figures.mark(prose, docs / page.parent, warn)
+
+    def credit(figure: str) -> str:
+        found = (docs / chapter / "results" / "results.json").is_file() and measured.section_of(results.load(docs, chapter), "figures", figure)
+        return measured.mark(chapter, found or None)
+
+    prose = figures.mark(prose, docs / page.parent, warn, credit)
     prose = museum.CATALOGUE.sub(lambda _: _catalogue_table(docs, link), prose)
     return museum.CONCEPTS.sub(lambda _: _concept_table(docs, chapter, link), prose)
 

@@ -1,5 +1,6 @@
 """Figures that read in light and dark: the SVG stands in the page and takes the text's colour."""
 
+import os
 import re
 from collections.abc import Callable
 from html import escape
@@ -13,17 +14,20 @@ _SIZE = re.compile(r'\s(width|height)="([\d.]+)(?:pt|px)?"')
 _POINT = 4 / 3  # CSS pixels
 
 
-def mark(text: str, folder: Path, warn: Callable[[str], None]) -> str:
-    """Replace each image line by a figure with an empty slot; the caption stays Markdown. Lines that follow on each other stand side by side."""
+def mark(text: str, folder: Path, warn: Callable[[str], None], credit: Callable[[str], str] = lambda name: "") -> str:
+    """Replace each image line by a figure with an empty slot; the caption stays Markdown. Lines that follow on each other stand side by side.
+
+    credit of a figure's name, which says who measured it, stands behind the figure.
+    """
 
     def figure(found: re.Match[str]) -> str:
         indent, caption, path = found["indent"], found["caption"], found["path"]
-        if not (folder / path).is_file():
+        if not _beside(folder, path).is_file():
             warn(f"the figure {path} is missing: run the chapter's script")
             return found.group()
         lines = ['<figure class="plate" markdown="1">', f'<div class="figure-slot" data-svg="{path}"></div>']
         lines += [f'<figcaption markdown="span">{caption}</figcaption>'] if caption else []
-        return "\n".join(indent + line for line in [*lines, "</figure>"])
+        return "\n".join(indent + line for line in [*lines, "</figure>"]) + credit(Path(path).stem)
 
     def plates(found: re.Match[str]) -> str:
         figures, count = _IMAGE.subn(figure, found.group())
@@ -40,10 +44,14 @@ def fill(html: str, folder: Path) -> str:
     def inline(found: re.Match[str]) -> str:
         nonlocal count
         count += 1
-        text = (folder / found.group(1)).read_text(encoding="utf-8")
+        text = _beside(folder, found.group(1)).read_text(encoding="utf-8")
         return inline_svg(text, f"fig{count}", Path(found.group(1)).stem.replace("_", " "))
 
     return _SLOT.sub(inline, html)
+
+
+def _beside(folder: Path, path: str) -> Path:
+    return Path(os.path.normpath(folder / path))             # the folder of a page that is made need not exist
 
 
 def inline_svg(text: str, prefix: str, label: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from _hooks import measured
 from _hooks.prose import title
 from minitransformers.foundation.catalogue import READING_ORDER
 
@@ -33,8 +34,13 @@ def build(docs: Path) -> Nav:
     """Home, the chapters, and the pages at the top."""
     top = sorted(path.name for path in docs.glob("*.md") if path.name not in ("index.md", *_LAST))
     last = [name for name in _LAST if (docs / name).is_file()]
-    sections: Nav = [{heading: list(pages(docs, name))} for name, heading in chapters(docs).items()]
-    return [{"Home": "index.md"}, *sections, *top, *last]
+    return [{"Home": "index.md"}, *({heading: _chapter(docs, name)} for name, heading in chapters(docs).items()), *top, *last]
+
+
+def _chapter(docs: Path, name: str) -> Nav:
+    """Its pages, and behind them the sections that measured what they show."""
+    sections: Nav = [measured.page_of(*section.split("/")) for section in measured.titles(docs) if section.startswith(f"{name}/")]
+    return [*pages(docs, name), *([{"Measured": sections}] if sections else [])]
 
 
 def _title(index: Path, name: str) -> str:

@@ -7,8 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from _hooks import measured
+
 NUMBER = re.compile(r"\[\[(/?)([A-Za-z_][\w/-]*(?:\.[\w-]+)+)(?:\|([^\]]+))?\]\]")
-EXHIBIT = re.compile(r"^\[\[(claims|environment|table:([\w-]+))\]\][ \t]*$", re.MULTILINE)
+EXHIBIT = re.compile(r"^\[\[(claims|environment|table)(?::([\w-]+))?\]\][ \t]*$", re.MULTILINE)
 _EXPONENT = re.compile(r"^(.*?)e([+-]\d+)$")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -61,11 +63,17 @@ def fill(text: str, docs: Path, chapter: str, warn: Callable[[str], None]) -> st
     def number(found: re.Match[str]) -> str:
         absolute, path, spec = found.groups()
         where, name = path.split("/", 1) if absolute and "/" in path else (chapter, path)
-        return _guarded(found, warn, lambda: written(look_up(load(docs, where)["values"], name), spec or ""))
+
+        def value() -> str:
+            results = load(docs, where)
+            section = measured.section_of(results, "values", name)
+            return written(look_up(results["values"], name), spec or "") + measured.mark(where, section)
+
+        return _guarded(found, warn, value)
 
     def exhibit(found: re.Match[str]) -> str:
-        kind, table = found.groups()
-        return _guarded(found, warn, lambda: _exhibit(load(docs, chapter), kind, table))
+        kind, name = found.groups()
+        return _guarded(found, warn, lambda: _exhibit(load(docs, chapter), kind, name))
 
     return NUMBER.sub(number, EXHIBIT.sub(exhibit, text))
 
@@ -79,14 +87,14 @@ def _guarded(found: re.Match[str], warn: Callable[[str], None], make: Callable[[
         return f"`{found.group()}`"
 
 
-def _exhibit(results: dict[str, Any], kind: str, table: str | None) -> str:
+def _exhibit(results: dict[str, Any], kind: str, name: str | None) -> str:
     if kind == "claims":
-        return claims(results["claims"])
+        return claims([claim for claim in results["claims"] if name in (None, claim.get("section"))])
     if kind == "environment":
         return environment(results)
-    if table not in results.get("tables", {}):
-        raise Missing(f"results.json has no table {table!r}, only {', '.join(results.get('tables', {})) or 'none'}")
-    return markdown_table(results["tables"][table])
+    if name not in results.get("tables", {}):
+        raise Missing(f"results.json has no table {name!r}, only {', '.join(results.get('tables', {})) or 'none'}")
+    return markdown_table(results["tables"][name]) + measured.mark(results["chapter"], results["tables"][name].get("section"))
 
 
 def claims(entries: list[dict[str, Any]]) -> str:
@@ -94,9 +102,13 @@ def claims(entries: list[dict[str, Any]]) -> str:
     return '<div class="claims" markdown="1">\n\n' + "\n".join(map(_claim, entries)) + "\n</div>\n"
 
 
+# How a card looks, by what became of the claim.
+_LOOKS = {"holds": "holds", "exact": "holds", "mixed": "scale", "does not hold": "scale", "does not hold at this scale": "scale", "fails": "fails"}
+
+
 def _claim(claim: dict[str, Any]) -> str:
     verdict = str(claim["verdict"])
-    kind = {"holds": "holds", "fails": "fails", "does not hold at this scale": "scale"}.get(verdict, "open")
+    kind = _LOOKS.get(claim.get("state", verdict), "open")
     rows = (("The paper", "paper"), ("Expected here", "expect"), ("Measured", "measured"))
     parts = "".join(
         f'<div class="claim__part" markdown="1">\n<span class="claim__key">{key}</span>\n'

@@ -24,7 +24,7 @@ import numpy as np
 
 from minitransformers.foundation import catalogue, trees
 from minitransformers.foundation.shapes import InvalidArgument
-from minitransformers.foundation.signature import check_arguments, check_like
+from minitransformers.foundation.signature import check_arguments, check_gradients_fit, check_like
 
 F = TypeVar("F", bound=Callable)
 
@@ -105,7 +105,9 @@ def concept(
             @functools.wraps(backward)
             def checked_backward(dout: Any) -> Any:
                 check_like("dout", dout, out)
-                return _guarded(backward, (_filled(dout, out),), {})
+                gradients = _guarded(backward, (_filled(dout, out),), {})
+                check_gradients_fit(function, args, gradients)
+                return gradients
 
             return out, checked_backward
 

@@ -90,6 +90,26 @@ def check_like(name: str, value: Any, pattern: Any) -> None:
         raise InvalidArgument(f"{name}: got {_describe(value)}, wants {_describe(pattern)}, as the output is")
 
 
+def check_gradients_fit(function: Callable, args: tuple, gradients: Any) -> None:
+    """Raise InvalidArgument, naming the argument, where a gradient has another shape than the array that it belongs to.
+
+    No annotation tells what is in a slot how wide its neighbours are. Parameters of a wrong size may be broadcast: the
+    output has the right shape, and only the gradient shows it.
+    """
+    names = compiled(function)[0]
+    by_position = gradients if len(args) > 1 and isinstance(gradients, tuple) else (gradients,)
+    for i, (array, gradient) in enumerate(zip(args, by_position, strict=False)):
+        _fits(array, gradient, names[i] if i < len(names) else f"argument {i}")
+
+
+def _fits(value: Any, gradient: Any, path: str) -> None:
+    if isinstance(value, (tuple, list)) and isinstance(gradient, (tuple, list)):
+        for i, (part, dpart) in enumerate(zip(value, gradient, strict=False)):
+            _fits(part, dpart, f"{path}.{getattr(value, '_fields', range(len(value)))[i]}")
+    elif hasattr(value, "dtype") and hasattr(gradient, "dtype") and value.shape != gradient.shape:
+        raise InvalidArgument(f"{path}: got shape {value.shape}, wants {gradient.shape}, to which it was broadcast")
+
+
 def _describe(value: Any) -> str:
     return f"{value.dtype} of shape {np.shape(value)}" if hasattr(value, "dtype") else type(value).__name__
 

@@ -15,7 +15,7 @@ _DIGITS = 6  # significant: more would be rounding noise that differs from machi
 def mean_and_spread(values: Array, form: str = ".2f") -> str:
     """The mean over seeds and the standard deviation: "2.91 ± 0.02"; the number alone for one seed."""
     values = np.atleast_1d(values)
-    return f"{values.mean():{form}}" + (f" ± {values.std():{form}}" if len(values) > 1 else "")
+    return f"{values.mean():{form}}" + (f" ± {values.std():{form.removeprefix('+')}}" if len(values) > 1 else "")
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -1,8 +1,10 @@
 """The label: it registers, refuses what is incomplete or taken, and changes nothing in the function."""
 
 import json
+import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,3 +295,17 @@ def test_importing_the_package_loads_no_concept_and_little_else():
     heavy = {"scipy", "matplotlib", "tqdm", "autograd", "jaxtyping", "torch"} & {name.split(".")[0] for name in loaded}
     assert not heavy
     assert "minitransformers.basics" not in loaded
+
+@pytest.mark.usefixtures("_clean_catalogue")
+def test_parameters_in_a_slot_that_are_broadcast_are_found_by_their_gradient():
+    @concept(**TOUR)
+    def scales_anything(params: Any, x: Any):
+        """params times x, of any shape."""
+        return params * x, lambda dout: ((dout * x).sum(0), params * dout)
+
+    x = np.ones((2, 3))
+    out, backward = scales_anything(np.ones(3), x)
+    assert backward(out)[0].shape == (3,)
+    out, backward = scales_anything(np.ones(1), x)
+    with pytest.raises(ValueError, match=re.escape("params: got shape (1,), wants (3,), to which it was broadcast")):
+        backward(out)

@@ -69,3 +69,4 @@ def test_an_error_in_a_seed_is_raised():
 def test_mean_and_spread():
     assert mean_and_spread(np.array([1.0, 3.0])) == "2.00 ± 1.00"
     assert mean_and_spread(np.array([2.0]), "+.1f") == "+2.0"
+    assert mean_and_spread(np.array([1.0, 3.0]), "+.1f") == "+2.0 ± 1.0"
