@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from numpy.polynomial import legendre
 from threadpoolctl import threadpool_limits
 
-from minitransformers.attention.banded_attention import banded_attention
+from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention_step
 from minitransformers.attention.scaled_dot_product_attention_fast import scaled_dot_product_attention_fast
@@ -287,6 +287,38 @@ def kernel_cost():
 
 
 delay_section()
+
+
+# %% The selective scan drawn: what is kept, written and read, and what comes back
+def selection_figure():
+    """One channel with one state: two long steps among short ones, and two positions that read."""
+    positions, long, reads = np.arange(12), [2, 7], [4, 11]
+    delta, u, A, C = np.full((12, 1), 0.12), np.full((12, 1), 0.5), np.array([[-1.0]]), np.zeros((12, 1))
+    delta[long], u[long], C[reads] = [[1.0], [2.5]], [[1.4], [0.6]], 1.0
+    (h, _), _ = selective_scan(u, delta, A, np.ones_like(u), np.ones_like(u))   # read everywhere, to see the states
+    _, backward = selective_scan(u, delta, A, np.ones_like(u), C)
+    written = delta * u
+    adjoint = backward((np.ones_like(u), np.zeros((1, 1))))[3] / written        # dB = adjoint delta u
+    with chapter.figure("selective_scan", size=(4.8, 4.4), nrows=3, sharex=True, gridspec_kw={"height_ratios": (2, 3, 3)}) as (_, axes):
+        steps, states, adjoints = axes
+        steps.bar(positions - 0.5, delta[:, 0], width=0.3, color="C5")
+        steps.set(title="step Δ into each position", yticks=[0, 1, 2])
+        stacks = ((states, h - written, written, ("C0", "kept"), ("C1", "written")), (adjoints, adjoint - C, C, ("C3", "from later"), ("C2", "from here")))
+        for ax, low, high, *named in stacks:
+            for height, base, (colour, label) in zip((low, high), (0 * low, low), named, strict=True):
+                ax.bar(positions, height[:, 0], bottom=base[:, 0], width=0.5, color=colour, label=label)
+        states.plot(reads, h[reads, 0] + 0.15, "v", color="C2", label="read")
+        states.set(title="state h, from left to right", ylim=(0, 1.8), yticks=[0, 1])
+        adjoints.set(title="adjoint λ, from right to left", xlabel="position", xticks=positions, ylim=(0, 1.1), yticks=[0, 1])
+        for ax in axes:
+            ax.grid(False)
+            for t in long:
+                ax.axvline(t - 0.5, color="#808080", linewidth=0.8, linestyle=":", zorder=0)
+        for ax in axes[1:]:
+            ax.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.02, 0.97), handlelength=0.8, handletextpad=0.4, columnspacing=0.9, borderaxespad=0)
+
+
+selection_figure()
 
 
 # %% Scans: one recurrence, three orders of work
@@ -577,7 +609,7 @@ def mixing_cores(rng, n):
         "SSD, quadratic": by_ssd("quadratic"),
         "selective scan": by_scan,
         "attention": lambda: scaled_dot_product_attention_fast(q, k, v, mask=causal_mask(n))[1](dheads),
-        "attention, window 256": lambda: banded_attention(None, q, k, v, window=256)[1](dheads),
+        "attention, window 256": lambda: banded_attention_blocks(None, q, k, v, window=256)[1](dheads),
     }
 
 

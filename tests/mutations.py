@@ -36,6 +36,8 @@ _ZEROS = "__import__('minitransformers.foundation.trees', fromlist=['trees']).ze
 # Calls without which nothing is a number any more: dropping them proves nothing.
 _PYTHON = {"array", "asarray", "ascontiguousarray", "arange", "empty", "zeros", "ones", "eye", "finfo", "enumerate", "float", "int", "len",
            "list", "max", "min", "range", "reversed", "sum", "tuple", "zip"}  # fmt: skip
+# Functions of the same file that only callers put into a slot: mistakes in them are the concept's, too.
+_IN_SLOTS = {"transformer_block": ("post_norm",)}
 _PAIRS = {"add": "subtract", "subtract": "add", "multiply": None, "divide": None, "true_divide": None}
 
 
@@ -79,6 +81,28 @@ def backward_mutants(entry: catalogue.Entry) -> list[Mutant]:
 def forward_mutants(entry: catalogue.Entry) -> list[Mutant]:
     """Every mistake in the concept's other lines and in the helpers of its module that it calls."""
     return _mutants(entry, backward=False)
+
+
+def handed_to(entry: catalogue.Entry) -> str:
+    """The concept whose out and backward this one returns as they are, so that it has no backward of its own.
+
+    It ends in ``return other(...)``, returns nowhere else and makes no function; other is named in its module, or stands in a
+    slot by default. Raises AssertionError for anything else.
+    """
+    file = inspect.getsourcefile(inspect.unwrap(entry.function))
+    assert file is not None
+    functions = [node for node in ast.parse(Path(file).read_text()).body if isinstance(node, ast.FunctionDef)]
+    (function,) = (node for node in functions if node.name == entry.name)
+    inside = [node for statement in function.body for node in ast.walk(statement)]
+    assert not any(isinstance(node, (ast.FunctionDef, ast.Lambda)) for node in inside), f"{entry.name} makes functions"
+    returns = [node for node in inside if isinstance(node, ast.Return)]
+    assert returns == [function.body[-1]], f"{entry.name} returns in several places"
+    call = returns[0].value
+    assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name), f"{entry.name} returns something of its own"
+    slots = inspect.signature(entry.function).parameters
+    other = slots[call.func.id].default if call.func.id in slots else getattr(sys.modules[entry.module], call.func.id)
+    (name,) = (concept.name for concept in catalogue.concepts().values() if concept.function is other)
+    return name
 
 
 def _mutants(entry: catalogue.Entry, *, backward: bool) -> list[Mutant]:
@@ -147,10 +171,13 @@ def _used(entry: catalogue.Entry, functions: dict[str, ast.FunctionDef]) -> dict
                         reached(callee, skip_backward, seen)
         return seen
 
-    function = functions[entry.name]
-    function.decorator_list = []
-    forward = reached(entry.name, True, set())
-    return {name: "forward" if name in forward else "backward" for name in reached(entry.name, False, set())}
+    forward: set[str] = set()
+    every: set[str] = set()
+    for name in (entry.name, *_IN_SLOTS.get(entry.name, ())):
+        functions[name].decorator_list = []
+        reached(name, True, forward)
+        reached(name, False, every)
+    return {name: "forward" if name in forward else "backward" for name in every}
 
 
 def _nested_backward(function: ast.FunctionDef) -> set[ast.AST]:
@@ -355,7 +382,8 @@ def _swapped_and_zeroed(value: ast.expr) -> Iterator[ast.expr]:
         yield zero(value)
         return
     for i, part in enumerate(parts):
-        for wrong in _swapped_and_zeroed(part):
+        nothing = isinstance(part, ast.Constant) and part.value is None  # its zeros are None as well
+        for wrong in () if nothing else _swapped_and_zeroed(part):
             yield _with(value, [*parts[:i], wrong, *parts[i + 1 :]])
         if i:
             yield _with(value, [*parts[: i - 1], part, parts[i - 1], *parts[i + 1 :]])
@@ -405,12 +433,19 @@ class _Judge:
         return os.waitpid(child, 0)[1] == 0
 
 
+def tests_of(entry: catalogue.Entry) -> Path:
+    """The test file of the concept's name; another form without one of its own is tested with the plain form, or with its file."""
+    names = (entry.name, entry.form_of or entry.name, entry.module.rpartition(".")[2])
+    files = [TESTS / entry.chapter / f"test_{name}.py" for name in names]
+    return next((file for file in files if file.is_file()), files[0])
+
+
 def judge_forward(entry: catalogue.Entry) -> _Judge:
     """The concept's test file, parity left out, and the bad calls on its label against every forward mutant."""
     import pytest
 
     judge = _Judge(entry)
-    file = TESTS / entry.chapter / f"test_{entry.name}.py"
+    file = tests_of(entry)
     options = ["-q", "-x", "--no-header", "--capture=no", "--timeout=60", "-m", "not parity and not slow",
                "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # fmt: skip
     with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):

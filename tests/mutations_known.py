@@ -12,10 +12,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
-    "selective_scan": {
-        "blocks = _blocks(n, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(n, A.size, form=form, chunk=chunk)":
+    "selective_scan_blocks": {
+        "blocks = _blocks(positions, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(positions, A.size, form=form, chunk=chunk)":
             "blocks of every length give the same",
-        "blocks = _blocks(n, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(n, batch, form=form, chunk=chunk)":
+        "blocks = _blocks(positions, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(positions, batch, form=form, chunk=chunk)":
             "blocks of every length give the same",
         "solve = partial(scan, form=form, chunk=chunk) -> solve = partial(scan, chunk=chunk)":
             "every order of work gives the same; test_linear_scan counts the work of each",
@@ -23,13 +23,11 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "solve = partial(scan, form=form, chunk=chunk) -> solve = scan": "every order of work gives the same",
     },
     "semiseparable": {
-        "later = _ones_below(n, dtype, 0).T @ entries if n <= _SHORT else np.cumsum(entries[..., ::-1, :], axis=-2)[..., ::-1, :] -> "
-        "later = _ones_below(n, dtype, 0).T @ entries if n >= _SHORT else np.cumsum(entries[..., ::-1, :], axis=-2)[..., ::-1, :]":
-            "the product and the running sum give the same",
+        "if positions <= _SHORT: -> if positions >= _SHORT:": "the product and the running sum give the same",
     },
     "ssd_recurrent": {
-        f"stride = int(np.ceil(n ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
-        for other in ("int(n ** 0.5)", "int(np.ceil(n ** 1.0))", "int(np.ceil(n))")
+        f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
+        for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
     },
     "matrix_exponential": {
         "transposed, unit = (A.swapaxes(-1, -2), dout / np.where(norm > 0, norm, 1)) -> "
@@ -38,14 +36,23 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 
+_ROUNDS = {  # of sparsemax, in either form
+    "bound = np.maximum((dot_over_keys(below, excess)[..., None] - 1) / total, -1) -> "
+    "bound = (dot_over_keys(below, excess)[..., None] - 1) / total": "it is at least -1, but for rounding",
+    "size, threshold = (np.zeros_like(bound), bound) -> size, threshold = (bound, bound)": "a bound below 0 is no size, either",
+    **{
+        f"if 4 * np.count_nonzero(moved) <= moved.size: -> if {other} moved.size:": "when the rest goes on by itself is a matter of time alone"
+        for other in ("4 * np.count_nonzero(moved) <", "8 * np.count_nonzero(moved) <=")
+    },
+}
+
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
-    "banded_attention": {
-        "parts = [nothing, blocks[..., :-1, :, :]] if offset < 0 else [blocks[..., 1:, :, :], nothing] -> "
-        "parts = [nothing, blocks[..., :-1, :, :]] if offset <= 0 else [blocks[..., 1:, :, :], nothing]":
-            "an offset of 0 has returned above",
-        "parts = [nothing, blocks[..., :-1, :, :]] if offset < 0 else [blocks[..., 1:, :, :], nothing] -> "
-        "parts = [nothing, blocks[..., :-1, :, :]] if offset < 1 else [blocks[..., 1:, :, :], nothing]":
-            "an offset of 0 has returned above",
+    "sparsemax": _ROUNDS,
+    "sparsemax_attention": _ROUNDS,
+    "banded_attention_blocks": {
+        "return np.concatenate([nothing, blocks[:-1]] if offset < 0 else [blocks[1:], nothing]) -> "
+        f"return np.concatenate([nothing, blocks[:-1]] if offset {other} else [blocks[1:], nothing])": "an offset of 0 has returned above"
+        for other in ("<= 0", "< 1")
     },
     "cross_entropy": {
         "out = weight @ row_loss -> out = row_loss @ weight": "the inner product of two vectors",
@@ -73,19 +80,19 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
             "dropout of rate 0 is the identity and draws nothing",
     },
     "semiseparable": {
-        "sums = _ones_below(n, dtype, 0) @ rows if n <= _SHORT else np.cumsum(rows, axis=-2) -> "
-        f"sums = _ones_below(n, dtype, 0) @ rows if n {sign} _SHORT else np.cumsum(rows, axis=-2)":
+        "sums = _ones_below(positions, dtype, 0) @ rows if positions <= _SHORT else np.cumsum(rows, axis=-2) -> "
+        f"sums = _ones_below(positions, dtype, 0) @ rows if positions {sign} _SHORT else np.cumsum(rows, axis=-2)":
             "both give the same sums: which is quicker depends on the length"
         for sign in ("<", ">=")
     },
     "lti": {
-        "x = np.concatenate([x, x[:length - len(x)] @ power.T]) -> x = np.concatenate([x, x[:length + len(x)] @ power.T])":
+        "x = np.concatenate([x, x[:positions - len(x)] @ power.T]) -> x = np.concatenate([x, x[:positions + len(x)] @ power.T])":
             "states after the last position: the taps that they give meet no input",
-        "x = np.concatenate([x, x[:length - len(x)] @ power.T]) -> x = np.concatenate([x, x[:length] @ power.T])":
+        "x = np.concatenate([x, x[:positions - len(x)] @ power.T]) -> x = np.concatenate([x, x[:positions] @ power.T])":
             "states after the last position: the taps that they give meet no input",
-        "x = np.concatenate([x, x[:length - len(x)] @ power.T]) -> x = np.concatenate([x, x[:len(x)] @ power.T])":
+        "x = np.concatenate([x, x[:positions - len(x)] @ power.T]) -> x = np.concatenate([x, x[:len(x)] @ power.T])":
             "states after the last position: the taps that they give meet no input",
-        "if len(x) < length: -> if len(x) <= length:": "one more square, of which no use is made",
+        "if len(x) < positions: -> if len(x) <= positions:": "one more square, of which no use is made",
     },
     "matrix_exponential": {
         "c = [comb(degree, k) / perm(2 * degree, k) for k in range(degree + 1)] -> c = [comb(degree, k) / perm(2 * degree, k) for k in range(degree + 2)]":
@@ -96,22 +103,20 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "odd = small @ odd -> odd = odd @ small": "a matrix commutes with polynomials of it",
     },
     "s4d": {
-        "width = math.isqrt(length - 1) + 1 -> width = 1": "tables of any shape that cover the positions give the same kernel",
-        "width = math.isqrt(length - 1) + 1 -> width = math.isqrt(length + 1) + 1": "as above",
-        "width = math.isqrt(length - 1) + 1 -> width = math.isqrt(length) + 1": "as above",
-        "width = math.isqrt(length - 1) + 1 -> width = math.isqrt(1) + 1": "as above",
-        "width = math.isqrt(length - 1) + 1 -> width = math.isqrt(length - 1) + 2": "as above",
-        "i, j = (width * np.arange(-(-length // width)), np.arange(width)) -> i, j = (width * np.arange(--length), np.arange(width))":
+        "width = math.isqrt(positions - 1) + 1 -> width = 1": "tables of any shape that cover the positions give the same kernel",
+        "width = math.isqrt(positions - 1) + 1 -> width = math.isqrt(positions + 1) + 1": "as above",
+        "width = math.isqrt(positions - 1) + 1 -> width = math.isqrt(positions) + 1": "as above",
+        "width = math.isqrt(positions - 1) + 1 -> width = math.isqrt(1) + 1": "as above",
+        "width = math.isqrt(positions - 1) + 1 -> width = math.isqrt(positions - 1) + 2": "as above",
+        "i, j = (width * np.arange(-(-positions // width)), np.arange(width)) -> i, j = (width * np.arange(--positions), np.arange(width))":
             "a coarse table that is longer than needed: what lies behind the last position is cut off",
     },
     "t5_bias": {
         "bucket = np.where(distance < near, distance, far) -> bucket = np.where(distance <= near, distance, far)":
             "the first far bucket is number near, too: the logarithm of 1 is 0",
     },
-    "shared_attention": {
-        "check_heads('num_heads', num_heads, 2 * d_model) -> check_heads('num_heads', num_heads, 2)":
-            "multi_head_attention looks again; here only 0 heads would divide by zero first",
-        "check_heads('num_heads', num_heads, 2 * d_model) -> check_heads('num_heads', num_heads, 4 * d_model)":
-            "multi_head_attention looks again; here only 0 heads would divide by zero first",
+    "weighted_attention": {
+        f"if not logits.min() > -np.inf: -> if not logits.min() {other}:": "where no score is -inf the branch changes nothing, and only takes time"
+        for other in ("< -np.inf", "> np.inf")
     },
 }  # fmt: skip

@@ -5,14 +5,22 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from mutations import backward_mutants
+from mutations import backward_mutants, handed_to
 from mutations_known import HARMLESS_BACKWARD
 
 from minitransformers import catalogue
-from minitransformers.attention.softmax_off_by_one import softmax_off_by_one
+from minitransformers.attention.core import causal
+from minitransformers.attention.gaussian_kernel_attention import GaussianKernel
+from minitransformers.attention.prepare import on_both
+from minitransformers.attention.scalable_softmax import ScalableSoftmax
+from minitransformers.attention.sigmoid_attention import SigmoidAttention
+from minitransformers.attention.softmax_off_by_one import SoftmaxOffByOne, softmax_off_by_one_attention
+from minitransformers.basics.chain import chain
 from minitransformers.basics.dropout import dropout
 from minitransformers.foundation import bad, check_gradients, example, gradients, trusted
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model
+from minitransformers.models.workbench.transformer_block import post_norm
 from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.positional.rope import rope
 from minitransformers.state_space.causal_convolution import CausalConvolution
@@ -43,71 +51,101 @@ def language_models():
     yield bad("", params=init_language_model(rng, fixed, std=0.5, dtype=np.float64), config=fixed, ids=np.array([[1, 4, 1]]))
 
 
-def learned_weighting():
-    rng = np.random.default_rng(1)
-    return example(*(rng.normal(size=shape) for shape in ((3, 2, 4), (3, 5, 4), (3, 5, 2), (3, 2, 5), (3, 1))), weighting=softmax_off_by_one)
+def with_slots(name, heads, core=causal(softmax_off_by_one_attention)):
+    """The label's own call with QK-norm before a rotation, and a core that learns a sink for each head."""
+    rng = np.random.default_rng(2)
+    learned = {"prepare": (QkNorm(*rng.normal(size=(2, 2))), None), "core": SoftmaxOffByOne(rng.normal(size=heads))}
+    params = catalogue.find(name).example(np.random.default_rng(0)).args[0]._replace(**learned)
+    both = partial(chain, parts=(qk_norm, on_both(rope)))
+    return bad("", params=params, prepare=both, core=core)
 
 
-def normalized(name, d_head):
-    """The label's own call with QK-norm before a rotation."""
-    rng, entry = np.random.default_rng(2), catalogue.find(name)
-    params = entry.example(np.random.default_rng(0)).args[0]._replace(normalizer=QkNorm(*rng.normal(size=(2, d_head))))
-    return bad("", params=params, normalize=qk_norm, rotate=rope)
+def with_qk_norm(name, d_head):
+    """The label's own call with QK-norm."""
+    params = catalogue.find(name).example(np.random.default_rng(0)).args[0]._replace(prepare=QkNorm(*normal(2, d_head)))
+    return bad("", params=params, prepare=qk_norm)
 
 
-def learned_in_groups():
-    """The label's own call with a sink for each query head."""
-    params = catalogue.find("grouped_query_attention").example(np.random.default_rng(0)).args[0]
-    return bad("", params=params._replace(learned=(np.random.default_rng(3).normal(size=(4, 1)),)), weighting=softmax_off_by_one)
+def normal(*shape):
+    return np.random.default_rng(1).normal(size=shape)
 
 
-# A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls.
+def last_queries_of_a_band():
+    """Fewer queries than keys, with a bias for each key or for all; and a core inside that learns, for these and for all."""
+    learned = {"params": SoftmaxOffByOne(normal(2)), "core": softmax_off_by_one_attention}
+    some, one = {"query": normal(2, 2, 4, 3), "bias": normal(2, 4, 8)}, {"query": normal(2, 2, 1, 3), "bias": normal(2, 1, 1)}
+    return [bad("", **changes) for changes in (some, learned, learned | some, learned | one)]
+
+
+# A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls; a name
+# is another form in the same file, which takes the other branches of a helper that the two share.
 BRANCHES = {
     "causal_convolution": [bad(past=None), bad(params=CausalConvolution(np.random.default_rng(1).normal(size=(3, 4)), None))],
     "discretize": [bad(method="bilinear")],
     "dropout": [bad(rng=None)],
     "gelu": [bad(approximate="none")],
-    "scaled_dot_product_attention": [bad(soft_cap=2.0), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5))),
-                                     bad("", weighting=softmax_off_by_one, k=np.random.default_rng(1).normal(size=(1, 1, 6, 5))), learned_weighting()],
+    "scaled_dot_product_attention": [bad(bias=None), bad(query=normal(3, 4, 5)), bad(key=normal(1, 1, 6, 5))],
+    "scaled_dot_product_attention_fast": [bad(bias=None), bad(query=normal(3, 4, 5)), bad(key=normal(1, 1, 6, 5))],
+    "weighted_attention": [bad(bias=None), bad(value=normal(4, 2, 1, 5, 7))],
     "relu_attention": [bad(mask=None)],
+    "relu_weights": [bad(mask=None)],
     "sparsemax": [bad(mask=None)],
-    "scalable_softmax": [bad(mask=None), bad(scale=None), bad(offset=None), bad("", scale=np.array([0.3]), offset=np.array([0.7]))],
-    "polynomial_attention": [bad(mask=None), bad(coefficients=None)],
-    "gaussian_kernel_attention": [bad(normalize=True), bad(bandwidth=None), bad(bandwidth=np.array([0.7])), bad(q=np.random.default_rng(1).normal(size=(3, 4, 5)))],
-    "sigmoid_attention": [bad(offset=None), bad(offset=np.array([0.3])), bad(mask=None)],
-    "softmax_off_by_one": [bad(sink=None), bad(sink=np.array([0.3]))],
-    "multi_head_attention": [bad(rotate=rope), normalized("multi_head_attention", 2)],
-    "grouped_query_attention": [bad(rotate=rope), normalized("grouped_query_attention", 2), learned_in_groups()],
-    "bmojo": [bad(rotate=rope), bad(memory=0)],
+    "scalable_softmax_attention": [bad(params=None)],
+    "scalable_softmax": [bad(mask=None), bad(params=None), bad(params=ScalableSoftmax(normal(3))), bad(params=ScalableSoftmax(normal(1), normal(1)))],
+    "polynomial_attention": [bad(params=None)],
+    "polynomial_weights": [bad(mask=None), bad(params=None)],
+    "gaussian_kernel_attention": [bad(params=None), bad(params=GaussianKernel(np.array([0.7]))), bad(bias=None), bad(query=normal(3, 4, 5)),
+                                  "normalized_gaussian_kernel_attention"],
+    "normalized_gaussian_kernel_attention": [bad(params=None), bad(params=GaussianKernel(np.array([0.7]))), bad(bias=None),
+                                             bad(query=normal(3, 4, 5)), "gaussian_kernel_attention"],
+    "sigmoid_weights": [bad(params=None), bad(params=SigmoidAttention(normal(1))), bad(mask=None)],
+    "softmax_off_by_one": [bad(params=None), bad(params=SoftmaxOffByOne(normal(1)))],
+    "banded_attention_blocks": [bad(ahead=2), bad(bias=None), bad(bias=normal(1, 8)), bad(bias=normal(2, 1, 8, 1)), *last_queries_of_a_band()],
+    "multi_head_attention": [bad(bias=None), with_slots("multi_head_attention", 2)],
+    "grouped_query_attention": [bad(bias=None), with_slots("grouped_query_attention", 4)],
+    "cross_attention": [bad(bias=None), with_slots("cross_attention", 2)],
+    "bmojo": [bad(memory=0), with_slots("bmojo", 2, softmax_off_by_one_attention)],
+    "bmojo_blocks": [bad(memory=0), with_slots("bmojo_blocks", 2, softmax_off_by_one_attention)],
+    "shared_attention": [with_qk_norm("shared_attention", 3)],
     "lti": [bad(view="recurrent"), bad(discretization="bilinear")],
     "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],
     "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
-    "selective_scan": [bad(D=None), bad(z=None), bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
+    "selective_scan": [bad(D=None), bad(z=None), bad(state=None)],
+    "selective_scan_blocks": [bad(D=None), bad(z=None), bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "semiseparable": [example(-np.full(130, 0.1), *np.random.default_rng(1).normal(size=(2, 130, 1)))],  # beyond its product
-    "transformer_block": [bad("", placement="post", alpha=1.7, drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
+    "transformer_block": [bad(bias=None), bad("", placement=post_norm, mask=None),
+                          bad("", placement=partial(post_norm, alpha=2.0), drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
 }
 
 
 def calls(entry):
+    """Functions, and the arguments that each is called with."""
     usual = entry.example(np.random.default_rng(0))
-    others = BRANCHES.get(entry.name, [])
-    return [usual, *(other.spoil(entry.function, usual) if hasattr(other, "spoil") else other for other in others)]
+    found = [(entry.function, usual)]
+    for other in BRANCHES.get(entry.name, []):
+        if isinstance(other, str):
+            form = catalogue.find(other)
+            assert form.module == entry.module, "another form stands in the same file"
+            found.append((form.function, form.example(np.random.default_rng(0))))
+        else:
+            found.append((entry.function, other.spoil(entry.function, usual) if hasattr(other, "spoil") else other))
+    return found
 
 
 class Judge:
     """check_gradients on every call of one concept. Central differences of a forward that is intact are made once."""
 
     def __init__(self, entry):
-        self.function, self.calls = entry.function, calls(entry)
+        self.calls = calls(entry)
         self.differences, self.known = gradients._central_differences, {}
 
     def refuses(self, *, forward_intact):
-        for i, call in enumerate(self.calls):
+        for i, (function, call) in enumerate(self.calls):
             differences = partial(self.remembered, i) if forward_intact else self.differences
             with mock.patch.object(gradients, "_central_differences", differences):
                 try:
-                    report = checked(self.function, *call.args, second_opinion=False, **call.config)
+                    report = checked(function, *call.args, second_opinion=False, **call.config)
                 except NameError:                            # the mutation made no program: a mistake in mutations.py
                     raise
                 except Exception:
@@ -126,7 +164,7 @@ class Judge:
 def test_every_mistake_in_a_backward_is_refused(name):
     entry, harmless = catalogue.concepts()[name], set(HARMLESS_BACKWARD.get(name, {}))
     judge, mutants, survivors = Judge(entry), backward_mutants(entry), set()
-    assert mutants
+    assert mutants or backward_mutants(catalogue.find(handed_to(entry))), "no backward is judged"
     assert not judge.refuses(forward_intact=True), "the concept itself is refused: its branches are called wrongly"
     for mutant in mutants:
         with mutant.alive():

@@ -1,20 +1,14 @@
-"""Banded attention: a sliding window computed in blocks, so that time and memory grow with positions times window.
+"""Banded attention: a core under a sliding window, so that each position attends to the last ``window`` positions only.
 
-Each position attends to the last ``window`` positions, its own included. A block of ``window`` queries therefore needs
-the keys of two blocks only, its own and the one before: all others are forbidden, and are never computed.
-Time O(positions window d_head), memory O(positions window) a head, against positions^2 for the dense mask.
-Source: Beltagy, Peters and Cohan 2020, arXiv:2004.05150, section 3.1 and appendix A (overlapping chunks); window as in
-Mistral (Jiang et al. 2023, arXiv:2310.06825, section 2), but exactly ``window`` keys, as Hugging Face counts them.
+Its own position is one of them. With ``ahead`` above 0 a position sees as many later ones besides. The band is a mask like
+any other, and the core inside any that takes a mask: this is the definition, at the cost of all positions^2 scores.
+banded_attention_blocks is the same map and computes only what the band allows; attention with a window uses it.
+Source: Beltagy, Peters and Cohan 2020, arXiv:2004.05150, section 3.1; window as in Mistral (Jiang et al. 2023,
+arXiv:2310.06825, section 2), but exactly ``window`` keys, as Hugging Face counts them.
 
-Block b of q, k, v holds the positions from b window on; zeros fill up the last one, and stand before the first.
-
-    near_k[b] = k[b - 1] beside k[b], near_v alike           (1)
-    out[b] = core(q[b], near_k[b], near_v[b]) under the band (2)
-    dq[b], dnear_k[b], dnear_v[b] = its backward(dout[b])    (3)
-    dk[b] = right half of dnear_k[b] + left half of dnear_k[b + 1], dv alike  (4)
-
-The core inside is any that takes a mask; what it learns is shared by all blocks. With ``ahead`` above 0 a position sees as
-many later ones, and k[b + 1] stands in (1) and (4) as a third part.
+    band_ij = (i - window < j <= i + ahead), the queries i being the last of the positions   (1)
+    out = core(q, k, v) under the band                       (2)
+    dparams, dq, dk, dv, dbias = its backward(dout)          (3)
 """
 
 from collections.abc import Callable
@@ -29,9 +23,9 @@ from minitransformers.foundation import at_least, bad, concept, example, invalid
 
 
 @concept(
-    title="Banded (blocked sliding-window) attention",
+    title="Banded (sliding-window) attention",
     source="Beltagy, Peters and Cohan 2020, arXiv:2004.05150, section 3.1; Jiang et al. 2023, arXiv:2310.06825, section 2",
-    example=lambda rng: _example(rng),
+    example=lambda rng: example_call(rng),
     roles=("core",),
     rejects=[bad(ahead=4), bad("query", query=np.ones((2, 2, 9, 3)), bias=None)],
 )
@@ -47,122 +41,36 @@ def banded_attention(
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     core: Callable = softmax_attention,
 ):
-    """A core under a sliding-window mask, without the work that the mask forbids. A core itself.
+    """A core under a sliding-window mask. A core itself.
 
     Position i attends to i - window < j <= i + ahead; ahead is at most the window. A window longer than the sequence gives
     plain (causal) attention. Queries are the last of the positions that the keys span: fewer queries than keys, as in
-    decoding, see the few keys that their windows reach. params is what the inner core learns; bias and mask as in it.
+    decoding, see the keys that their windows reach. params is what the inner core learns; bias and mask as in it.
     Returns out (*batch, queries, d_value), and backward: dout -> dparams, dquery, dkey, dvalue, dbias (None without a bias).
     Raises ValueError when axes do not fit, there are more queries than keys, or ahead exceeds the window.
     """
+    check_band(query, key, window, ahead)
     queries, keys = query.shape[-2], key.shape[-2]
+    i, j = np.arange(keys - queries, keys)[:, None], np.arange(keys)
+    band = (i - window < j) & (j <= i + ahead)               # (1)
+    out, core_backward = core(params, query, key, value, bias, mask=band if mask is None else band & mask)  # (2)
+
+    def backward(dout):
+        return core_backward(dout)                           # the band is a constant  (3)
+
+    return out, backward
+
+
+def check_band(query: Array, key: Array, window: int, ahead: int) -> None:
+    """Raise ValueError where the band reaches further ahead than back, or queries are not the last of the keys' positions."""
     if ahead > window:
         raise invalid("ahead", got=ahead, wants=f"at most the window of {window}")
-    if queries > keys:
-        raise invalid("query", got=f"{queries} queries", wants=f"at most as many as keys, {keys}: they are the last of their positions")
-    if queries < keys:
-        return _last_queries(params, query, key, value, bias, mask, window, ahead, core)
-    window = min(window, keys)
-    offsets = (-1, 0) if ahead == 0 else (-1, 0, 1)          # the blocks that a block of queries can reach
-    rank = max(a.ndim for a in (query, key, value, bias, mask) if a is not None)
-
-    def near(blocks):
-        return np.concatenate([_shift(blocks, offset) for offset in offsets], axis=-2)
-
-    def from_near(dnear):
-        parts = np.split(dnear, len(offsets), axis=-2)
-        return sum(_shift(part, -offset) for part, offset in zip(parts, offsets, strict=True))
-
-    query_blocks, key_blocks, value_blocks = (_to_blocks(a, window, rank) for a in (query, key, value))
-    place = np.arange(len(query_blocks) * window).reshape(-1, window, 1)
-    near_place = place[:, :1] + np.arange(offsets[0] * window, (offsets[-1] + 1) * window)  # (blocks, 1, near)
-    band = (place - window < near_place) & (near_place <= place + ahead) & (near_place >= 0) & (near_place < keys)
-    band = band.reshape(len(band), *(1,) * (query_blocks.ndim - 3), *band.shape[1:])
-    if mask is not None:
-        band = band & _near_scores(mask, place, near_place, query_blocks.ndim, keys)
-    near_bias = None if bias is None else _near_scores(bias, place, near_place, query_blocks.ndim, keys)
-    near_key, near_value = near(key_blocks), near(value_blocks)  # (blocks, ..., near, d)  (1)
-    out_blocks, core_backward = core(params, query_blocks, near_key, near_value, near_bias, mask=band)  # (2)
-    out = _from_blocks(out_blocks, queries)
-
-    def backward(dout):
-        dparams, dquery_blocks, dnear_key, dnear_value, dnear_bias = core_backward(_to_blocks(dout, window, rank))  # (3)
-        dkey, dvalue = from_near(dnear_key), from_near(dnear_value)  # a key was near to two blocks: add  (4)
-        dbias = None if bias is None else _from_near_scores(dnear_bias, bias.shape, place, near_place, keys)
-        pairs = ((query, dquery_blocks), (key, dkey), (value, dvalue))
-        return dparams, *(_from_blocks(blocks, a.shape[-2]).reshape(a.shape) for a, blocks in pairs), dbias
-
-    return out, backward
+    if query.shape[-2] > key.shape[-2]:
+        wants = f"at most as many as keys, {key.shape[-2]}: they are the last of their positions"
+        raise invalid("query", got=f"{query.shape[-2]} queries", wants=wants)
 
 
-def _to_blocks(x, window, rank):
-    """(..., positions, d) to (blocks, ..., window, d): in front, so that the core sees its heads where they always stand.
-
-    Leading axes of 1 come before those that there are, up to the rank: blocks must stand before the leading axes of all.
-    """
-    x = x.reshape((1,) * (rank - x.ndim) + x.shape)
-    missing = -x.shape[-2] % window
-    if missing:
-        x = np.concatenate([x, np.zeros((*x.shape[:-2], missing, x.shape[-1]), x.dtype)], axis=-2)
-    return np.moveaxis(x.reshape(*x.shape[:-2], -1, window, x.shape[-1]), -3, 0)
-
-
-def _from_blocks(blocks, positions):
-    blocks = np.moveaxis(blocks, 0, -3)
-    return blocks.reshape(*blocks.shape[:-3], -1, blocks.shape[-1])[..., :positions, :]
-
-
-def _shift(blocks, offset):
-    """Block b of the result is block b + offset, or zeros where there is none. Its adjoint is the opposite shift."""
-    if offset == 0:
-        return blocks
-    nothing = np.zeros_like(blocks[:1])
-    return np.concatenate([nothing, blocks[:-1]] if offset < 0 else [blocks[1:], nothing])
-
-
-def _near_scores(scores, place, near_place, rank, positions):
-    """A mask or bias of all pairs, (..., #queries, #keys), for the pairs that are near: (blocks, ..., window, near)."""
-    rows = np.zeros_like(place) if scores.shape[-2] == 1 else np.minimum(place, positions - 1)
-    columns = np.zeros_like(near_place) if scores.shape[-1] == 1 else np.clip(near_place, 0, positions - 1)
-    picked = np.moveaxis(scores[..., rows, columns], -3, 0)
-    return picked.reshape(len(picked), *(1,) * (rank - picked.ndim), *picked.shape[1:])
-
-
-def _from_near_scores(dnear, shape, place, near_place, positions):
-    """The adjoint: each pair that was near adds its gradient to where it came from; the band was zero outside the text."""
-    dnear = np.moveaxis(dnear.reshape(len(dnear), *shape[:-2], *dnear.shape[-2:]), 0, -3)
-    rows = np.broadcast_to(np.zeros_like(place) if shape[-2] == 1 else np.minimum(place, positions - 1), dnear.shape[-3:])
-    columns = np.broadcast_to(np.zeros_like(near_place) if shape[-1] == 1 else np.clip(near_place, 0, positions - 1), dnear.shape[-3:])
-    cells = (rows * shape[-1] + columns).ravel()             # the last cell is near to itself, so there is a sum for every one
-    sums = [np.bincount(cells, weights=part.ravel()) for part in dnear.reshape(-1, *dnear.shape[-3:])]
-    return np.array(sums).reshape(shape).astype(dnear.dtype)
-
-
-def _last_queries(params, query, key, value, bias, mask, window, ahead, core):
-    """A few queries at the end: the keys that their windows reach are few, and all of them are taken, under the mask."""
-    queries, keys = query.shape[-2], key.shape[-2]
-    first = max(0, keys - queries - window + 1)
-    place, key_place = np.arange(keys - queries, keys)[:, None], np.arange(first, keys)
-    band = (place - window < key_place) & (key_place <= place + ahead)
-    cut = [a if a is None or a.shape[-1] == 1 else a[..., first:] for a in (mask, bias)]
-    band = band if cut[0] is None else band & cut[0]
-    out, core_backward = core(params, query, key[..., first:, :], value[..., first:, :], cut[1], mask=None if band.all() else band)
-
-    def backward(dout):
-        dparams, dquery, dkey, dvalue, dbias = core_backward(dout)
-
-        def whole(gradient, like, axis):                     # zeros for what no query reaches
-            if like is None or gradient.shape == like.shape:
-                return gradient
-            padded = np.zeros_like(like)
-            np.moveaxis(padded, axis, 0)[first:] = np.moveaxis(gradient, axis, 0)
-            return padded
-
-        return dparams, dquery, whole(dkey, key, -2), whole(dvalue, value, -2), whole(dbias, bias, -1)
-
-    return out, backward
-
-
-def _example(rng: np.random.Generator):
+def example_call(rng: np.random.Generator):
+    """The small call of both forms."""
     shapes = (2, 2, 8, 3), (2, 1, 8, 3), (2, 1, 8, 5), (1, 2, 8, 8)
     return example(None, *(rng.normal(size=shape) for shape in shapes), window=3, mask=rng.random((2, 1, 1, 8)) < 0.8)

@@ -5,7 +5,7 @@ output depends on k (window - 1) + 1 positions, its own included: each layer pas
 Source: Jiang et al. 2023 (Mistral), arXiv:2310.06825, section 2. Position i sees i - window < j <= i: exactly ``window``
 keys with its own, as Hugging Face counts; the report rounds the reach to k window.
 
-    out = grouped-query attention of x, its core banded_attention   (1)
+    out = grouped-query attention of x, its core banded_attention (in blocks)   (1)
     dparams, dx, dbias = its backward(dout)                         (2)
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.banded_attention import banded_attention
+from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
 from minitransformers.attention.cache import KeyValueCache
 from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.grouped_query_attention import (
@@ -53,7 +53,7 @@ def sliding_window_attention_step(
     """
     return grouped_query_attention_step(
         params, x, state, num_heads=num_heads, num_kv_heads=_kv_heads(params, num_heads), bias=bias, mask=mask, prepare=prepare,
-        core=partial(banded_attention, window=window, core=core), window=window,
+        core=partial(banded_attention_blocks, window=window, core=core), window=window,
     )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def sliding_window_attention(
     Returns out, shaped like x, and backward: dout -> GroupedQueryAttention, dx, dbias (None without a bias).
     Raises ValueError when heads and features do not divide.
     """
-    banded = partial(banded_attention, window=window, core=core)
+    banded = partial(banded_attention_blocks, window=window, core=core)
     out, attention_backward = grouped_query_attention(
         params, x, bias, num_heads=num_heads, num_kv_heads=_kv_heads(params, num_heads), mask=mask, prepare=prepare, core=banded
     )  # (1)

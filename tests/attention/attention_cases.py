@@ -9,6 +9,7 @@ import pytest
 
 from minitransformers import attention
 from minitransformers.attention.banded_attention import banded_attention
+from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
 from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.gaussian_kernel_attention import (
     GaussianKernel,
@@ -75,6 +76,7 @@ CORES = {
     "gaussian_kernel_attention": (gaussian_kernel_attention, _bandwidths),
     "normalized_gaussian_kernel_attention": (normalized_gaussian_kernel_attention, _bandwidths),
     "banded_attention": (partial(banded_attention, window=3, core=softmax_off_by_one_attention), _sinks),
+    "banded_attention_blocks": (partial(banded_attention_blocks, window=3, core=softmax_off_by_one_attention), _sinks),
 }
 
 

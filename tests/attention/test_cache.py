@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minitransformers.attention import cache as module
-from minitransformers.attention.banded_attention import banded_attention
+from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
 from minitransformers.attention.cache import key_value_cache
 from minitransformers.attention.core import causal_attention, softmax_attention
 from minitransformers.attention.grouped_query_attention import (
@@ -84,7 +84,7 @@ def test_a_cache_with_a_window_equals_the_masked_whole(pieces, window):
     rng = np.random.default_rng(2)
     (whole, step), x, bias = grouped(rng), rng.normal(size=(2, 9, 12)), rng.normal(size=(6, 9, 9))
     expected, _ = whole(x, bias, prepare=on_both(rope), mask=sliding_window_mask(9, window=window))
-    banded = partial(banded_attention, window=window, core=softmax_attention)
+    banded = partial(banded_attention_blocks, window=window, core=softmax_attention)
     out, state = in_pieces(partial(step, prepare=on_both(rope), core=banded, window=window), x, pieces, bias=bias)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-12)
     kept = min(9, window - 1 + pieces[-1])                   # what the last positions appended may look at
