@@ -38,6 +38,7 @@ def configuration(scheme, context):
     return LanguageModelConfig(
         corpus.vocabulary.size, context=context, d_model=48, num_layers=2, num_heads=4, position=position, tied=False, options=options,
         mixer="sliding_window_attention" if scheme == DELETED else "multi_head_attention",
+        scale_embedding=scheme == "sinusoidal",              # as in the paper: waves of size 1 would drown embeddings of 0.1
     )  # fmt: skip
 
 
