@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitransformers.attention.banded_attention import banded_attention
+from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
+from minitransformers.attention.core import causal, softmax_attention
 from minitransformers.attention.cross_attention import CrossAttention, cross_attention, init_cross_attention
 from minitransformers.attention.fading import fading, largest_possible
 from minitransformers.attention.grouped_query_attention import (
@@ -26,11 +27,16 @@ from minitransformers.attention.grouped_query_attention import (
 from minitransformers.attention.heads import split_heads
 from minitransformers.attention.masks import band_mask, causal_mask, prefix_mask, segment_mask, sliding_window_mask
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, init_multi_head_attention, multi_head_attention
-from minitransformers.attention.polynomial_attention import polynomial_attention
-from minitransformers.attention.relu_attention import relu_attention
-from minitransformers.attention.scalable_softmax import scalable_softmax
+from minitransformers.attention.polynomial_attention import polynomial_weights
+from minitransformers.attention.relu_attention import relu_weights
+from minitransformers.attention.scalable_softmax import (
+    ScalableSoftmax,
+    init_scalable_softmax,
+    scalable_softmax,
+    scalable_softmax_attention,
+)
 from minitransformers.attention.scaled_dot_product_attention import attention_weights, scaled_dot_product_attention
-from minitransformers.attention.sigmoid_attention import sigmoid_attention
+from minitransformers.attention.sigmoid_attention import sigmoid_weights
 from minitransformers.attention.sliding_window_attention import (
     init_sliding_window_attention,
     sliding_window_attention,
@@ -38,14 +44,17 @@ from minitransformers.attention.sliding_window_attention import (
 )
 from minitransformers.attention.soft_cap import soft_cap
 from minitransformers.attention.sparsemax import sparsemax
+from minitransformers.basics.chain import chain
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.softmax import softmax
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model, language_model
 from minitransformers.reporting.chapter import Chapter
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
-from minitransformers.training.fit import fit, loss_on
+from minitransformers.training.fit import fit
 from minitransformers.training.memory import keep_freed_memory
+from minitransformers.training.task import Labelled, on_ids
 from minitransformers.training.text import Corpus
 
 chapter = Chapter("attention", __doc__)
@@ -122,7 +131,7 @@ def order_section():
     rng, n, d_model = chapter.rng(), 10, 16
     params = init_multi_head_attention(rng, d_model, num_heads=4, dtype=np.float64)
     x, places, order = rng.normal(size=(n, d_model)), rng.normal(size=(n, d_model)), rng.permutation(n)
-    attend = partial(multi_head_attention, params, num_heads=4, causal=False)
+    attend = partial(multi_head_attention, params, num_heads=4, core=softmax_attention)
     blind = float(np.abs(attend(x[order])[0] - attend(x)[0][order]).max())
     placed = float(np.abs(attend(x[order] + places)[0] - attend(x + places)[0][order]).max())
     chapter.value("order.difference", blind)
@@ -135,11 +144,11 @@ def order_section():
         holds=blind < 1e-12 and placed > 0.1,
     )
 
-    causal = partial(multi_head_attention, params, num_heads=4, causal=True)
+    look_back = partial(multi_head_attention, params, num_heads=4)
     changed = x.copy()
     changed[6:] = rng.normal(size=(n - 6, d_model))
-    same = bool(np.array_equal(causal(x)[0][:6], causal(changed)[0][:6]))
-    out, backward = causal(x)
+    same = bool(np.array_equal(look_back(x)[0][:6], look_back(changed)[0][:6]))
+    out, backward = look_back(x)
     dout = np.zeros_like(out)
     dout[:6] = rng.normal(size=(6, d_model))
     leak = float(np.abs(backward(dout)[1][6:]).max())
@@ -181,7 +190,7 @@ order_section()
 def reach_section():
     rng, n, window, layers = chapter.rng(), 24, 4, 4
     params = init_sliding_window_attention(rng, 16, num_heads=4, num_kv_heads=2, dtype=np.float64)
-    attend = partial(sliding_window_attention, params, num_heads=4, num_kv_heads=2, window=window)
+    attend = partial(sliding_window_attention, params, num_heads=4, window=window)
     x, backwards, jacobians = rng.normal(size=(n, 16)), [], []
     h = x
     for _ in range(layers):
@@ -192,7 +201,7 @@ def reach_section():
             dh = np.zeros_like(x)
             dh[i] = rng.normal(size=16)
             for back in reversed(backwards):
-                _, dh = back(dh)
+                _, dh, _ = back(dh)
             jacobian[i] = np.linalg.norm(dh, axis=-1)
         jacobians.append(jacobian)
     with chapter.figure("reach", size=(7.2, 2.2), ncols=layers) as (_, axes):
@@ -219,7 +228,7 @@ def reach_section():
 
     state, rolling = None, []
     for t in range(n):
-        _, state = sliding_window_attention_step(params, x[None, t : t + 1], state, num_heads=4, num_kv_heads=2, window=window)
+        _, state = sliding_window_attention_step(params, x[None, t : t + 1], state, num_heads=4, window=window)
         rolling.append(state.bytes)
     full = {}
     for kv_heads in (4, 2, 1):
@@ -249,12 +258,13 @@ def decoding_section():
     x, worst = rng.normal(size=(2, 40, width)), 0.0
     for window in (None, 8):
         mask = None if window is None else sliding_window_mask(40, window=window)
+        near = {} if window is None else {"core": partial(banded_attention_blocks, window=window), "window": window}
         whole, _ = grouped_query_attention(exact, x, **heads, mask=mask)
         for pieces in ([1] * 40, [25] + [1] * 15, [7, 13, 1, 19]):
             state, stop = None, 0
             for new in pieces:
                 start, stop = stop, stop + new
-                out, state = grouped_query_attention_step(exact, x[:, start:stop], state, **heads, window=window)
+                out, state = grouped_query_attention_step(exact, x[:, start:stop], state, **heads, **near)
                 worst = max(worst, float(np.abs(out - whole[:, start:stop]).max()))
     chapter.value("decoding.difference", worst)
 
@@ -305,11 +315,8 @@ def cost_section():
     # Blocks go on where a dense mask would take gigabytes: an exponent is fitted where the arrays have left the cache.
     dense_sizes, sizes = ([256, 512, 1024],) * 2 if chapter.quick else ([512, 1024, 2048, 4096], [512, 1024, 2048, 4096, 8192, 16384])
 
-    def dense(q, k, v):
-        return scaled_dot_product_attention(q, k, v, mask=sliding_window_mask(q.shape[-2], window=window))
-
     keep_freed_memory()                                      # otherwise fresh pages are timed, not arithmetic
-    forms = {"dense mask": dense, "blocks": partial(banded_attention, window=window)}
+    forms = {"dense mask": partial(banded_attention_blocks, None, window=window), "blocks": partial(banded_attention_blocks, None, window=window)}
     times, peaks, worst = {name: [] for name in forms}, {name: [] for name in forms}, 0.0
     inputs = {n: [rng.standard_normal((n, 32), np.float32) for _ in range(3)] for n in sizes}
     # One form after the other: next to the dense form's gigabytes, the blocks would be timed with cold caches.
@@ -324,12 +331,12 @@ def cost_section():
         times[name].append(min(laps[1:]))
         tracemalloc.start()
         out, backward = forms[name](q, k, v)
-        found = [out, *backward(v)[:3]]
+        found = [out, *backward(v)[1:4]]
         peaks[name].append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         if name == "dense mask":
             out, backward = forms["blocks"](q, k, v)
-            worst = max(worst, *(float(np.abs(a - b).max()) for a, b in zip(found, [out, *backward(v)[:3]], strict=True)))
+            worst = max(worst, *(float(np.abs(a - b).max()) for a, b in zip(found, [out, *backward(v)[1:4]], strict=True)))
     with chapter.figure("banded_cost", size=(6.4, 2.9), ncols=2) as (_, axes):
         for name in forms:
             axes[0].loglog(sizes[: len(times[name])], np.array(times[name]) / times["blocks"][0], marker="o", label=name)
@@ -449,12 +456,12 @@ def reversal_section():
         init_cross_attention(rng, width, num_heads=1), init_linear(rng, width, kinds),
     )  # fmt: skip
 
-    def draw():
+    def draw(rng):
         ids = rng.integers(kinds, size=(64, length))
         return ids, ids[:, ::-1]
 
     steps = 100 if chapter.quick else 400
-    params = fit(params, loss_on(reverser, draw), steps=steps, peak=1e-2, progress=bar("learning to reverse"))
+    params = fit(params, Labelled(on_ids(reverser), draw), steps=steps, peak=1e-2, rng=rng, progress=bar("learning to reverse"))
     ids = rng.integers(kinds, size=(256, length))
     exact = float((reverser(params, ids=ids)[0].argmax(-1) == ids[:, ::-1]).all(-1).mean())
     memory = params.symbols.weight[ids] + params.places.weight
@@ -498,8 +505,8 @@ def text_section():
     shared = {"vocabulary_size": corpus.vocabulary.size, "context": context, "d_model": d_model, "num_layers": 2, "num_heads": num_heads,
               "position": "rope"}  # fmt: skip
 
-    def loss_of(config, rng):
-        return loss_on(partial(language_model, config=config), lambda: corpus.batch(rng, batch_size=12, context=context))
+    def task(config):
+        return Labelled(on_ids(partial(language_model, config=config)), partial(corpus.batch, batch_size=12, context=context))
 
     def bits(params, config):
         """Bits a character on windows of held-out text, always the same."""
@@ -508,7 +515,7 @@ def text_section():
 
     def trained(config, seed):
         rng = np.random.default_rng(chapter.seed + seed)
-        return fit(init_language_model(rng, config, std=0.1), loss_of(config, rng), steps=steps, peak=1e-2, progress=bar(config.mixer))
+        return fit(init_language_model(rng, config, std=0.1), task(config), steps=steps, peak=1e-2, rng=rng, progress=bar(config.mixer))
 
     full = LanguageModelConfig(**shared)
     models = [trained(full, seed) for seed in range(seeds)]
@@ -532,19 +539,18 @@ def text_section():
     )
 
     alone = {
-        "SSMax": "scalable_softmax",                         # with a scale for each head that is trained along
-        "softmax off by one": "softmax_off_by_one",
+        "SSMax": "scalable_softmax_attention",               # with a scale for each head that is trained along
+        "softmax off by one": "softmax_off_by_one_attention",
         "sigmoid": "sigmoid_attention",
         "ReLU": "relu_attention",
-        "sparsemax": "sparsemax",
+        "sparsemax": "sparsemax_attention",
         "cube / √n": "polynomial_attention",
-        "Gaussian kernel": "gaussian_kernel_attention",      # weighs distances, not scores: a core of its own
+        "Gaussian kernel": "gaussian_kernel_attention",      # weighs distances, not scores
     }
     of_seeds = [full_bits, *(bits(params, full) for params in models[1:])]
     found = {"softmax": full_bits}
-    for name, weighting in alone.items():
-        option = "attend" if weighting == "gaussian_kernel_attention" else "weighting"
-        config = LanguageModelConfig(**shared, options={"mixer": {option: weighting}})
+    for name, core in alone.items():
+        config = LanguageModelConfig(**shared, options={"mixer": {"core": core}})
         found[name] = bits(trained(config, 0), config)
     chapter.table("weightings", ["weighting", "bits a character", "more than the softmax"],
                   [[name, value, value - full_bits] for name, value in sorted(found.items(), key=lambda pair: pair[1])])  # fmt: skip
@@ -592,7 +598,7 @@ def text_section():
             rng = np.random.default_rng(chapter.seed + 100 + seed)
             start = converted(params, how, rng)
             before.append(bits(start, grouped))
-            more = fit(start, loss_of(grouped, rng), steps=max(1, steps // 20), peak=3e-3, progress=bar(f"{how}, a little more"))
+            more = fit(start, task(grouped), steps=max(1, steps // 20), peak=3e-3, rng=rng, progress=bar(f"{how}, a little more"))
             after.append(bits(more, grouped))
         rows.append([how, float(np.mean(before)), float(np.mean(after)), float(np.std(before))])
         chapter.value(f"uptraining.{how}.before", float(np.mean(before)))
@@ -629,18 +635,18 @@ text_section()
 def fading_section():
     rng, sizes = chapter.rng(), [64, 256, 1024] if chapter.quick else [64, 256, 1024, 4096, 16384]
     forms = {
-        "softmax": None,
-        "SSMax": partial(scalable_softmax, scale=np.array([0.43])),  # the scale of the paper's figure 1
-        "sigmoid": sigmoid_attention,
-        "ReLU": relu_attention,
+        "softmax": softmax,
+        "SSMax": partial(scalable_softmax, ScalableSoftmax(np.array([0.43]))),  # the scale of the paper's figure 1
+        "sigmoid": partial(sigmoid_weights, None),
+        "ReLU": relu_weights,
         "sparsemax": sparsemax,
-        "cube / √n": polynomial_attention,
+        "cube / √n": partial(polynomial_weights, None),
     }
     scores = {
         "random": rng.normal(size=(50, sizes[-1])),
         "marked": np.where(np.arange(sizes[-1]) == 0, 3.0, -2.0)[None],
     }
-    found = {kind: {name: fading(weighting, table, sizes=sizes) for name, weighting in forms.items()} for kind, table in scores.items()}
+    found = {kind: {name: fading(table, sizes=sizes, weighting=weighting) for name, weighting in forms.items()} for kind, table in scores.items()}
     with chapter.figure("fading", size=(7.2, 3), ncols=2, sharey=True) as (_, axes):
         for ax, kind, title in zip(axes, scores, ("scores N(0, 1)", "one score 3, all others −2"), strict=True):
             for name in forms:
@@ -693,10 +699,10 @@ fading_section()
 def frobenius_section():
     rng, width, d = chapter.rng(), 64, 32
     sizes, draws = ([64, 128, 256], 1) if chapter.quick else ([64, 128, 256, 512, 1024], 4)
-    cube = partial(polynomial_attention, decay=0.0)
+    cube, scaled = (partial(polynomial_weights, None, decay=decay) for decay in (0.0, 0.5))
     forms = {  # weighting, factor on the scores, exponent that is predicted
         "softmax": (softmax, 1.0, 0.5), "softmax, scores × 30": (softmax, 30.0, 0.5),
-        "cube": (cube, 1.0, 1.0), "cube / √n": (polynomial_attention, 1.0, 0.5),
+        "cube": (cube, 1.0, 1.0), "cube / √n": (scaled, 1.0, 0.5),
     }  # fmt: skip
     norms = {name: np.zeros((len(sizes), 2)) for name in forms}
     for row, n in enumerate(sizes):
@@ -710,7 +716,7 @@ def frobenius_section():
                     means = weights @ k
                     squares = weights**2 * ((k**2).sum(-1) - 2 * means @ k.T + (means**2).sum(-1, keepdims=True))
                 else:
-                    squares = backward(np.ones_like(weights))[0] ** 2 * (k**2).sum(-1)
+                    squares = backward(np.ones_like(weights))[1] ** 2 * (k**2).sum(-1)
                 slope = factor * np.sqrt((squares * (x**2).sum(-1, keepdims=True)).sum() / d)
                 norms[name][row] += np.linalg.norm(weights) / draws, slope / draws
     with chapter.figure("frobenius", size=(4.8, 3)) as (_, ax):
@@ -753,8 +759,8 @@ class Finder(NamedTuple):
     head: Linear
 
 
-FORMS = {  # what is trained: the name of the weighting, and whether it has an offset
-    "softmax": (None, False), "SSMax": ("scalable_softmax", False), "SSMax, offset": ("scalable_softmax", True),
+FORMS = {  # what is trained: the core, and whether it has an offset
+    "softmax": (softmax_attention, False), "SSMax": (scalable_softmax_attention, False), "SSMax, offset": (scalable_softmax_attention, True),
 }  # fmt: skip
 
 
@@ -770,55 +776,48 @@ def retrieval_section():
     if chapter.quick:
         lengths = lengths[:3]
 
-    def sequences(rng, size, n, causal):
+    def sequences(rng, size, n, back_only):
         keys = rng.standard_normal((size, n, key_width), np.float32)
         value = rng.integers(values, size=(size, n))
-        asked = rng.integers(np.arange(1, n + 1) if causal else n, size=(size, n))
+        asked = rng.integers(np.arange(1, n + 1) if back_only else n, size=(size, n))
         question = np.take_along_axis(keys, asked[..., None], axis=1)
         tokens = np.concatenate([keys, question, np.eye(values, dtype=np.float32)[value]], axis=-1)
         return tokens, asked, np.take_along_axis(value, asked, axis=1)
 
-    def finder(params, tokens, **settings):
-        read, attention_backward = multi_head_attention(params.attention, tokens, num_heads=heads, **settings)
-        logits, head_backward = linear(params.head, read)
+    def core_of(form, back_only):
+        return causal(FORMS[form][0]) if back_only else FORMS[form][0]
 
-        def backward(dlogits):
-            dhead, dread = head_backward(dlogits)
-            return Finder(attention_backward(dread)[0], dhead)
+    def finder(params, tokens, *, core):
+        logits, backward = chain(params, tokens, parts=(partial(multi_head_attention, num_heads=heads, core=core), linear))
+        return logits, lambda dlogits: backward(dlogits)[0]
 
-        return logits, backward
+    def learner(form, back_only, seed):
+        rng = np.random.default_rng([chapter.seed, seed])
+        attention = init_multi_head_attention(rng, width, num_heads=heads, bias=False)
+        if form != "softmax":
+            start = init_scalable_softmax(rng, num_heads=heads, max_positions=trained)
+            attention = attention._replace(core=start._replace(offset=np.zeros(heads, np.float32) if FORMS[form][1] else None))
 
-    def learner(form, causal, seed):
-        (weighting, has_offset), rng = FORMS[form], np.random.default_rng([chapter.seed, seed])
-        attention = init_multi_head_attention(rng, width, num_heads=heads, bias=False, weighting=weighting, max_positions=trained)
-        if has_offset:
-            attention = attention._replace(learned=(*attention.learned, np.zeros((heads, 1), np.float32)))
+        def draw(rng):
+            tokens, _, answers = sequences(rng, 8, trained, back_only)
+            return tokens, answers
 
-        def loss(params):
-            tokens, _, answers = sequences(rng, 8, trained, causal)
-            logits, backward = finder(params, tokens, causal=causal, weighting=weighting)
-            value, loss_backward = cross_entropy(logits, targets=answers)
-            return value, backward(loss_backward(np.ones_like(value)))
+        task = Labelled(partial(finder, core=core_of(form, back_only)), draw)
+        return fit(Finder(attention, init_linear(rng, width, values)), task, steps=steps, peak=1e-2, rng=rng, weight_decay=0.1, progress=bar(form))
 
-        return fit(Finder(attention, init_linear(rng, width, values)), loss, steps=steps, peak=1e-2, weight_decay=0.1, progress=bar(form))
-
-    def test(params, form, causal, tokens, asked, answers):
+    def test(params, form, back_only, tokens, asked, answers):
         """Of the last questions of each sequence: the share that is answered rightly, the mean weight on the key asked for, and
         the share in which no key is heavier; the weights are those of the head that looks at it most.
         """
         n, weights = tokens.shape[1], None
 
-        def last_queries(q, k, v):
-            """The attention in which multi_head_attention asks every question, for the few that are judged."""
+        def last_queries(learned, q, k, v, bias, *, mask):
+            """The core for the few questions that are judged; its weights are what it makes of the identity."""
             nonlocal weights
-            learned = params.attention.learned
-            weighting = None if learned is None else partial(scalable_softmax, scale=learned[0], offset=learned[1] if learned[1:] else None)
-            mask = causal_mask(last, n) if causal else None
-            weights = attention_weights(q[..., -last:, :], k, mask=mask, weighting=weighting)
+            weights, _ = core_of(form, back_only)(learned, q[..., -last:, :], k, np.eye(n, dtype=k.dtype))
             return weights @ v, None
 
-        bare = params._replace(attention=params.attention._replace(learned=None))  # last_queries has it
-        logits, _ = finder(bare, tokens, attend=last_queries)
+        logits, _ = finder(params, tokens, core=last_queries)
         right = logits.argmax(-1) == answers[:, -last:]
         on_key = np.take_along_axis(weights, asked[:, None, -last:, None], axis=-1)[..., 0]  # (sequences, heads, questions)
         heads_weight = on_key.mean((0, 2))
@@ -829,12 +828,12 @@ def retrieval_section():
     runs = {name: (name, True) for name in FORMS} | {f"{name}, n = {trained}": (name, False) for name in ("softmax", "SSMax")}
     models = {name: [learner(*run, seed) for seed in range(seeds)] for name, run in runs.items()}
     found = {name: np.zeros((3, seeds, len(lengths))) for name in runs}
-    for causal in (True, False):
+    for back_only in (True, False):
         rng = np.random.default_rng([chapter.seed, 1000])
         for row, n in enumerate(lengths):
-            made = sequences(rng, tests, n, causal)
+            made = sequences(rng, tests, n, back_only)
             for name, run in runs.items():
-                if run[1] == causal:
+                if run[1] == back_only:
                     found[name][:, :, row] = np.transpose([test(params, *run, *made) for params in models[name]])
     with chapter.figure("retrieval", size=(6.8, 3), ncols=2, sharey=True) as (_, axes):
         for measure, ax, title in ((0, axes[0], "questions answered rightly"), (1, axes[1], "weight on the key asked for")):
@@ -860,10 +859,10 @@ def retrieval_section():
             chapter.value(f"retrieval.{key}.right.n{n}", 100 * float(right))
             chapter.value(f"retrieval.{key}.weight.n{n}", float(weight))
             chapter.value(f"retrieval.{key}.heaviest.n{n}", 100 * float(heaviest))
-        learned = [params.attention.learned for params in models[name]]
-        for i, what in enumerate(("scale", "offset")):
-            if learned[0] is not None and learned[0][i:]:
-                chapter.value(f"retrieval.{key}.learned.{what}", float(np.mean([arrays[i] for arrays in learned])))
+        learned = [params.attention.core for params in models[name]]
+        for what in ("scale", "offset"):
+            if getattr(learned[0], what, None) is not None:
+                chapter.value(f"retrieval.{key}.learned.{what}", float(np.mean([getattr(own, what) for own in learned])))
     for name, number in (("trained", trained), ("longest", longest), ("last", last), ("steps", steps), ("seeds", seeds)):
         chapter.value(f"retrieval.{name}", number)
 

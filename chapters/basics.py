@@ -9,27 +9,30 @@ a small network that learns the next character of real text.
 # %%
 import re
 import time
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 
+from minitransformers.basics.chain import chain
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.dropout import dropout
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
 from minitransformers.basics.gated_feed_forward import gated_feed_forward, init_gated_feed_forward
-from minitransformers.basics.gelu import gelu
+from minitransformers.basics.gelu import gelu, gelu_exact
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.log_softmax import log_softmax
 from minitransformers.basics.mean_squared_error import mean_squared_error
 from minitransformers.basics.relu import relu
+from minitransformers.basics.residual import residual
 from minitransformers.basics.sigmoid import sigmoid
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softmax import softmax
 from minitransformers.basics.softplus import softplus
+from minitransformers.foundation import slot, trees
 from minitransformers.reporting.chapter import Chapter
-from minitransformers.foundation import trees
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.optimizer import AdamW
 from minitransformers.training.text import Corpus, python_reference
@@ -87,6 +90,41 @@ def linear_section():
 
 
 linear_section()
+
+
+# %% Residual: how much of a gradient comes back through many parts
+def residual_section():
+    rng, width, draws, depths = chapter.rng(), 64, 1 if chapter.quick else 2, [1, 2, 4, 8, 16, 32, 64]
+    start = (4 * width) ** -0.5                              # of the map down of a feed-forward network, as its init has it
+    forms = {
+        "one after the other": (feed_forward, lambda depth: start),
+        "each added to its input": (partial(residual, part=feed_forward), lambda depth: start),
+        "added, and started smaller by √(2 · parts)": (partial(residual, part=feed_forward), lambda depth: start / (2 * depth) ** 0.5),
+    }
+
+    def comes_back(depth, part, residual_std):
+        """The length of the gradient of the input over that of the output."""
+        params = [init_feed_forward(rng, width, residual_std=residual_std, dtype=np.float64) for _ in range(depth)]
+        out, backward = chain(params, rng.normal(size=(32, width)), parts=[part] * depth)
+        dout = rng.normal(size=out.shape)
+        return np.linalg.norm(backward(dout)[1]) / np.linalg.norm(dout)
+
+    found = {
+        name: [float(np.mean([comes_back(depth, part, std(depth)) for _ in range(draws)])) for depth in depths]
+        for name, (part, std) in forms.items()
+    }
+    with chapter.figure("residual_depth") as (_, ax):
+        for name, curve in found.items():
+            ax.loglog(depths, curve, "o-", label=name)
+        ax.set(xlabel="feed-forward networks", ylabel="gradient of the input\nover that of the output", xticks=depths, xticklabels=depths)
+        ax.minorticks_off()
+        ax.legend()
+    chapter.value("residual.depth", depths[-1])
+    for key, curve in zip(("plain", "added", "smaller"), found.values(), strict=True):
+        chapter.value(f"residual.{key}", curve[-1])
+
+
+residual_section()
 
 
 # %% Embedding: in real text most tokens are repeats, and each repeat must be added
@@ -167,7 +205,7 @@ activations_section()
 # %% GELU: two functions of one name
 def gelu_section():
     x = np.linspace(-6, 6, 1_200_001)
-    difference = gelu(x)[0] - gelu(x, approximate="none")[0]
+    difference = gelu(x)[0] - gelu_exact(x)[0]
     largest, at = float(np.abs(difference).max()), float(np.abs(x[np.abs(difference).argmax()]))
     chapter.value("gelu.difference", largest)
     chapter.value("gelu.difference_at", at)
@@ -196,7 +234,7 @@ def gelu_section():
 
     gap = float(np.abs(textbook()[1] - as_written()).max())
     ratio = times_faster(as_written, textbook)
-    exact_cost = times_faster(as_written, lambda: both_ways(gelu, x, dout, approximate="none"))
+    exact_cost = times_faster(as_written, lambda: both_ways(gelu_exact, x, dout))
     chapter.value("gelu.times_faster", ratio)
     chapter.value("gelu.exact_cost", exact_cost)
     chapter.claim(
@@ -476,30 +514,28 @@ CONTEXT, WIDTH = 3, 48
 
 
 class NextCharacter(NamedTuple):
-    """Three vectors side by side, a channel mixer on a residual stream, a head."""
+    """Three vectors side by side, a channel part on a residual stream, a head."""
 
     embedding: Embedding
     channel: tuple | None
     head: Linear
 
 
+@slot
+def nothing(x):
+    """A part that adds nothing."""
+    return np.zeros_like(x), np.zeros_like
+
+
 def next_character(params, *, contexts, channel, rate=0.0, rng=None):
     """Logits (positions, vocabulary) of the character after each context, and backward: dlogits -> gradients."""
+    parts = partial(residual, part=channel), slot(partial(dropout, rate=rate, rng=rng)), linear
     vectors, embedding_backward = embedding(params.embedding, ids=contexts)
-    x = vectors.reshape(-1, WIDTH)
-    update, channel_backward = channel(params.channel, x) if channel else (np.zeros_like(x), None)
-    dropped, dropout_backward = dropout(x + update, rate=rate, rng=rng)
-    logits, head_backward = linear(params.head, dropped)
+    logits, backward_of_parts = chain((params.channel, None, params.head), vectors.reshape(-1, WIDTH), parts=parts)
 
     def backward(dlogits):
-        dhead, ddropped = head_backward(dlogits)
-        dx = dsum = dropout_backward(ddropped)
-        dchannel = None
-        if channel:
-            dchannel, through = channel_backward(dsum)
-            dx = dsum + through                              # x goes into the channel and around it: add
-        dembedding = embedding_backward(dx.reshape(vectors.shape))
-        return NextCharacter(dembedding, dchannel, dhead)
+        (dchannel, _, dhead), dx = backward_of_parts(dlogits)
+        return NextCharacter(embedding_backward(dx.reshape(vectors.shape)), dchannel, dhead)
 
     return logits, backward
 
@@ -523,7 +559,7 @@ def train(ids, unseen, vocabulary, channel, init_channel, *, steps, seed, text, 
     params = FlatTree.pack(
         NextCharacter(
             init_embedding(rng, vocabulary, WIDTH // CONTEXT, std=1.0),
-            init_channel(rng, WIDTH) if channel else None,
+            init_channel(rng, WIDTH),
             init_linear(rng, WIDTH, vocabulary),
         )
     )
@@ -554,7 +590,7 @@ def text_section():
     unseen = corpus.validation[:5000] if chapter.quick else corpus.validation
     counted, oracle = bits_of_counted_pairs(corpus.train, unseen, corpus.vocabulary.size)
     channels = {
-        "no feed-forward network": (None, None),
+        "no feed-forward network": (nothing, lambda rng, width: None),
         "feed-forward, GELU": (feed_forward, lambda rng, width: init_feed_forward(rng, width, bias=False)),
         "gated feed-forward, SwiGLU": (gated_feed_forward, init_gated_feed_forward),
     }

@@ -6,17 +6,20 @@ figures are bits per character on it: how many yes-or-no answers one still needs
 
 # %% The text, and what simpler things make of it
 import time
+from functools import partial
 
 import numpy as np
 
-from minitransformers import trees
 from minitransformers.basics.cross_entropy import cross_entropy
+from minitransformers.foundation import trees
+from minitransformers.models.decoding import generate, without_cache
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
 from minitransformers.reporting.chapter import Chapter
-from minitransformers.models.generate import generate, language_model_step
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
 from minitransformers.training.config import TrainingConfig
 from minitransformers.training.loop import train
 from minitransformers.training.text import Corpus
+from minitransformers.training.workbench import workbench_task
 from minitransformers.training.yardsticks import yardsticks
 
 chapter = Chapter("models", __doc__)
@@ -41,10 +44,10 @@ def configuration(**changes):
 
 def trained(config, steps, *, windows=None, eval_every=0, learning_rate=2e-3):
     settings = TrainingConfig(
-        steps=steps, batch_size=12, learning_rate=learning_rate, warmup=0.1, weight_decay=0.1, seed=chapter.seed,
-        eval_every=eval_every, eval_windows=windows, checkpoint_every=0,
-    )  # fmt: skip
-    return train(corpus=corpus, model_config=config, training_config=settings, quiet=steps < 200)
+        steps=steps, learning_rate=learning_rate, warmup=0.1, weight_decay=0.1, seed=chapter.seed, eval_every=eval_every, checkpoint_every=0
+    )
+    task = workbench_task(corpus, config, batch_size=12, eval_windows=windows)
+    return train(task=task, init=partial(init_language_model, config=config), config=settings, quiet=steps < 200)
 
 
 gpt2 = configuration()
@@ -70,7 +73,7 @@ chapter.value("gpt2.parameters", trees.count_parameters(result.params))
 chapter.value("gpt2.steps", STEPS)
 chapter.value("gpt2.bits", result.final_validation)
 chapter.value("gpt2.seconds", result.seconds)
-chapter.value("gpt2.tokens_per_second", result.tokens_per_second)
+chapter.value("gpt2.tokens_per_second", result.labels_per_second)
 
 rows = [
     ["every character alike", measured.uniform],
@@ -181,22 +184,18 @@ chapter.claim(
 )
 
 # %% Writing: with the cache a token costs one position
-prompt = corpus.validation[:16]
+prompt, step = corpus.validation[:16], partial(language_model_step, result.params, config=gpt2)
+write = partial(generate, context=CONTEXT, temperature=0.8, top_p=0.9, vocabulary_size=gpt2.vocabulary_size)
 cached_logits, state = [], None
 for i in range(CONTEXT):
-    part, state = language_model_step(result.params, corpus.validation[None, i : i + 1], state, config=gpt2)
+    part, state = step(corpus.validation[None, i : i + 1], state)
     cached_logits.append(part)
 whole, _ = language_model(result.params, ids=corpus.validation[None, :CONTEXT], config=gpt2)
 difference = float(np.abs(np.concatenate(cached_logits, axis=1) - whole).max())
 seconds = {}
-for cached in (True, False):
+for cached, decode in ((True, step), (False, without_cache(partial(language_model, result.params, config=gpt2)))):
     start = time.perf_counter()
-    text = list(
-        generate(
-            result.params, config=gpt2, prompt_ids=prompt, num_tokens=CONTEXT - len(prompt), top_p=0.9, temperature=0.8,
-            rng=chapter.rng(), use_cache=cached,
-        )
-    )
+    text = list(write(decode, prompt_ids=prompt, num_tokens=CONTEXT - len(prompt), rng=chapter.rng()))
     seconds[cached] = time.perf_counter() - start
 chapter.value("cache.ratio", seconds[False] / seconds[True])
 chapter.value("cache.difference", difference)
@@ -208,8 +207,7 @@ chapter.claim(
     holds=bool(difference < 1e-4 and seconds[True] < seconds[False]),
 )
 prompt = corpus.vocabulary.encode("The following ")
-writing = generate(result.params, config=gpt2, prompt_ids=prompt, num_tokens=160, top_p=0.9, temperature=0.8, rng=chapter.rng())
-written = corpus.vocabulary.decode(np.array(list(writing)))
+written = corpus.vocabulary.decode(np.array(list(write(step, prompt_ids=prompt, num_tokens=160, rng=chapter.rng()))))
 chapter.table("sample", ["prompt", "what the model writes"], [[corpus.vocabulary.decode(prompt), " ".join(written.split())]])
 
 chapter.finish()

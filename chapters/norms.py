@@ -11,16 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minitransformers.attention.core import causal
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
+from minitransformers.attention.prepare import unprepared
+from minitransformers.attention.weighted_attention import weighted_attention
+from minitransformers.basics.chain import chain
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
+from minitransformers.basics.relu import relu
+from minitransformers.basics.residual import residual
 from minitransformers.basics.softmax import softmax
-from minitransformers.reporting.chapter import Chapter
-from minitransformers.foundation import trees
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
-from minitransformers.models.transformer_block import TransformerBlock, transformer_block
+from minitransformers.foundation import slot, trees
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model, language_model
+from minitransformers.models.workbench.transformer_block import TransformerBlock, post_norm, pre_norm, transformer_block
 from minitransformers.norms.capsule_norm import capsule_norm, init_capsule_norm
 from minitransformers.norms.deep_norm import deep_norm, deep_norm_constants
 from minitransformers.norms.dynamic_tanh import dynamic_tanh, init_dynamic_tanh
@@ -30,9 +36,11 @@ from minitransformers.norms.qk_norm import init_qk_norm, qk_norm
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.norms.scale_norm import ScaleNorm, init_scale_norm, scale_norm
 from minitransformers.positional.learned import Learned, init_learned, learned
-from minitransformers.training.fit import fit, loss_on
+from minitransformers.reporting.chapter import Chapter
+from minitransformers.training.fit import fit
 from minitransformers.training.memory import keep_freed_memory
 from minitransformers.training.optimizer import TrainingDiverged
+from minitransformers.training.task import Labelled, on_ids
 from minitransformers.training.text import Corpus
 
 chapter = Chapter("norms", __doc__)
@@ -168,32 +176,23 @@ plane_section()
 # %% Before or after: the gradient of the last layer at the start of training
 def gradients_at_the_start(rng, depth, placement, norm="layer norm", *, width=64, tokens=64):
     """The gradient norm of the last feed-forward block's second matrix, the last hidden size, and the first block's gradient."""
-    params = [xavier_feed_forward(rng, width) for _ in range(depth)]
+    blocks = [xavier_feed_forward(rng, width) for _ in range(depth)]
     init_norm, norm_function = {**NORMS, **OTHERS}[norm]
-    apply = partial(norm_function, None if norm == "no norm" else init_norm(rng, width, dtype=np.float64))
-    x, backwards = rng.normal(size=(tokens, width)), []
-    for block in params:
-        if placement == "pre":
-            normed, norm_backward = apply(x)
-            added, backward = feed_forward(block, normed, activation="relu")
-            x = x + added
-        else:
-            added, backward = feed_forward(block, x, activation="relu")
-            before = x + added
-            x, norm_backward = apply(before)
-        backwards.append((backward, norm_backward))
+    gain = None if norm == "no norm" else init_norm(rng, width, dtype=np.float64)
+    work = partial(feed_forward, activation=slot(relu))
     # One norm lies between the last block and the loss either way: pre-norm's final norm, post-norm's own.
-    dx, hidden = rng.normal(size=x.shape) / tokens, x if placement == "pre" else before
     if placement == "pre":
-        _, dx = apply(x)[1](dx)
-    sizes = []
-    for backward, norm_backward in reversed(backwards):
-        if placement == "post":
-            _, dx = norm_backward(dx)
-        dblock, dadded = backward(dx)
-        dx = dx + (norm_backward(dadded)[1] if placement == "pre" else dadded)
-        sizes.append(np.linalg.norm(dblock.down.weight))
-    return sizes[0], float(hidden.std()), sizes[-1]
+        params = [(gain, block) for block in blocks]
+        parts = [partial(residual, part=partial(chain, parts=(norm_function, work)))] * depth
+    else:
+        params = [own for block in blocks for own in (block, gain)][:-1]
+        parts = ([partial(residual, part=work), norm_function] * depth)[:-1]
+    hidden, backward = chain(params, rng.normal(size=(tokens, width)), parts=parts)
+    _, norm_backward = norm_function(gain, hidden)
+    _, dhidden = norm_backward(rng.normal(size=hidden.shape) / tokens)
+    dparams, _ = backward(dhidden)
+    first, last = (part[1] if placement == "pre" else part for part in (dparams[0], dparams[-1]))
+    return np.linalg.norm(last.down.weight), float(hidden.std()), np.linalg.norm(first.down.weight)
 
 
 def xavier_feed_forward(rng, width):
@@ -295,7 +294,7 @@ def change_after_one_step(rng, depth, alpha, beta, *, width=16, rate=0.005):
     def run(params):
         x, backwards = start, []
         for layer in params:
-            added, layer_backward = feed_forward(layer, x, activation="relu")
+            added, layer_backward = feed_forward(layer, x, activation=slot(relu))
             x, norm_backward = deep_norm(norm_params, x, added, alpha=alpha)
             backwards.append((layer_backward, norm_backward))
         return x, backwards
@@ -408,17 +407,17 @@ class Model(NamedTuple):
 
 
 WIDTH, HEADS, CONTEXT = 48, 4, 32
+PLACEMENTS = {"pre": pre_norm, "post": post_norm}
 
 
-def init_model(rng, norm, *, vocabulary, depth, placement="pre", normalize=None):
+def init_model(rng, norm, *, vocabulary, depth, placement="pre", prepare=unprepared):
     init_norm, _ = {**NORMS, **OTHERS}[norm]
-    blocks = [
-        TransformerBlock(
-            init_norm(rng, WIDTH), init_multi_head_attention(rng, WIDTH, num_heads=HEADS, normalize=normalize),
-            init_norm(rng, WIDTH), init_feed_forward(rng, WIDTH),
-        )
-        for _ in range(depth)
-    ]  # fmt: skip
+
+    def attention():
+        made = init_multi_head_attention(rng, WIDTH, num_heads=HEADS)
+        return made._replace(prepare=init_qk_norm(rng, WIDTH // HEADS)) if prepare is qk_norm else made
+
+    blocks = [TransformerBlock(init_norm(rng, WIDTH), attention(), init_norm(rng, WIDTH), init_feed_forward(rng, WIDTH)) for _ in range(depth)]
     final = init_norm(rng, WIDTH) if placement == "pre" else None
     head = init_linear(rng, WIDTH, vocabulary, bias=False)
     return Model(
@@ -426,34 +425,23 @@ def init_model(rng, norm, *, vocabulary, depth, placement="pre", normalize=None)
     )
 
 
-def loss_and_gradient(params, ids, targets, *, norm, placement="pre", **attention):
-    """Next-token loss in nats, and its gradient when asked."""
+def model(params, *, ids, norm, placement="pre", **attention):
+    """Logits of the next token, and backward: dlogits -> Model of gradients."""
     _, norm_function = {**NORMS, **OTHERS}[norm]
+    block = partial(
+        transformer_block, mixer=partial(multi_head_attention, num_heads=HEADS, **attention), channel=feed_forward, norm=norm_function,
+        placement=PLACEMENTS[placement],
+    )  # fmt: skip
+    final = norm_function if placement == "pre" else no_norm
     x, tokens_backward = embedding(params.tokens, ids=ids)
-    x, positions_backward = learned(params.positions, x)
-    block_backwards = []
-    for block in params.blocks:
-        mixer = partial(multi_head_attention, num_heads=HEADS, **attention)
-        x, backward = transformer_block(block, x, mixer=mixer, channel=feed_forward, norm=norm_function, placement=placement)
-        block_backwards.append(backward)
-    if placement == "pre":
-        x, final_backward = norm_function(params.final_norm, x)
-    logits, head_backward = linear(params.head, x)
-    loss, loss_backward = cross_entropy(logits, targets=targets)
+    parts = learned, partial(chain, parts=[block] * len(params.blocks)), final, linear
+    logits, parts_backward = chain(params[1:], x, parts=parts)
 
-    def backward():
-        dhead, dx = head_backward(loss_backward(np.ones_like(loss)))
-        dfinal = None
-        if placement == "pre":
-            dfinal, dx = final_backward(dx)
-        dblocks = []
-        for block_backward in reversed(block_backwards):
-            dblock, dx, _ = block_backward(dx)
-            dblocks.append(dblock)
-        dpositions, dx = positions_backward(dx)
-        return Model(tokens_backward(dx), dpositions, dblocks[::-1], dfinal, dhead)
+    def backward(dlogits):
+        dparams, dx = parts_backward(dlogits)
+        return Model(tokens_backward(dx), *dparams)
 
-    return float(loss), backward
+    return logits, backward
 
 
 CORPUS = Corpus.load(context=CONTEXT)
@@ -464,26 +452,22 @@ def train(seed, norm, *, depth=4, placement="pre", rate=3e-3, steps=150, warmup=
     of the uniform guess, and None."""
     rng = np.random.default_rng([chapter.seed, seed])
     params = init_model(rng, norm, vocabulary=CORPUS.vocabulary.size, depth=depth, placement=placement)
-    evaluate = partial(loss_and_gradient, norm=norm, placement=placement)
-    return learn(params, evaluate, rng, rate=rate, steps=steps, warmup=warmup, batch_size=batch_size)
+    return learn(params, partial(model, norm=norm, placement=placement), rng, rate=rate, steps=steps, warmup=warmup, batch_size=batch_size)
 
 
-def learn(params, evaluate, rng, *, rate, steps, warmup, batch_size):
-    """What train returns, for any parameters and their loss and gradient."""
-    losses = []
-
-    def loss(params):
-        value, backward = evaluate(params, *CORPUS.batch(rng, batch_size=batch_size, context=CONTEXT))
-        losses.append(value)
-        return value, backward()
-
+def learn(params, model, rng, *, rate, steps, warmup, batch_size):
+    """What train returns, for any parameters and their model."""
+    losses, task = [], Labelled(on_ids(model), partial(CORPUS.batch, batch_size=batch_size, context=CONTEXT))
     with np.errstate(over="ignore", invalid="ignore"):
         try:
-            params = fit(params, loss, steps=steps, peak=rate, warmup=warmup / steps, floor=0.1, clip=None, weight_decay=0.01)
+            params = fit(
+                params, task, steps=steps, peak=rate, rng=rng, warmup=warmup / steps, floor=0.1, clip=None, weight_decay=0.01,
+                watch=lambda step, loss, params: losses.append(loss),
+            )  # fmt: skip
         except TrainingDiverged:
             return losses, float(np.log(CORPUS.vocabulary.size)), None
         batches = CORPUS.evaluation_batches(batch_size=64, context=CONTEXT, limit=64)
-        return losses, float(np.mean([evaluate(params, *batch)[0] for batch in batches])), params
+        return losses, float(np.mean([cross_entropy(model(params, ids=ids)[0], targets=targets)[0] for ids, targets in batches])), params
 
 
 # %% With layer norm, with RMS norm, with none
@@ -561,15 +545,11 @@ def others_section(seeds, steps, layer, none):
 
 
 def train_with_option(seed, config, *, steps):
-    """train, for the language model of the library: what it does with its norms, its queries and its words is a setting."""
-
-    def evaluate(params, ids, targets):
-        logits, logits_backward = language_model(params, ids=ids, config=config)
-        loss, loss_backward = cross_entropy(logits, targets=targets)
-        return float(loss), lambda: logits_backward(loss_backward(np.ones_like(loss)))
-
+    """train, for the language model of the workbench: what it does with its norms, its queries and its words is a setting."""
     rng = np.random.default_rng([chapter.seed, seed])
-    return learn(init_language_model(rng, config), evaluate, rng, rate=3e-3, steps=steps, warmup=0, batch_size=8)
+    return learn(
+        init_language_model(rng, config), partial(language_model, config=config), rng, rate=3e-3, steps=steps, warmup=0, batch_size=8
+    )
 
 
 def options_section(seeds, steps):
@@ -577,7 +557,7 @@ def options_section(seeds, steps):
     sizes = {"vocabulary_size": CORPUS.vocabulary.size, "context": CONTEXT, "d_model": WIDTH, "num_layers": 4, "num_heads": HEADS}
     options = {
         "pre-norm, RoPE": {"position": "rope"},
-        "QK-norm, RoPE": {"position": "rope", "options": {"mixer": {"normalize": "qk_norm"}}},
+        "QK-norm, RoPE": {"position": "rope", "options": {"mixer": {"prepare": "qk_norm"}}},
         "FixNorm, RoPE": {"position": "rope", "fix_norm": True},
         "FixNorm, learned positions": {"fix_norm": True},
         "post-norm, learned positions": {"placement": "post"},
@@ -702,11 +682,12 @@ def largest_score(params, ids, **attention):
     """Of all scores of all heads the largest, as they come to the softmax."""
     found = []
 
-    def softmax_that_looks(scores, *, mask):
+    def softmax_that_looks(learned, scores, *, mask):
         found.append(float(np.abs(np.where(mask, scores, 0)).max()))
         return softmax(np.where(mask, scores, np.float32(-np.inf)))
 
-    loss_and_gradient(params, ids, ids, norm="layer norm", weighting=softmax_that_looks, **attention)
+    core = causal(partial(weighted_attention, weighting=softmax_that_looks))
+    model(params, ids=ids, norm="layer norm", core=core, **attention)
     return max(found)
 
 
@@ -717,10 +698,11 @@ def learning_rate_section():
     runs = [(name, i, seed) for name in losses for i in range(len(rates)) for seed in range(seeds)]
     for name, i, seed in chapter.progress(runs, "rates that are too high"):
         rng = np.random.default_rng([chapter.seed, seed])
-        attention = {"normalize": "qk_norm"} if name == "QK-norm" else {}
-        evaluate = partial(loss_and_gradient, norm="layer norm", **attention)
+        attention = {"prepare": qk_norm} if name == "QK-norm" else {}
         params = init_model(rng, "layer norm", vocabulary=CORPUS.vocabulary.size, depth=2, **attention)
-        _, losses[name][i, seed], params = learn(params, evaluate, rng, rate=rates[i], steps=steps, warmup=0, batch_size=8)
+        _, losses[name][i, seed], params = learn(
+            params, partial(model, norm="layer norm", **attention), rng, rate=rates[i], steps=steps, warmup=0, batch_size=8
+        )
         scores[name][i, seed] = np.inf if params is None else largest_score(params, ids, **attention)
     with chapter.figure("learning_rates", size=(6.4, 2.8), ncols=2) as (_, axes):
         for ax, found, what in zip(axes, (scores, losses), ("largest score", "validation loss in nats"), strict=True):
@@ -769,7 +751,7 @@ class Bigram(NamedTuple):
 def zipf_bigrams(rng, *, words, classes=16):
     """Probabilities (words, words) of the next word, and (words,) of each: what comes next depends on a word's class alone.
 
-    Words are dealt to the classes in turn, so that each has frequent and rare ones; within a class, frequencies fall as
+    Words are dealt to the classes one after the other, so that each has frequent and rare ones; within a class, frequencies fall as
     1 / rank. Two classes may follow each class, with the same probability.
     """
     of_word = np.arange(words) % classes
@@ -786,15 +768,12 @@ def bigram(params, ids, *, fixed):
     table, table_backward = fix_norm(params.tokens.weight) if fixed else (params.tokens.weight, lambda dtable: dtable)
     size = table.shape[1] ** 0.5
     x, x_backward = embedding(Embedding(table), ids=ids)
-    added, channel_backward = feed_forward(params.channel, size * x)
-    hidden, norm_backward = scale_norm(params.norm, size * x + added)
-    logits, logits_backward = linear(Linear(table.T, None), hidden)
+    parts = partial(residual, part=feed_forward), scale_norm, linear
+    logits, parts_backward = chain((params.channel, params.norm, Linear(table.T, None)), size * x, parts=parts)
 
     def backward(dlogits):
-        dlinear, dhidden = logits_backward(dlogits)
-        dnorm, dsum = norm_backward(dhidden)
-        dchannel, dx = channel_backward(dsum)
-        dtable = dlinear.weight.T + x_backward(size * (dsum + dx)).weight                  # two uses, two gradients
+        (dchannel, dnorm, dhead), dx = parts_backward(dlogits)
+        dtable = dhead.weight.T + x_backward(size * dx).weight                             # two uses, two gradients
         return Bigram(Embedding(table_backward(dtable)), dchannel, dnorm)
 
     return logits, backward
@@ -817,13 +796,13 @@ def fix_norm_section():
         table, _ = fix_norm(rng.standard_normal((words, width), np.float32))             # both begin with rows of length one
         channel = init_feed_forward(rng, width, d_hidden=2 * width)
 
-        def draw():
+        def draw(rng):
             ids = rng.choice(words, size=256, p=share)
             return ids, np.minimum((rng.random((256, 1)) > cumulated[ids]).sum(axis=1), words - 1)
 
         return fit(
-            Bigram(Embedding(table), channel, init_scale_norm(rng, width)), loss_on(partial(bigram, fixed=fixed), draw),
-            steps=steps, peak=rate, warmup=min(1, 10 / steps), floor=0.1, progress=partial(chapter.progress, text="bigrams"),
+            Bigram(Embedding(table), channel, init_scale_norm(rng, width)), Labelled(partial(bigram, fixed=fixed), draw),
+            steps=steps, peak=rate, rng=rng, warmup=min(1, 10 / steps), floor=0.1, progress=partial(chapter.progress, text="bigrams"),
         )  # fmt: skip
 
     names = {"plain": False, "FixNorm": True}
