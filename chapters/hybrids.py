@@ -11,24 +11,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minitransformers.attention.core import causal_attention, softmax_attention
 from minitransformers.attention.grouped_query_attention import GroupedQueryAttention
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention
 from minitransformers.attention.sliding_window_attention import sliding_window_attention
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.reporting.chapter import Chapter
 from minitransformers.foundation import trees
-from minitransformers.hybrids.bmojo import Bmojo, bmojo, bmojo_step, init_bmojo
+from minitransformers.hybrids.bmojo import Bmojo, init_bmojo
+from minitransformers.hybrids.bmojo_blocks import bmojo_blocks, bmojo_step
 from minitransformers.hybrids.eidetic_memory import innovation
 from minitransformers.hybrids.samba import init_samba, samba
-from minitransformers.models.language_model import LanguageModelConfig
-from minitransformers.models.transformer_block import TransformerBlock, transformer_block
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.transformer_block import TransformerBlock, transformer_block
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
+from minitransformers.reporting.chapter import Chapter
 from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.state_space.mamba import Mamba, mamba
-from minitransformers.training.fit import accuracy, fit, loss_on
+from minitransformers.training.fit import fit
 from minitransformers.training.memory import keep_freed_memory
 from minitransformers.training.synthetic import associative_recall
+from minitransformers.training.task import Labelled, accuracy, on_ids
 
 chapter = Chapter("hybrids", __doc__)
 keep_freed_memory()
@@ -101,9 +104,9 @@ def init_reader(rng, config):
         return config.parts[role].init(rng, **settings)
 
     if config.stack is not None:
-        layers = config.movers[0].init(rng, **settings)
+        layers = config.mixers[0].init(rng, **settings)
     else:
-        layers = [TransformerBlock(fresh("norm"), mixer.init(rng, **settings), fresh("norm"), fresh("channel")) for mixer in config.movers]
+        layers = [TransformerBlock(fresh("norm"), mixer.init(rng, **settings), fresh("norm"), fresh("channel")) for mixer in config.mixers]
     return Reader(
         init_embedding(rng, config.vocabulary_size, config.d_model, std=1.0), init_causal_convolution(rng, config.d_model, width=3), layers,
         init_rms_norm(rng, config.d_model), init_linear(rng, config.d_model, config.vocabulary_size),
@@ -116,9 +119,9 @@ def reader(params, *, ids, config):
     hidden, convolution_backward = causal_convolution(params.convolution, words)
     backwards, stack_backward = [], None
     if config.stack is not None:
-        hidden, stack_backward = bound.movers[0].call(params.layers, hidden)
+        hidden, stack_backward = bound.mixers[0].call(params.layers, hidden)
     else:
-        for block, mixer in zip(params.layers, bound.movers, strict=True):
+        for block, mixer in zip(params.layers, bound.mixers, strict=True):
             hidden, block_backward = transformer_block(block, hidden, mixer=mixer.call, channel=bound.channel, norm=bound.norm)
             backwards.append(block_backward)
     normed, norm_backward = rms_norm(params.norm, hidden)
@@ -128,7 +131,7 @@ def reader(params, *, ids, config):
         dhead, dnormed = head_backward(dlogits)
         dnorm, dhidden = norm_backward(dnormed)
         if stack_backward is not None:
-            dlayers, dhidden = stack_backward(dhidden)
+            dlayers, dhidden, _ = stack_backward(dhidden)
         else:
             dlayers = []
             for block_backward in reversed(backwards):
@@ -166,13 +169,13 @@ def recall_section():
         rng = chapter.rng()
         model = partial(reader, config=config)
 
-        def draw(rng=rng):
+        def draw(rng):
             count = int(rng.integers(1, max(pairs) + 1))
             return associative_recall(rng, batch_size=16, length=length, num_pairs=count, vocabulary_size=vocabulary, random_filler=False)
 
         params = init_reader(rng, config)
         progress = partial(chapter.progress, text=name)
-        params = fit(params, loss_on(model, draw), steps=steps, peak=5e-3, progress=progress)
+        params = fit(params, Labelled(on_ids(model), draw), steps=steps, peak=5e-3, rng=rng, progress=progress)
         right = []
         for count in pairs:
             ids, targets = associative_recall(
@@ -267,15 +270,15 @@ def texts_with_pairs(rng, *, pairs, trials, length, window, d):
 def eidetic_section():
     d, length, window, memory, trials = 16, 512, 32, 16, 3 if chapter.quick else 16
     layer = made_by_hand(d)
-    attention = {"num_heads": 1, "scale": 1.0}
+    attention = {"num_heads": 1, "core": partial(softmax_attention, scale=1.0)}
     windowed, full = GroupedQueryAttention(*layer[1:]), MultiHeadAttention(*layer[1:])
     forms = {
-        "fading": lambda x: bmojo(layer, x, window=1, memory=0, **attention),
+        "fading": lambda x: bmojo_blocks(layer, x, window=1, memory=0, **attention),
         "window": lambda x: sliding_window_attention(windowed, x, window=window, **attention),
-        "both (F)": lambda x: bmojo(layer, x, window=window, memory=0, **attention),
-        f"and {memory} kept": lambda x: bmojo(layer, x, window=window, memory=memory, **attention),
-        f"and {2 * memory} kept": lambda x: bmojo(layer, x, window=window, memory=2 * memory, **attention),
-        "full": lambda x: multi_head_attention(full, x, **attention),
+        "both (F)": lambda x: bmojo_blocks(layer, x, window=window, memory=0, **attention),
+        f"and {memory} kept": lambda x: bmojo_blocks(layer, x, window=window, memory=memory, **attention),
+        f"and {2 * memory} kept": lambda x: bmojo_blocks(layer, x, window=window, memory=2 * memory, **attention),
+        "full": lambda x: multi_head_attention(full, x, num_heads=1, core=partial(causal_attention, scale=1.0)),
     }
     counts = (8, 16, 32) if chapter.quick else (4, 8, 12, 16, 24, 32)
     found, held, rows, shown = {name: [] for name in forms}, {}, [], None
@@ -341,7 +344,7 @@ def eidetic_section():
     for _ in range(rounds):
         for n, x in texts.items():
             started = time.perf_counter()
-            out, backward = bmojo(params, x, num_heads=2, window=window, memory=memory)
+            out, backward = bmojo_blocks(params, x, num_heads=2, window=window, memory=memory)
             backward(out)
             times[n].append(time.perf_counter() - started)
     longest = sizes[-3:]

@@ -1,19 +1,20 @@
-"""Samba: Mamba and sliding-window attention in turn, so that what is far is summed up and what is near is exact.
+"""Samba: Mamba and sliding-window attention in alternate layers, so that what is far is summed up and what is near is exact.
 
 A recurrence carries the whole past in a state of fixed size and cannot look anything up in it; a window looks up exactly and
-sees nothing beyond its edge. Layer after layer, each makes good what the other lacks, at a cost that grows with the length.
-Source: Ren et al. 2024, arXiv:2406.07522, section 2.1; the authors' code for the order of the parts. A layer is a mixer and a
-feed-forward network; the mixer is Mamba in layers 0, 2, ... and attention through a window in layers 1, 3, ...
+sees nothing beyond its edge. Where the two alternate, each makes good what the other lacks, at a cost that grows with the length.
+Source: Ren et al. 2024, arXiv:2406.07522, section 2.1; the authors' code for the order of the parts. A layer is a mixer M and a
+SwiGLU feed-forward network F behind their RMS norms N1 and N2; M is Mamba in layers 0, 2, ... and attention through a window in
+layers 1, 3, ... A star is the backward of what it stands on.
 
-    normed = RMS(x)                                          (1)
-    middle = x + mixer(normed)                               (2)
-    inner = RMS(middle)                                      (3)
-    x = middle + SwiGLU(inner), which the next layer reads   (4)
-    dmiddle = dx + RMS*(SwiGLU*(dx))                         (5)
-    dx = dmiddle + RMS*(mixer*(dmiddle))                     (6)
+    middle = x + M(N1(x))                                    (1)
+    out = middle + F(N2(middle))                             (2)
+    dmiddle = dout + N2*(F*(dout))                           (3)
+    dx = dmiddle + N1*(M*(dmiddle))                          (4)
+    x = layer_l(x), l = 0 .. num_layers - 1                  (5)
+    dx = layer_l*(dx), l = num_layers - 1 .. 0               (6)
 
-A star is the backward of what it stands on. Differs from the authors' code: everything has one dtype, where theirs adds
-Mamba's output in float32. The order of their window is kept: position i sees i - window < j <= i.
+Differs from the authors' code: everything has one dtype, where theirs adds Mamba's output in float32. The order of their
+window is kept: position i sees i - window < j <= i.
 """
 
 from collections.abc import Callable
@@ -24,14 +25,18 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
+from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.grouped_query_attention import GroupedQueryAttention
+from minitransformers.attention.prepare import unprepared
 from minitransformers.attention.sliding_window_attention import (
     init_sliding_window_attention,
     sliding_window_attention,
     sliding_window_attention_step,
 )
+from minitransformers.basics.chain import chain
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward, init_gated_feed_forward
-from minitransformers.foundation import bad, concept, example, invalid, trees, trusted, whole_number
+from minitransformers.basics.residual import residual
+from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trees, trusted
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.state_space.mamba import Mamba, init_mamba, mamba, mamba_step
 
@@ -45,12 +50,17 @@ class SambaLayer(NamedTuple):
     channel: GatedFeedForward
 
 
+@checked
 def init_samba(
-    rng: np.random.Generator, d_model: int, *, num_layers: int, num_heads: int, num_kv_heads: int | None = None, d_state: int = 16,
-    d_hidden: int | None = None, std: float | None = None, residual_std: float | None = None, dtype: type = np.float32,
+    rng: np.random.Generator, d_model: Annotated[int, at_least(1)], *, num_layers: Annotated[int, at_least(1)],
+    num_heads: Annotated[int, at_least(1)], num_kv_heads: Annotated[int, at_least(1)] | None = None,
+    d_state: Annotated[int, at_least(1)] = 16, d_hidden: Annotated[int, at_least(1)] | None = None,
+    std: Annotated[float, at_least(0)] | None = None, residual_std: Annotated[float, at_least(0)] | None = None, dtype: type = np.float32,
 ) -> list[SambaLayer]:  # fmt: skip
-    """num_layers layers, at least 1, Mamba in the first; each part as its own init makes it."""
-    whole_number("num_layers", num_layers, least=1)
+    """num_layers layers, Mamba in the first; each part as its own init makes it.
+
+    What a slot of the attention learns is put into its fields prepare and core, in each layer that has one.
+    """
     scales: dict[str, Any] = {"std": std, "residual_std": residual_std, "dtype": dtype}
 
     def mixer(layer: int) -> Mamba | GroupedQueryAttention:
@@ -62,6 +72,77 @@ def init_samba(
         return init_rms_norm(rng, d_model, dtype=dtype)
 
     return [SambaLayer(norm(), mixer(i), norm(), init_gated_feed_forward(rng, d_model, d_hidden=d_hidden, **scales)) for i in range(num_layers)]
+
+
+def samba_layer(params: SambaLayer, x: Float[Array, "... positions d_model"], *, attend: Callable):
+    """One layer; attend is sliding_window_attention with its settings. Returns out and backward: dout -> SambaLayer, dx."""
+    mixer: Callable = mamba if isinstance(params.mixer, Mamba) else attend
+    middle, mix_backward = residual(params[:2], x, part=partial(chain, parts=(rms_norm, mixer)))  # (1)
+    out, work_backward = residual(params[2:], middle, part=partial(chain, parts=(rms_norm, gated_feed_forward)))  # (2)
+
+    def backward(dout):
+        dwork, dmiddle = work_backward(dout)                 # (3)
+        dmix, dx = mix_backward(dmiddle)                     # (4)
+        return SambaLayer(*dmix, *dwork), dx
+
+    return out, backward
+
+
+@trusted
+def samba_step(
+    params: list[SambaLayer], x: Float[Array, "... new d_model"], state: list[Any] | None, *, num_heads: int, window: int,
+    prepare: Callable = unprepared, core: Callable = softmax_attention,
+):  # fmt: skip
+    """The outputs of a few new positions; a state is Mamba's or a cache of ``window`` positions, of fixed size both.
+
+    Raises ValueError where x or the number of states does not fit the layers.
+    """
+    _check(params, x, state)
+    attend: Callable = partial(sliding_window_attention_step, num_heads=num_heads, window=window, prepare=prepare, core=core)
+    states = []
+    for i, layer in enumerate(params):
+        step: Callable = mamba_step if isinstance(layer.mixer, Mamba) else attend
+        mixed, layer_state = step(layer.mixer, rms_norm(layer.mixer_norm, x)[0], state[i] if state else None)
+        middle = x + mixed
+        x = middle + gated_feed_forward(layer.channel, rms_norm(layer.channel_norm, middle)[0])[0]
+        states.append(layer_state)
+    return x, states
+
+
+@concept(
+    title="Samba",
+    source="Ren et al. 2024, arXiv:2406.07522, section 2.1",
+    example=lambda rng: _example(rng),
+    roles=("stack",),
+    rejects=[bad(num_heads=3), bad(x=np.ones((2, 5, 3)))],
+    step=samba_step,
+)
+def samba(
+    params: list[SambaLayer], x: Float[Array, "... positions d_model"], *, num_heads: Annotated[int, at_least(1)],
+    window: Annotated[int, at_least(1)], prepare: Callable = unprepared, core: Callable = softmax_attention,
+):  # fmt: skip
+    """A stack of layers whose mixers are Mamba and sliding-window attention, alternating; causal.
+
+    The settings are those of sliding_window_attention, the same in every layer that has one: window counts the positions that
+    attention sees, its own among them; prepare turns queries and keys (the paper uses RoPE). Mamba needs no positions.
+    Returns out, shaped like x and not normalised, and backward: dout -> list of SambaLayer, dx.
+    Raises ValueError when num_heads does not divide the features, or there is no layer, or one that is not as wide as x.
+    """
+    _check(params, x)
+    attend = partial(sliding_window_attention, num_heads=num_heads, window=window, prepare=prepare, core=core)
+    backwards = []
+    for layer in params:
+        x, layer_backward = samba_layer(layer, x, attend=attend)  # (5)
+        backwards.append(layer_backward)
+
+    def backward(dout):
+        dlayers, dx = [], dout
+        for layer_backward in reversed(backwards):
+            dlayer, dx = layer_backward(dx)                  # (6)
+            dlayers.append(dlayer)
+        return dlayers[::-1], dx
+
+    return x, backward
 
 
 def check_stack(norms: dict[str, RmsNorm], x: Array, state: list[Any] | None = None) -> None:
@@ -82,28 +163,7 @@ def _check(params: list[SambaLayer], x: Array, state: list[Any] | None = None) -
     check_stack({f"{i}.mixer_norm": layer.mixer_norm for i, layer in enumerate(params)}, x, state)
 
 
-@trusted
-def samba_step(
-    params: list[SambaLayer], x: Float[Array, "... new d_model"], state: list[Any] | None, *, num_heads: int, window: int,
-    num_kv_heads: int | None = None, rotate: Callable | None = None,
-):  # fmt: skip
-    """The outputs of a few new positions; a state is Mamba's or a cache of ``window`` positions, of fixed size both.
-
-    Raises ValueError where x or the number of states does not fit the layers.
-    """
-    _check(params, x, state)
-    attend: Callable = partial(sliding_window_attention_step, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, rotate=rotate)
-    states = []
-    for i, layer in enumerate(params):
-        mix: Callable = mamba_step if isinstance(layer.mixer, Mamba) else attend
-        mixed, layer_state = mix(layer.mixer, rms_norm(layer.mixer_norm, x)[0], state[i] if state else None)
-        middle = x + mixed
-        x = middle + gated_feed_forward(layer.channel, rms_norm(layer.channel_norm, middle)[0])[0]
-        states.append(layer_state)
-    return x, states
-
-
-def _example(rng: np.random.Generator) -> Any:
+def _example(rng: np.random.Generator):
     params = init_samba(rng, 4, num_layers=2, num_heads=2, d_state=3, d_hidden=5, dtype=np.float64)
     # Small: a check makes every parameter a thousand times larger, and in Mamba many of them meet in one product.
     layers = [
@@ -111,56 +171,3 @@ def _example(rng: np.random.Generator) -> Any:
         for layer, own in zip(params, ((0.1, 1 / 600, 0.1, 0.1), (0.1, 0.1, 0.1, 0.1)), strict=True)
     ]
     return example(layers, rng.normal(size=(2, 5, 4)), num_heads=2, window=3)
-
-
-@concept(
-    title="Samba",
-    source="Ren et al. 2024, arXiv:2406.07522, section 2.1",
-    example=_example,
-    roles=("stack",),
-    rejects=[bad(window=0), bad(num_heads=3), bad(x=np.ones((2, 5, 3))), bad(x=np.ones((2, 0, 4)))],
-    step=samba_step,
-)
-def samba(
-    params: list[SambaLayer],
-    x: Float[Array, "... positions d_model"],
-    *,
-    num_heads: int,
-    window: int,
-    num_kv_heads: int | None = None,
-    rotate: Callable | None = None,
-):
-    """A stack of layers whose mixers are Mamba and sliding-window attention in turn; causal.
-
-    window counts the positions that attention sees, its own among them. rotate(x) -> out, backward turns queries and keys
-    (the paper uses RoPE); Mamba needs no positions.
-    Returns out, shaped like x and not normalised, and backward: dout -> list of SambaLayer, dx.
-    Raises ValueError when window is below 1, num_heads does not divide the features, or there is no layer, or one that is
-    not as wide as x.
-    """
-    _check(params, x)
-    attend: Callable = partial(sliding_window_attention, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, rotate=rotate)
-    backwards = []
-    for layer in params:
-        normed, mixer_norm_backward = rms_norm(layer.mixer_norm, x)  # (1)
-        mix: Callable = mamba if isinstance(layer.mixer, Mamba) else attend
-        mixed, mixer_backward = mix(layer.mixer, normed)
-        middle = x + mixed                                   # (2)
-        inner, channel_norm_backward = rms_norm(layer.channel_norm, middle)  # (3)
-        worked, channel_backward = gated_feed_forward(layer.channel, inner)
-        x = middle + worked                                  # (4)
-        backwards.append((mixer_norm_backward, mixer_backward, channel_norm_backward, channel_backward))
-
-    def backward(dout):
-        dlayers, dx = [], dout
-        for mixer_norm_backward, mixer_backward, channel_norm_backward, channel_backward in reversed(backwards):
-            dchannel, dinner = channel_backward(dx)
-            dchannel_norm, dthrough = channel_norm_backward(dinner)
-            dmiddle = dx + dthrough                          # (5)
-            dmixer, dnormed = mixer_backward(dmiddle)
-            dmixer_norm, dthrough = mixer_norm_backward(dnormed)
-            dx = dmiddle + dthrough                          # (6)
-            dlayers.append(SambaLayer(dmixer_norm, dmixer, dchannel_norm, dchannel))
-        return dlayers[::-1], dx
-
-    return x, backward

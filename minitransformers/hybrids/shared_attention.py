@@ -19,10 +19,11 @@ of the published code. RMS is rms_norm, a star the backward of what it stands on
     dW = dW_c, dA_c = dW_c B_c^T, dB_c = A_c^T dW_c          (11)
     dx, dembedded = the two halves of djoined                (12)
 
-There is no residual inside: the block's word reaches the stream through the mixer that reads it (see zamba).
+There is no residual inside: the output reaches the stream through the mixer that reads it (see zamba).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -30,17 +31,22 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.cache import KeyValueCache
+from minitransformers.attention.core import causal_attention
 from minitransformers.attention.heads import check_heads
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention, multi_head_attention_step
+from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward
 from minitransformers.basics.gelu import gelu_exact
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import bad, concept, example, invalid, slot, trusted, whole_number
+from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, slot, trusted
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 
 
 class SharedAttention(NamedTuple):
-    """What all calls share: attention from twice the model's width down to its width, and a gated feed-forward network."""
+    """What all calls share: attention from twice the model's width down to its width, and a gated feed-forward network.
+
+    prepare is what the slot of that name learns, None for nothing.
+    """
 
     attention_norm: Annotated[RmsNorm, "d_joined"]
     query: Annotated[Linear, "d_joined d_heads"]
@@ -51,6 +57,7 @@ class SharedAttention(NamedTuple):
     gate: Annotated[Linear, "d_model d_hidden"]
     up: Annotated[Linear, "d_model d_hidden"]
     down: Annotated[Linear, "d_hidden d_model"]
+    prepare: Any = None
 
 
 class LowRank(NamedTuple):
@@ -70,9 +77,11 @@ class SharedCall(NamedTuple):
     gate_up: Annotated[LowRank, "d_model rank_gate_up d_gate_up"] | None = None
 
 
+@checked
 def init_shared_attention(
-    rng: np.random.Generator, d_model: int, *, num_heads: int, d_hidden: int | None = None, std: float | None = None, dtype: type = np.float32
-) -> SharedAttention:
+    rng: np.random.Generator, d_model: Annotated[int, at_least(1)], *, num_heads: Annotated[int, at_least(1)],
+    d_hidden: Annotated[int, at_least(1)] | None = None, std: Annotated[float, at_least(0)] | None = None, dtype: type = np.float32,
+) -> SharedAttention:  # fmt: skip
     """Normal weights of deviation ``std`` (default 1/sqrt(d_in)); d_hidden is 4 d_model unless given."""
     check_heads("num_heads", num_heads, 2 * d_model)
     hidden = 4 * d_model if d_hidden is None else d_hidden
@@ -87,13 +96,12 @@ def init_shared_attention(
     )  # fmt: skip
 
 
+@checked
 def init_shared_call(
-    rng: np.random.Generator, params: SharedAttention, *, rank: int | None = None, attention_rank: int | None = None, std: float | None = None
-) -> SharedCall:
-    """A call's own map, and low-rank changes that are zero at first (up is zero) where ranks are given, of at least 1."""
-    for name, size in (("rank", rank), ("attention_rank", attention_rank)):
-        if size is not None:
-            whole_number(name, size, least=1)
+    rng: np.random.Generator, params: SharedAttention, *, rank: Annotated[int, at_least(1)] | None = None,
+    attention_rank: Annotated[int, at_least(1)] | None = None, std: Annotated[float, at_least(0)] | None = None,
+) -> SharedCall:  # fmt: skip
+    """A call's own map, and low-rank changes that are zero at first (up is zero) where ranks are given."""
     d_model, d_hidden = params.gate.weight.shape
     d_joined, dtype = 2 * d_model, params.gate.weight.dtype.type
 
@@ -106,12 +114,74 @@ def init_shared_call(
     return SharedCall(init_linear(rng, d_model, d_model, std=std, bias=False, dtype=dtype), query, key, value, change(d_model, 2 * d_hidden, rank))
 
 
-def _changed(weight: Array, change: LowRank | None) -> Array:
-    return weight if change is None else weight + change.down @ change.up  # (3)
+@concept(
+    title="Shared attention (Zamba)",
+    source="Glorioso et al. 2024, arXiv:2405.16712, section 2; arXiv:2411.15242, section 2",
+    example=lambda rng: _example(rng),
+    rejects=[
+        bad(num_heads=4),
+        bad("call.gate_up", call=SharedCall(Linear(np.ones((3, 3)), None), gate_up=LowRank(np.ones((3, 2)), np.ones((2, 9))))),
+    ],
+)  # fmt: skip
+def shared_attention(
+    params: SharedAttention, call: SharedCall, x: Float[Array, "*batch positions d_model"], embedded: Float[Array, "*batch positions d_model"],
+    *, num_heads: Annotated[int, at_least(1)], prepare: Callable = unprepared,
+):  # fmt: skip
+    """The output of the shared block at one call, from the stream x and the embeddings that the stack began with; causal.
+
+    prepare is that of multi_head_attention.
+    Returns out, shaped like x, and backward: dout -> SharedAttention, SharedCall, dx, dembedded. Where a block is called
+    several times, its gradient is the sum of the calls', and so is that of the embeddings.
+    Raises ValueError when num_heads does not divide twice the features, or a change does not fit its weight.
+    """
+    _check_widths(params, call, x.shape[-1])
+    joined = np.concatenate([x, embedded], axis=-1)          # (..., positions, 2 d_model)  (1)
+    normed, attention_norm_backward = rms_norm(params.attention_norm, joined)  # (2)
+    attention, channel = _for_call(params, call)             # (3)
+    core = _core(x.shape[-1], num_heads)
+    mixed, attention_backward = multi_head_attention(attention, normed, num_heads=num_heads, prepare=prepare, core=core)  # (4)
+    inner, channel_norm_backward = rms_norm(params.channel_norm, mixed)  # (..., positions, d_model)  (5)
+    worked, channel_backward = gated_feed_forward(channel, inner, activation=slot(gelu_exact))  # (6)
+    out, output_backward = linear(call.output, worked)       # (7)
+
+    def backward(dout):
+        doutput, dworked = output_backward(dout)             # (8)
+        dchannel, dinner = channel_backward(dworked)
+        dchannel_norm, dmixed = channel_norm_backward(dinner)  # (9)
+        dattention, dnormed, _ = attention_backward(dmixed)
+        dattention_norm, djoined = attention_norm_backward(dnormed)  # (10)
+        dquery, dkey, dvalue, dmixed_map, dprepare, _ = dattention
+        dgate_up = np.concatenate([dchannel.gate.weight, dchannel.up.weight], axis=-1)
+        dcall = SharedCall(
+            doutput, _dchange(dquery.weight, call.query), _dchange(dkey.weight, call.key), _dchange(dvalue.weight, call.value),
+            _dchange(dgate_up, call.gate_up),
+        )  # fmt: skip
+        dx, dembedded = np.split(djoined, 2, axis=-1)        # (12)
+        dparams = SharedAttention(
+            dattention_norm, dquery, dkey, dvalue, dmixed_map, dchannel_norm, dchannel.gate, dchannel.up, dchannel.down, dprepare
+        )
+        return dparams, dcall, dx, dembedded
+
+    return out, backward
 
 
-def _dchange(dweight: Array, change: LowRank | None) -> LowRank | None:
-    return None if change is None else LowRank(dweight @ change.up.T, change.down.T @ dweight)  # (11)
+@trusted
+def shared_attention_step(
+    params: SharedAttention, call: SharedCall, x: Array, embedded: Array, state: KeyValueCache | None, *, num_heads: int,
+    prepare: Callable = unprepared,
+):  # fmt: skip
+    """The output of one call at a few new positions, given the call's own cache of those before; None at the start."""
+    attention, channel = _for_call(params, call)
+    normed, _ = rms_norm(params.attention_norm, np.concatenate([x, embedded], axis=-1))
+    core = _core(x.shape[-1], num_heads)
+    mixed, state = multi_head_attention_step(attention, normed, state, num_heads=num_heads, prepare=prepare, core=core)
+    worked, _ = gated_feed_forward(channel, rms_norm(params.channel_norm, mixed)[0], activation=slot(gelu_exact))
+    return linear(call.output, worked)[0], state
+
+
+def _core(d_model: int, num_heads: int) -> Callable:
+    """Heads are 2 d_model / num_heads wide, and scores are scaled as if they were half as wide."""
+    return partial(causal_attention, scale=(d_model / num_heads) ** -0.5)
 
 
 def _for_call(params: SharedAttention, call: SharedCall) -> tuple[MultiHeadAttention, GatedFeedForward]:
@@ -122,7 +192,15 @@ def _for_call(params: SharedAttention, call: SharedCall) -> tuple[MultiHeadAtten
     )
     gate, up = np.split(_changed(np.concatenate([params.gate.weight, params.up.weight], axis=-1), call.gate_up), 2, axis=-1)
     channel = GatedFeedForward(params.gate._replace(weight=gate), params.up._replace(weight=up), params.down)
-    return MultiHeadAttention(query, key, value, params.mixed), channel
+    return MultiHeadAttention(query, key, value, params.mixed, params.prepare), channel
+
+
+def _changed(weight: Array, change: LowRank | None) -> Array:
+    return weight if change is None else weight + change.down @ change.up  # (3)
+
+
+def _dchange(dweight: Array, change: LowRank | None) -> LowRank | None:
+    return None if change is None else LowRank(dweight @ change.up.T, change.down.T @ dweight)  # (11)
 
 
 def _check_widths(params: SharedAttention, call: SharedCall, d_model: int) -> None:
@@ -134,78 +212,8 @@ def _check_widths(params: SharedAttention, call: SharedCall, d_model: int) -> No
         raise invalid("call.gate_up.up", got=f"{call.gate_up.up.shape[1]} columns", wants=wants)
 
 
-@trusted
-def shared_attention_step(
-    params: SharedAttention, call: SharedCall, x: Array, embedded: Array, state: KeyValueCache | None, *, num_heads: int,
-    rotate: Callable | None = None,
-):  # fmt: skip
-    """The output of one call at a few new positions, given the call's own cache of those before; None at the start."""
-    attention, channel = _for_call(params, call)
-    normed, _ = rms_norm(params.attention_norm, np.concatenate([x, embedded], axis=-1))
-    scale = (x.shape[-1] / num_heads) ** -0.5
-    mixed, state = multi_head_attention_step(attention, normed, state, num_heads=num_heads, scale=scale, rotate=rotate)
-    worked, _ = gated_feed_forward(channel, rms_norm(params.channel_norm, mixed)[0], activation=slot(gelu_exact))
-    return linear(call.output, worked)[0], state
-
-
-def _example(rng: np.random.Generator) -> Any:
+def _example(rng: np.random.Generator):
     params = init_shared_attention(rng, 3, num_heads=2, d_hidden=5, dtype=np.float64)
     call = init_shared_call(rng, params, rank=2, attention_rank=1)
     changes = {name: change._replace(up=rng.normal(size=change.up.shape)) for name, change in call._asdict().items() if name != "output"}
     return example(params, call._replace(**changes), rng.normal(size=(2, 4, 3)), rng.normal(size=(2, 4, 3)), num_heads=2)
-
-
-@concept(
-    title="Shared attention (Zamba)",
-    source="Glorioso et al. 2024, arXiv:2405.16712, section 2; arXiv:2411.15242, section 2",
-    example=_example,
-    rejects=[
-        bad(num_heads=4), bad(num_heads=0), bad(x=np.ones((2, 4, 4))), bad(embedded=np.ones((2, 5, 3))), bad("x", x=np.ones((2, 0, 3)), embedded=np.ones((2, 0, 3))),
-        bad("call.query", call=SharedCall(Linear(np.ones((3, 3)), None), query=LowRank(np.ones((5, 1)), np.ones((1, 6))))),
-        bad("call.gate_up", call=SharedCall(Linear(np.ones((3, 3)), None), gate_up=LowRank(np.ones((3, 2)), np.ones((2, 9))))),
-    ],
-)  # fmt: skip
-def shared_attention(
-    params: SharedAttention,
-    call: SharedCall,
-    x: Float[Array, "*batch positions d_model"],
-    embedded: Float[Array, "*batch positions d_model"],
-    *,
-    num_heads: int,
-    rotate: Callable | None = None,
-):
-    """What the shared block says at one call, from the stream x and the embeddings that the stack began with; causal.
-
-    rotate(x) -> out, backward turns queries and keys, where there is a rotation.
-    Returns out, shaped like x, and backward: dout -> SharedAttention, SharedCall, dx, dembedded. Where a block is called
-    several times, its gradient is the sum of the calls', and so is that of the embeddings.
-    Raises ValueError when num_heads does not divide twice the features, or a change does not fit its weight.
-    """
-    d_model = x.shape[-1]
-    check_heads("num_heads", num_heads, 2 * d_model)
-    _check_widths(params, call, d_model)
-    attention, channel = _for_call(params, call)
-    joined = np.concatenate([x, embedded], axis=-1)          # (..., positions, 2 d_model)  (1)
-    normed, attention_norm_backward = rms_norm(params.attention_norm, joined)  # (2)
-    scale = (d_model / num_heads) ** -0.5                    # d_head is 2 d_model / num_heads
-    mixed, attention_backward = multi_head_attention(attention, normed, num_heads=num_heads, scale=scale, rotate=rotate)  # (4)
-    inner, channel_norm_backward = rms_norm(params.channel_norm, mixed)  # (..., positions, d_model)  (5)
-    worked, channel_backward = gated_feed_forward(channel, inner, activation=slot(gelu_exact))  # (6)
-    out, output_backward = linear(call.output, worked)       # (7)
-
-    def backward(dout):
-        doutput, dworked = output_backward(dout)             # (8)
-        dchannel, dinner = channel_backward(dworked)
-        dchannel_norm, dmixed = channel_norm_backward(dinner)  # (9)
-        dattention, dnormed, _ = attention_backward(dmixed)
-        dattention_norm, djoined = attention_norm_backward(dnormed)  # (10)
-        dquery, dkey, dvalue, dmixed_map = dattention[:4]
-        dgate_up = np.concatenate([dchannel.gate.weight, dchannel.up.weight], axis=-1)
-        dcall = SharedCall(
-            doutput, _dchange(dquery.weight, call.query), _dchange(dkey.weight, call.key), _dchange(dvalue.weight, call.value),
-            _dchange(dgate_up, call.gate_up),
-        )  # fmt: skip
-        dx, dembedded = djoined[..., :d_model], djoined[..., d_model:]  # (12)
-        return SharedAttention(dattention_norm, dquery, dkey, dvalue, dmixed_map, dchannel_norm, *dchannel[:3]), dcall, dx, dembedded
-
-    return out, backward

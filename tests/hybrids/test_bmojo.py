@@ -1,37 +1,32 @@
-import tracemalloc
+"""B'MOJO, plain and in blocks: the loop and the dense mask by definition, what makes it B'MOJO, its slots, and PyTorch's attention."""
+
 from functools import partial
 
 import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from bmojo_cases import CORES, HEADS, PREPARES, SIZES, case, checked, noting, small, with_slots
 
 from minitransformers import catalogue
+from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.grouped_query_attention import GroupedQueryAttention
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention
+from minitransformers.attention.prepare import on_both
+from minitransformers.attention.scalable_softmax import ScalableSoftmax
 from minitransformers.attention.sliding_window_attention import sliding_window_attention
-from minitransformers.foundation import check_gradients, trees
-from minitransformers.hybrids import bmojo as module
-from minitransformers.hybrids.bmojo import bmojo, bmojo_step, init_bmojo
+from minitransformers.foundation import trees
+from minitransformers.hybrids import bmojo as plain_module
+from minitransformers.hybrids import bmojo_blocks as blocks_module
+from minitransformers.hybrids.bmojo import bmojo, init_bmojo
+from minitransformers.hybrids.bmojo_blocks import bmojo_blocks
 from minitransformers.hybrids.eidetic_memory import choose, innovation
+from minitransformers.norms.qk_norm import QkNorm
 from minitransformers.positional.rope import rope
 from minitransformers.state_space.mamba import mamba
 
-HEADS = 2
-SIZES = {"num_heads": HEADS, "window": 3, "memory": 2}
-
-
-def case(n=14, d_model=8, seed=0, dtype=np.float64, batch=(2,), **sizes):
-    rng = np.random.default_rng(seed)
-    params = init_bmojo(rng, d_model, num_heads=HEADS, bias=True, dtype=np.float64, **{"d_state": 2, "d_conv": 3, **sizes})
-    ssm = params.ssm._replace(out_proj=params.ssm.out_proj._replace(weight=4 * params.ssm.out_proj.weight))  # as loud as the tokens
-    params = trees.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape), params._replace(ssm=ssm))
-    return trees.cast(params, dtype), rng.normal(size=(*batch, n, d_model)).astype(dtype)
-
-
-def small(n=8):
-    """For differences: few numbers."""
-    return case(n=n, d_model=2, batch=(), d_state=1, d_conv=2, expand=1)
+both = pytest.mark.parametrize("form", [bmojo, bmojo_blocks], ids=["plain", "blocks"])
+MODULES = {bmojo: plain_module, bmojo_blocks: blocks_module}
 
 
 def names_of(params):
@@ -103,10 +98,11 @@ def naive(p, x, sets, window, num_heads=HEADS):
     return anp.stack(rows)
 
 
+@both
 @pytest.mark.parametrize(("window", "memory"), [(3, 2), (1, 4), (2, 0), (5, 20), (30, 3)])
-def test_it_is_the_naive_loop_and_its_gradients_are_autograd_s(window, memory):
-    params, x = case(n=11, batch=())
-    out, backward = bmojo(params, x, num_heads=HEADS, window=window, memory=memory)
+def test_it_is_the_naive_loop_and_its_gradients_are_autograd_s(window, memory, form):
+    params, x = case(positions=11, batch=())
+    out, backward = form(params, x, num_heads=HEADS, window=window, memory=memory)
     p = names_of(params)
     sets = naive_sets(naive_innovations(x, naive_mamba(p, x)), len(x), window, memory)
     np.testing.assert_allclose(out, naive(p, x, sets, window), rtol=0, atol=1e-12)
@@ -120,7 +116,8 @@ def test_it_is_the_naive_loop_and_its_gradients_are_autograd_s(window, memory):
 # What makes it B'MOJO ----------------------------------------------------------------------------------------------------
 
 
-def test_without_memory_and_with_silent_fading_it_is_sliding_window_attention_beside_a_sink_of_zeros():
+@both
+def test_without_memory_and_with_silent_fading_it_is_sliding_window_attention_beside_a_sink_of_zeros(form):
     """A fading token of zeros still takes its share of the softmax: so its keys are pushed out of sight."""
     params, x = case()
     ssm = params.ssm._replace(out_proj=params.ssm.out_proj._replace(weight=0 * params.ssm.out_proj.weight))
@@ -129,32 +126,37 @@ def test_without_memory_and_with_silent_fading_it_is_sliding_window_attention_be
     x = np.concatenate([x[..., :-1], np.ones_like(x[..., :1])], axis=-1)
     key = key._replace(weight=np.concatenate([key.weight[:-1], np.full((1, 8), 1.0)]))
     params = params._replace(ssm=ssm, query=query, key=key)
-    own = bmojo(params, x, num_heads=HEADS, window=4, memory=0)[0]
+    own = form(params, x, num_heads=HEADS, window=4, memory=0)[0]
     windowed = sliding_window_attention(GroupedQueryAttention(*params[1:]), x, num_heads=HEADS, window=4)[0]
     np.testing.assert_allclose(own, windowed, rtol=0, atol=1e-9)
 
 
+@both
 @pytest.mark.parametrize("memory", [0, 3])
-def test_a_window_as_long_as_the_text_is_full_attention(memory):
+def test_a_window_as_long_as_the_text_is_full_attention(memory, form):
     params, x = case()
-    out, backward = bmojo(params, x, num_heads=HEADS, window=14, memory=memory)
+    out, backward = form(params, x, num_heads=HEADS, window=14, memory=memory)
     full, full_backward = multi_head_attention(MultiHeadAttention(*params[1:]), x, num_heads=HEADS)
     np.testing.assert_allclose(out, full, rtol=0, atol=1e-12)
     np.testing.assert_allclose(backward(np.cos(out))[1], full_backward(np.cos(out))[1], rtol=0, atol=1e-12)
 
 
-def dense(params, x, window, sees_token, sees_fading, rotate=None):
-    """Multi-head attention over [x, fading] under a dense mask, by numpy alone."""
+def dense(params, x, sees_token, sees_fading, prepare=None, core=None):
+    """Multi-head attention over [x, fading] under a dense mask, by numpy alone, or with what stands in the slots."""
     fading, n = mamba(params.ssm, x)[0], x.shape[-2]
     tokens = np.concatenate([x, fading], axis=-2)
     q, k, v = ((t @ p.weight + p.bias).reshape(*t.shape[:-1], HEADS, -1).swapaxes(-2, -3) for p, t in zip(params[1:4], (x, tokens, tokens), strict=True))
-    if rotate is not None:
-        q, k = rotate(q)[0], rotate(k, positions=np.tile(np.arange(n), 2))[0]
-    scores = q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5
-    scores = np.where(np.concatenate(np.broadcast_arrays(sees_token, sees_fading), axis=-1)[..., None, :, :], scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    merged = (weights @ v).swapaxes(-2, -3).reshape(*x.shape[:-1], -1)
+    if prepare is not None:                                  # each stream by itself, so that its rows stand at 0, 1, ...
+        (q, own), (_, faded) = (prepare(params.prepare, q, k[..., rows, :])[0] for rows in (slice(n), slice(n, None)))
+        k = np.concatenate([own, faded], axis=-2)
+    sees = np.concatenate(np.broadcast_arrays(sees_token, sees_fading), axis=-1)[..., None, :, :]
+    if core is None:
+        scores = np.where(sees, q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        heads = weights / weights.sum(-1, keepdims=True) @ v
+    else:
+        heads = core(params.core, q, k, v, mask=sees)[0]
+    merged = heads.swapaxes(-2, -3).reshape(*x.shape[:-1], -1)
     return merged @ params.output.weight + params.output.bias
 
 
@@ -169,33 +171,37 @@ def masks(params, x, window, memory):
     return kept | ((i - window < j) & (j <= i)), (i - 2 * window < j) & (j <= i - window)
 
 
-@pytest.mark.parametrize("rotate", [None, rope])
+@both
+@pytest.mark.parametrize("prepare", [None, on_both(rope)], ids=["unprepared", "rope"])
 @pytest.mark.parametrize(("window", "memory"), [(3, 2), (4, 0), (1, 1), (2, 9), (14, 2), (5, 3)])
-def test_blocks_equal_the_dense_mask(window, memory, rotate):
+def test_both_forms_equal_the_dense_mask(window, memory, prepare, form):
     params, x = case(batch=(2, 3))
-    out, _ = bmojo(params, x, num_heads=HEADS, window=window, memory=memory, rotate=rotate)
-    np.testing.assert_allclose(out, dense(params, x, window, *masks(params, x, window, memory), rotate), rtol=0, atol=1e-12)
+    out, _ = form(params, x, num_heads=HEADS, window=window, memory=memory, **({"prepare": prepare} if prepare else {}))
+    np.testing.assert_allclose(out, dense(params, x, *masks(params, x, window, memory), prepare), rtol=0, atol=1e-12)
 
 
-def test_a_memory_for_all_is_full_attention_beside_the_fading_tokens():
+@both
+def test_a_memory_for_all_is_full_attention_beside_the_fading_tokens(form):
     params, x = case()
     i, j = np.arange(14)[:, None], np.arange(14)
-    own, _ = bmojo(params, x, num_heads=HEADS, window=3, memory=14)
-    np.testing.assert_allclose(own, dense(params, x, 3, j <= i, (i - 6 < j) & (j <= i - 3)), rtol=0, atol=1e-12)
+    own, _ = form(params, x, num_heads=HEADS, window=3, memory=14)
+    np.testing.assert_allclose(own, dense(params, x, j <= i, (i - 6 < j) & (j <= i - 3)), rtol=0, atol=1e-12)
 
 
-def test_no_output_sees_a_later_token_though_the_choice_looks_at_all_of_them():
+@both
+def test_no_output_sees_a_later_token_though_the_choice_looks_at_all_of_them(form):
     params, x = case(batch=())
-    out, _ = bmojo(params, x, **SIZES)
+    out, _ = form(params, x, **SIZES)
     for t in range(14):
         changed = x.copy()
         changed[t] += 5                                      # a great surprise: it will push others out, later
-        other, _ = bmojo(params, changed, **SIZES)
+        other, _ = form(params, changed, **SIZES)
         np.testing.assert_array_equal(other[:t], out[:t])
         assert (other[t] != out[t]).all()
 
 
-def test_only_a_chosen_token_reaches_beyond_both_windows():
+@both
+def test_only_a_chosen_token_reaches_beyond_both_windows(form):
     """With the recurrence cut off, x_j moves out_i if and only if j is in the window or in the set of i."""
     params, x = case(batch=())
     ssm = params.ssm._replace(out_proj=params.ssm.out_proj._replace(weight=0 * params.ssm.out_proj.weight))
@@ -204,28 +210,29 @@ def test_only_a_chosen_token_reaches_beyond_both_windows():
     for i in range(14):
         dout = np.zeros_like(x)
         dout[i] = 1.0
-        dx = bmojo(params, x, **SIZES)[1](dout)[1]
+        dx = form(params, x, **SIZES)[1](dout)[1]
         assert ((np.abs(dx).max(-1) > 0) == sees[i]).all()   # exactly zero elsewhere
     assert sees[13].sum() == 5
 
 
-def test_the_backward_is_the_gradient_of_the_map_with_the_choice_held_fixed(monkeypatch):
+@both
+def test_the_backward_is_the_gradient_of_the_map_with_the_choice_held_fixed(monkeypatch, form):
     """Freeze the choice, and the gradient check passes even where the innovations are all but equal."""
+    module, name = {bmojo: (plain_module, "eidetic_mask"), bmojo_blocks: (blocks_module, "choose")}[form]
     params, x = small()
     x[:, :] = x[:, :1] + 1e-6 * x                            # nearly the same token: any step changes the choice
-    found = {}
-    original = module.choose
+    found, original = {}, getattr(module, name)
 
     def frozen(surprise, **sizes):
         return found.setdefault("choice", original(surprise, **sizes))
 
-    _, backward = bmojo(params, x, **SIZES)
+    _, backward = form(params, x, **SIZES)
     dout = np.random.default_rng(1).normal(size=x.shape)
     free = backward(dout)
-    monkeypatch.setattr(module, "choose", frozen)
-    for (_, own), (_, other) in zip(trees.leaves(free), trees.leaves(bmojo(params, x, **SIZES)[1](dout)), strict=True):
+    monkeypatch.setattr(module, name, frozen)
+    for (_, own), (_, other) in zip(trees.leaves(free), trees.leaves(form(params, x, **SIZES)[1](dout)), strict=True):
         np.testing.assert_array_equal(own, other)
-    assert check_gradients(partial(bmojo, **SIZES), params, x, second_opinion=False).passed
+    assert checked(partial(form, **SIZES), params, x, second_opinion=False).passed
 
 
 def test_the_example_stays_on_one_side_of_its_choice_under_a_finite_difference():
@@ -244,99 +251,86 @@ def test_the_example_stays_on_one_side_of_its_choice_under_a_finite_difference()
                 assert np.array_equal(own_places, places) and np.array_equal(own_chosen, chosen)
 
 
-def test_scale_reaches_the_scores():
+# The slots ---------------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_a_scale_is_a_setting_of_the_core(form):
     params, x = case()
     query = trees.map(lambda leaf: 0.6 * leaf, params.query)
-    own = bmojo(params, x, **SIZES, scale=0.3)[0]
-    np.testing.assert_allclose(own, bmojo(params._replace(query=query), x, **SIZES, scale=0.5)[0], rtol=0, atol=1e-12)
+    own, other = ((p, partial(softmax_attention, scale=scale)) for p, scale in ((params, 0.3), (params._replace(query=query), 0.5)))
+    np.testing.assert_allclose(*(form(p, x, **SIZES, core=core)[0] for p, core in (own, other)), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("rotate", [None, rope])
-@pytest.mark.parametrize("chunks", [(1,) * 14, (14,), (5, 1, 1, 7)])
-@pytest.mark.parametrize(("window", "memory"), [(3, 2), (4, 0), (1, 3), (20, 2)])
-def test_token_by_token_it_is_the_same_choice_included(chunks, window, memory, rotate):
+@both
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("prepare", PREPARES)
+def test_whatever_stands_in_the_slots_sees_what_the_dense_mask_allows(prepare, core, form):
+    params, slots = with_slots(case()[0], prepare, core)
+    x = case()[1]
+    own, _ = form(params, x, num_heads=HEADS, window=3, memory=2, **slots)
+    expected = dense(params, x, *masks(params, x, 3, 2), slots["prepare"], slots["core"])
+    np.testing.assert_allclose(own, expected, rtol=0, atol=1e-12)
+
+
+@both
+@pytest.mark.parametrize(("prepare", "core"), [("rope", "soft cap"), ("QK-norm", "SSMax"), ("QK-norm, then rope", "sink"), ("none", "sparsemax")])
+def test_gradients_are_right_with_what_the_slots_learn(prepare, core, form):
+    params, x = small()
+    params, slots = with_slots(params, prepare, core)
+    report = checked(partial(form, **SIZES, **slots), params, x, second_opinion=False)
+    assert report.passed, str(report)
+    learned = {a.path for a in report.arguments if a.path.startswith(("params.prepare", "params.core"))}
+    assert len(learned) == len([*trees.leaves((params.prepare, params.core))])
+
+
+def test_queries_and_both_kinds_of_key_are_prepared_at_their_own_positions():
+    """One more position for all changes nothing under RoPE; one more for one stream alone would."""
     params, x = case()
-    settings = {"num_heads": HEADS, "window": window, "memory": memory, "rotate": rotate}
-    whole, _ = bmojo(params, x, **settings)
-    state, parts = None, []
-    for start, size in zip(np.cumsum((0, *chunks)), chunks, strict=False):
-        part, state = bmojo_step(params, x[:, start : start + size], state, **settings)
-        parts.append(part)
-    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-12)
-    scores, _ = innovation(x, mamba(params.ssm, x)[0])
-    for b in range(2):
-        assert set(state.eidetic.position[b].tolist()) == set(naive_sets(scores[b], 14, window, memory)[13])
+    turn = lambda x, *, positions: rope(x, positions=3 + np.arange(x.shape[-2]))  # noqa: E731
+    own, moved = (bmojo(params, x, **SIZES, prepare=on_both(t))[0] for t in (rope, turn))
+    np.testing.assert_allclose(own, moved, rtol=0, atol=1e-12)
+    assert np.abs(own - bmojo(params, x, **SIZES)[0]).max() > 1e-3
 
 
-def test_the_state_of_a_step_stops_growing():
-    params, x = case(n=20)
-
-    def size(state):
-        return sum(np.size(leaf) for _, leaf in trees.leaves(state))
-
-    state, sizes = None, []
-    for t in range(20):
-        _, state = bmojo_step(params, x[:, t : t + 1], state, **SIZES)
-        sizes.append(size(state))
-    assert sizes[0] < sizes[3] < sizes[5]
-    assert len(set(sizes[5:])) == 1
-    assert [a.shape[-2] for a in (state.window, state.fading, state.eidetic.rows)] == [3, 6, 2]
-
-
-def test_a_step_writes_to_no_state():
+def test_a_prepare_is_told_the_positions_none_for_a_whole_text():
     params, x = case()
-    _, state = bmojo_step(params, x[:, :9], None, **SIZES)
-    before = trees.map(np.array, state)
-    one, _ = bmojo_step(params, x[:, 9:10], state, **SIZES)
-    two, _ = bmojo_step(params, x[:, 9:10], state, **SIZES)
-    np.testing.assert_array_equal(one, two)
-    for (path, own), (_, other) in zip(trees.leaves(state), trees.leaves(before), strict=True):
-        np.testing.assert_array_equal(own, other, err_msg=path)
+    seen = []
+    bmojo(params, x, **SIZES, prepare=noting(seen))
+    assert seen == [None]
 
 
-def test_float32_steps_stay_float32():
-    params, x = case(dtype=np.float32)
-    state = None
-    for t in range(9):
-        out, state = bmojo_step(params, x[:, t : t + 1], state, **SIZES, rotate=rope)
-        assert out.dtype == np.float32 and state.window.dtype == np.float32 and state.eidetic.rows.dtype == np.float32
-
-
-def test_memory_grows_with_positions_and_not_with_their_square():
-    params, _ = case(d_model=4, dtype=np.float32)
-
-    def peak(n):
-        x = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
-        tracemalloc.start()
-        out, backward = bmojo(params, x, num_heads=HEADS, window=16, memory=8)
-        backward(out)
-        size = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return size
-
-    peak(64)                                                 # what the first call imports
-    assert peak(2048) / peak(512) < 4.5                      # a square would be 16
-
-
-@pytest.mark.parametrize(("changes", "message"), [({"window": 0}, "window: got 0"), ({"memory": -1}, "memory: got -1"), ({"num_heads": 3}, "num_heads: got 3")])
-def test_a_step_refuses_what_the_whole_pass_refuses(changes, message):
+@both
+def test_the_core_learns_for_as_many_heads_as_there_are(form):
     params, x = case()
-    with pytest.raises(ValueError, match=message):
-        bmojo_step(params, x, None, **{**SIZES, **changes})
+    with pytest.raises(ValueError, match=r"params\.core\.scale: got 3 heads, wants num_heads = 2"):
+        form(params._replace(core=ScalableSoftmax(np.ones(3))), x, **SIZES, core=CORES["SSMax"][0])
 
 
-@pytest.mark.parametrize("cut", [np.s_[..., :0, :], np.s_[..., :1]], ids=["no positions", "one feature"])
-def test_a_step_refuses_an_x_that_does_not_fit(cut):
+@both
+def test_what_is_learned_in_a_slot_is_not_dropped_in_silence(form):
     params, x = case()
-    with pytest.raises(ValueError, match="x: got shape"):
-        bmojo_step(params, x[cut], None, **SIZES)
+    for field, learned in (("prepare", QkNorm(np.ones(4), np.ones(4))), ("core", ScalableSoftmax(np.ones(2)))):
+        with pytest.raises(ValueError, match=r"params: got .*, wants None"):
+            form(params._replace(**{field: learned}), x, **SIZES)
 
 
-def test_heads_divide_the_values_too():
+# Bad calls, and how it begins --------------------------------------------------------------------------------------------
+
+
+@both
+def test_heads_divide_the_values_too(form):
     params, x = case()
     value, output = (trees.map(lambda leaf: leaf[..., :7], params.value), params.output._replace(weight=params.output.weight[:7]))
     with pytest.raises(ValueError, match="num_heads: got 2"):
-        bmojo(params._replace(value=value, output=output), x, **SIZES)
+        form(params._replace(value=value, output=output), x, **SIZES)
+
+
+@both
+def test_a_recurrence_of_another_width_is_refused_by_name(form):
+    params, x = case()
+    with pytest.raises(ValueError, match=r"as in params\.ssm\.in_proj\.weight"):
+        form(params._replace(ssm=case(d_model=6)[0].ssm), x, **SIZES)
 
 
 def test_initial_maps_have_the_deviation_asked_for_and_the_recurrence_its_own():
@@ -351,41 +345,21 @@ def test_initial_maps_have_the_deviation_asked_for_and_the_recurrence_its_own():
 
 def refused(wrong):
     params, x = small(10)
-    return {a.path for a in check_gradients(wrong, params, x, second_opinion=False).arguments if a.error > 1e-4}
+    return {a.path for a in checked(wrong, params, x, second_opinion=False).arguments if a.error > 1e-4}
 
 
-def test_the_check_refuses_a_kept_token_that_hears_of_one_query_block_only(monkeypatch):
-    """A token in memory is read by block after block. With assignment in the place of a sum, the last one stays."""
-
+@both
+def test_the_check_refuses_a_backward_that_forgets_the_way_through_the_recurrence(form):
     def wrong(params, x):
-        out, _ = bmojo(params, x, **SIZES)
-        monkeypatch.setattr(module, "embedding", last_one_wins)
-        _, backward = bmojo(params, x, **SIZES)
-        monkeypatch.undo()
-        return out, backward
-
-    def last_one_wins(table, *, ids):
-        def backward(dout):
-            dweight = np.zeros_like(table.weight)
-            dweight[ids] = dout
-            return module.Embedding(dweight)
-
-        return table.weight[ids], backward
-
-    assert {"params.key.weight", "params.value.weight", "x"} <= refused(wrong)
-
-
-def test_the_check_refuses_a_backward_that_forgets_the_way_through_the_recurrence():
-    def wrong(params, x):
-        out, backward = bmojo(params, x, **SIZES)
+        out, backward = form(params, x, **SIZES)
         fading, ssm_backward = mamba(params.ssm, x)
 
         def forgetful(dout):
             dparams, dx = backward(dout)
             found = {}
             with pytest.MonkeyPatch.context() as patch:      # what mamba's backward gives is caught, and taken away again
-                patch.setattr(module, "mamba", lambda p, x: (fading, lambda dfading: found.setdefault("dx", ssm_backward(dfading))))
-                bmojo(params, x, **SIZES)[1](dout)
+                patch.setattr(MODULES[form], "mamba", lambda p, x: (fading, lambda dfading: found.setdefault("dx", ssm_backward(dfading))))
+                form(params, x, **SIZES)[1](dout)
             return dparams, dx - found["dx"][1]
 
         return out, forgetful
@@ -393,9 +367,10 @@ def test_the_check_refuses_a_backward_that_forgets_the_way_through_the_recurrenc
     assert refused(wrong) == {"x"}
 
 
-def test_the_check_refuses_fading_tokens_of_one_position_too_young():
+@both
+def test_the_check_refuses_fading_tokens_of_one_position_too_young(form):
     def wrong(params, x):
-        return bmojo(params, x, **SIZES)[0], bmojo(params, x, **{**SIZES, "window": 2})[1]
+        return form(params, x, **SIZES)[0], form(params, x, **{**SIZES, "window": 2})[1]
 
     assert refused(wrong)
 
@@ -428,11 +403,11 @@ def torch_projections(torch, p, x):
     return heads("query", x), heads("key", x), heads("value", x), heads("key", fading), heads("value", fading)
 
 
-def compare(torch, params, x, settings, heads_of):
+def compare(torch, form, params, x, settings, heads_of):
     tensors = {path: torch.tensor(leaf, requires_grad=True) for path, leaf in trees.leaves(params)}
     inputs = torch.tensor(x, requires_grad=True)
     theirs = heads_of(*torch_projections(torch, tensors, inputs)).transpose(1, 2).flatten(-2) @ tensors["output.weight"] + tensors["output.bias"]
-    out, backward = bmojo(params, x, **settings)
+    out, backward = form(params, x, **settings)
     np.testing.assert_allclose(out, theirs.detach(), rtol=0, atol=1e-9)
     theirs.backward(torch.tensor(np.cos(out)))
     dparams, dx = backward(np.cos(out))
@@ -442,7 +417,8 @@ def compare(torch, params, x, settings, heads_of):
 
 
 @pytest.mark.parity
-def test_it_is_pytorch_s_attention_under_the_dense_mask():
+@both
+def test_it_is_pytorch_s_attention_under_the_dense_mask(form):
     torch = pytest.importorskip("torch")
     params, x = case()
     sees = torch.tensor(np.concatenate(np.broadcast_arrays(*masks(params, x, 3, 2)), axis=-1))[:, None]
@@ -450,11 +426,12 @@ def test_it_is_pytorch_s_attention_under_the_dense_mask():
     def heads_of(q, k, v, fk, fv):
         return torch.nn.functional.scaled_dot_product_attention(q, torch.cat([k, fk], 2), torch.cat([v, fv], 2), attn_mask=sees)
 
-    compare(torch, params, x, SIZES, heads_of)
+    compare(torch, form, params, x, SIZES, heads_of)
 
 
 @pytest.mark.parity
-def test_without_memory_it_is_two_attentions_merged_by_their_log_sums():
+@both
+def test_without_memory_it_is_two_attentions_merged_by_their_log_sums(form):
     """As B'MOJO-F is computed where attention is a kernel that cannot take two kinds of token: merged afterwards."""
     torch = pytest.importorskip("torch")
     params, x = case()
@@ -472,4 +449,4 @@ def test_without_memory_it_is_two_attentions_merged_by_their_log_sums():
         both = torch.logaddexp(near_sum, far_sum)
         return near * torch.exp(near_sum - both) + far * torch.exp(far_sum - both)
 
-    compare(torch, params, x, {**SIZES, "memory": 0}, heads_of)
+    compare(torch, form, params, x, {**SIZES, "memory": 0}, heads_of)

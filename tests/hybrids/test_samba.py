@@ -1,21 +1,31 @@
-"""Samba: the stack by its definition, the same model as a pattern of mixers, how far it hears, and decoding with a fixed size."""
+"""Samba: the stack by its definition, the same model as a pattern of mixers, how far it reaches, and decoding with a fixed size."""
+
+from functools import partial
 
 import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
 
+from minitransformers.attention.prepare import on_both
+from minitransformers.attention.soft_cap import soft_capped_attention
+from minitransformers.attention.softmax_off_by_one import SoftmaxOffByOne, softmax_off_by_one_attention
+from minitransformers.basics.chain import chain
 from minitransformers.basics.linear import Linear
-from minitransformers.foundation import assert_gradients, check_gradients, trees
+from minitransformers.foundation import assert_gradients, check_gradients, trees, trusted
 from minitransformers.hybrids.samba import init_samba, samba, samba_step
-from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model, language_model
+from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.positional.rope import rope
 
+assert_right, checked = trusted(assert_gradients), trusted(check_gradients)  # the shapes are known to fit
 
-def random_call(seed=0, *, num_layers=2, d_model=4, length=7, batch=(2,), d_state=3, size=0.3):
+
+def random_call(seed=0, *, num_layers=2, d_model=4, positions=7, batch=(2,), d_state=3, size=0.3):
     rng = np.random.default_rng(seed)
     params = init_samba(rng, d_model, num_layers=num_layers, num_heads=2, d_state=d_state, d_hidden=5, dtype=np.float64)
-    return trees.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape), params), rng.normal(size=(*batch, length, d_model))
+    return trees.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape), params), rng.normal(size=(*batch, positions, d_model))
 
 
 def textbook(params, x, num_heads, window):
@@ -80,12 +90,12 @@ def test_equals_the_definition_in_outputs_and_gradients():
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_gradients_of_larger_numbers_match_differences(num_layers):
-    assert_gradients(samba, *random_call(num_layers=num_layers, length=3), num_heads=2, window=2)
+    assert_right(samba, *random_call(num_layers=num_layers, positions=3), num_heads=2, window=2)
 
 
 @pytest.mark.parametrize("position", ["rope", "none"])
-def test_is_the_language_model_whose_mixers_take_turns(position):
-    """The same model said twice: as a stack, and as a pattern of mixers in the model's own blocks."""
+def test_is_the_language_model_whose_mixers_alternate(position):
+    """The same model written twice: as a stack, and as a pattern of mixers in the model's own blocks."""
     sizes = {"vocabulary_size": 7, "context": 6, "d_model": 4, "num_layers": 3, "num_heads": 2, "norm": "rms_norm", "position": position}
     stack = LanguageModelConfig(**sizes, stack="samba", options={"stack": {"window": 3, "d_state": 3}})
     pattern = LanguageModelConfig(
@@ -102,12 +112,12 @@ def test_is_the_language_model_whose_mixers_take_turns(position):
         np.testing.assert_array_equal(own, theirs, err_msg=path)
 
 
-def test_windows_alone_hear_to_their_edge_and_one_recurrence_hears_to_the_start():
-    params, x = random_call(num_layers=6, length=16, batch=(), size=0.1)
+def test_windows_alone_reach_to_their_edge_and_one_recurrence_reaches_to_the_start():
+    params, x = random_call(num_layers=6, positions=16, batch=(), size=0.1)
     attention = [params[1], params[3], params[5]]
     changed = x.copy()
     changed[0] += 1
-    window, reach = 4, 3 * (4 - 1)                           # k layers hear k (window - 1) positions back
+    window, reach = 4, 3 * (4 - 1)                           # k layers reach k (window - 1) positions back
 
     def change(layers):
         return np.abs(samba(layers, changed, num_heads=2, window=window)[0] - samba(layers, x, num_heads=2, window=window)[0]).max(-1)
@@ -129,10 +139,10 @@ def test_shared_key_heads_are_copies_of_one():
     x, attention = rng.normal(size=(2, 5, 4)), shared[1].mixer
     twice = attention._replace(**{name: Linear(np.tile(getattr(attention, name).weight, 2), None) for name in ("key", "value")})
     copied = [shared[0], shared[1]._replace(mixer=twice)]
-    np.testing.assert_allclose(samba(shared, x, num_heads=2, num_kv_heads=1, window=3)[0], samba(copied, x, num_heads=2, window=3)[0], atol=1e-13)
+    np.testing.assert_allclose(samba(shared, x, num_heads=2, window=3)[0], samba(copied, x, num_heads=2, window=3)[0], atol=1e-13)
 
 
-def test_no_position_hears_of_a_later_one():
+def test_no_position_depends_on_a_later_one():
     params, x = random_call()
     changed = x.copy()
     changed[:, 4] += 1
@@ -140,24 +150,51 @@ def test_no_position_hears_of_a_later_one():
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
 
 
-@pytest.mark.parametrize("rotate", [None, rope])
+def with_slots(params):
+    """The layers with what QK-norm before RoPE and a sink learn, in every attention, and the two as settings."""
+    rng = np.random.default_rng(8)
+    learned = {"prepare": (QkNorm(*rng.uniform(0.5, 1.5, size=(2, 2))), None), "core": SoftmaxOffByOne(rng.normal(size=2))}
+    layers = [layer._replace(mixer=layer.mixer._replace(**learned)) if i % 2 else layer for i, layer in enumerate(params)]
+    return layers, {"prepare": partial(chain, parts=(qk_norm, on_both(rope))), "core": softmax_off_by_one_attention}
+
+
+SLOTS = {
+    "nothing": lambda params: (params, {}),
+    "rope": lambda params: (params, {"prepare": on_both(rope)}),
+    "soft cap": lambda params: (params, {"core": partial(soft_capped_attention, cap=0.5)}),
+    "what learns": with_slots,
+}
+
+
+def test_what_the_slots_of_every_attention_learn_has_its_gradient():
+    params, x = random_call(positions=3)
+    params, slots = with_slots(params)
+    assert_right(samba, params, x, num_heads=2, window=2, **slots)
+    learned = samba(params, x, num_heads=2, window=2, **slots)[1](np.cos(x))[0][1].mixer
+    assert all(np.abs(leaf).max() > 1e-3 for _, leaf in trees.leaves((learned.prepare, learned.core)))
+
+
+@pytest.mark.parametrize("slots", SLOTS)
 @pytest.mark.parametrize("pieces", [(1,) * 7, (4, 1, 1, 1), (2, 5)])
-def test_decoding_equals_the_whole_pass(pieces, rotate):
+def test_decoding_equals_the_whole_pass(pieces, slots):
     params, x = random_call(num_layers=4)
-    whole, _ = samba(params, x, num_heads=2, window=3, rotate=rotate)
+    params, settings = SLOTS[slots](params)
+    whole, _ = samba(params, x, num_heads=2, window=3, **settings)
+    if slots != "nothing":
+        assert np.abs(whole - samba(random_call(num_layers=4)[0], x, num_heads=2, window=3)[0]).max() > 1e-3
     state, parts, start = None, [], 0
     for size in pieces:
-        part, state = samba_step(params, x[:, start : start + size], state, num_heads=2, window=3, rotate=rotate)
+        part, state = samba_step(params, x[:, start : start + size], state, num_heads=2, window=3, **settings)
         parts.append(part)
         start += size
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-11)
 
 
 def test_the_state_does_not_grow():
-    params, x = random_call(length=30)
+    params, x = random_call(positions=30)
 
-    def size_after(length):
-        _, (recurrence, cache) = samba_step(params, x[:, :length], None, num_heads=2, window=3)
+    def size_after(positions):
+        _, (recurrence, cache) = samba_step(params, x[:, :positions], None, num_heads=2, window=3)
         return sum(a.nbytes for a in recurrence) + cache.bytes
 
     assert size_after(30) == size_after(5)
@@ -174,7 +211,7 @@ def that_forgets_the_stream(params, x, **config):
 
 
 def test_the_check_refuses_a_stream_without_its_own_gradient():
-    assert not check_gradients(that_forgets_the_stream, *random_call(length=3), num_heads=2, window=2).passed
+    assert not checked(that_forgets_the_stream, *random_call(positions=3), num_heads=2, window=2).passed
 
 
 def test_an_input_of_another_width_is_refused_by_name():
@@ -186,7 +223,7 @@ def test_an_input_of_another_width_is_refused_by_name():
 @pytest.mark.parametrize(
     ("layer", "path", "named"),
     [
-        (1, "mixer_norm.gain", r"params\.1\.channel_norm\.gain: .* as in params\.1\.mixer_norm\.gain"),
+        (1, "mixer_norm.gain", r"params\.1\.mixer\.query\.weight: .* as in params\.1\.mixer_norm\.gain"),
         (1, "channel_norm.gain", r"params\.1\.channel_norm\.gain"),
         (2, "mixer.D", r"params\.2\.mixer\.D"),
         (2, "mixer.conv.bias", r"params\.2\.mixer\.conv\.bias"),

@@ -1,13 +1,17 @@
 """Shared attention: the block by its formula, what a call changes and what it leaves, Hugging Face's blocks, and decoding."""
 
+from functools import partial
+
 import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd.scipy.special import erf
 
+from minitransformers.attention.prepare import on_both
+from minitransformers.basics.chain import chain
 from minitransformers.basics.linear import Linear
-from minitransformers.foundation import check_gradients, trees
+from minitransformers.foundation import assert_gradients, check_gradients, trees, trusted
 from minitransformers.hybrids.shared_attention import (
     LowRank,
     SharedCall,
@@ -16,15 +20,18 @@ from minitransformers.hybrids.shared_attention import (
     shared_attention,
     shared_attention_step,
 )
+from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.positional.rope import rope
 
+assert_right, checked = trusted(assert_gradients), trusted(check_gradients)  # the shapes are known to fit
 
-def random_call(seed=0, *, d_model=4, num_heads=2, d_hidden=5, rank=2, attention_rank=3, batch=(2,), length=5):
+
+def random_call(seed=0, *, d_model=4, num_heads=2, d_hidden=5, rank=2, attention_rank=3, batch=(2,), positions=5):
     rng = np.random.default_rng(seed)
     params = init_shared_attention(rng, d_model, num_heads=num_heads, d_hidden=d_hidden, dtype=np.float64)
     call = init_shared_call(rng, params, rank=rank, attention_rank=attention_rank)
     params, call = (trees.map(lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape), tree) for tree in (params, call))
-    return params, call, rng.normal(size=(*batch, length, d_model)), rng.normal(size=(*batch, length, d_model))
+    return params, call, rng.normal(size=(*batch, positions, d_model)), rng.normal(size=(*batch, positions, d_model))
 
 
 def textbook(params, call, x, embedded, num_heads):
@@ -91,7 +98,7 @@ def test_the_order_of_stream_and_embeddings_matters():
     assert np.abs(there - back).max() > 0.01
 
 
-def test_no_position_hears_of_a_later_one():
+def test_no_position_depends_on_a_later_one():
     params, call, x, embedded = random_call()
     later = embedded.copy()
     later[:, 3:] += 1
@@ -100,15 +107,35 @@ def test_no_position_hears_of_a_later_one():
     assert np.abs(before[:, 3:] - after[:, 3:]).max() > 1e-3
 
 
+def with_qk_norm(params):
+    """The block with what QK-norm before RoPE learns, for heads of four features, and the two as its setting."""
+    learned = QkNorm(*np.random.default_rng(8).uniform(0.5, 1.5, size=(2, 4))), None
+    return params._replace(prepare=learned), {"prepare": partial(chain, parts=(qk_norm, on_both(rope)))}
+
+
+PREPARES = {"nothing": lambda params: (params, {}), "rope": lambda params: (params, {"prepare": on_both(rope)}), "QK-norm and rope": with_qk_norm}
+
+
+def test_what_is_prepared_has_its_gradient():
+    params, call, x, embedded = random_call(positions=3)
+    params, settings = with_qk_norm(params)
+    assert_right(shared_attention, params, call, x, embedded, num_heads=2, **settings)
+    dparams, *_ = shared_attention(params, call, x, embedded, num_heads=2, **settings)[1](np.cos(x))
+    assert all(np.abs(leaf).max() > 1e-3 for _, leaf in trees.leaves(dparams.prepare))
+
+
 @pytest.mark.parametrize("pieces", [(1, 1, 1, 1, 1), (3, 2)])
-@pytest.mark.parametrize("rotate", [None, rope])
-def test_decoding_equals_the_whole_pass(pieces, rotate):
+@pytest.mark.parametrize("prepare", PREPARES)
+def test_decoding_equals_the_whole_pass(pieces, prepare):
     params, call, x, embedded = random_call()
-    whole, _ = shared_attention(params, call, x, embedded, num_heads=2, rotate=rotate)
+    params, settings = PREPARES[prepare](params)
+    whole, _ = shared_attention(params, call, x, embedded, num_heads=2, **settings)
+    if settings:
+        assert np.abs(whole - shared_attention(params._replace(prepare=None), call, x, embedded, num_heads=2)[0]).max() > 1e-3
     state, parts, start = None, [], 0
     for size in pieces:
         cut = slice(start, start + size)
-        part, state = shared_attention_step(params, call, x[:, cut], embedded[:, cut], state, num_heads=2, rotate=rotate)
+        part, state = shared_attention_step(params, call, x[:, cut], embedded[:, cut], state, num_heads=2, **settings)
         parts.append(part)
         start += size
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-12)
@@ -136,7 +163,7 @@ def with_the_change_not_transposed(params, call, x, embedded, **config):
 
 @pytest.mark.parametrize("wrong", [without_the_embeddings_part, with_the_change_not_transposed])
 def test_the_check_refuses_a_wrong_backward(wrong):
-    assert not check_gradients(wrong, *random_call(length=3), num_heads=2).passed
+    assert not checked(wrong, *random_call(positions=3), num_heads=2).passed
 
 
 def test_a_change_of_the_wrong_width_is_refused_by_name():
@@ -155,8 +182,8 @@ def put(torch, module, weight):
         module.weight.copy_(torch.tensor(weight.T if weight.ndim == 2 else weight))
 
 
-def causal(torch, length):
-    return torch.full((length, length), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+def causal(torch, positions):
+    return torch.full((positions, positions), -torch.inf, dtype=torch.float64).triu(1)[None, None]
 
 
 def compare(torch, theirs, pairs, args, num_heads):

@@ -1,25 +1,31 @@
 """Zamba: one block in many places: its gradient is the sum over untied copies, its parameters are paid once, its caches are not."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from minitransformers.foundation import assert_gradients, check_gradients, trees
+from minitransformers.attention.prepare import on_both
+from minitransformers.basics.chain import chain
+from minitransformers.foundation import assert_gradients, check_gradients, trees, trusted
 from minitransformers.hybrids.shared_attention import shared_attention
 from minitransformers.hybrids.zamba import Zamba, init_zamba, zamba, zamba_step
+from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.norms.rms_norm import RmsNorm, rms_norm
 from minitransformers.positional.rope import rope
 from minitransformers.state_space.mamba import mamba
 
+assert_right, checked = trusted(assert_gradients), trusted(check_gradients)  # the shapes are known to fit
 TINY = {"d_model": 1, "num_heads": 1, "d_state": 2, "d_hidden": 2}
 
 
-def random_call(seed=0, *, num_layers=4, every=2, num_shared=1, mixer="mamba", rank=None, attention_rank=None, length=6, d_model=4, num_heads=2, d_state=3, d_hidden=5):
+def random_call(seed=0, *, num_layers=4, every=2, num_shared=1, mixer="mamba", rank=None, attention_rank=None, positions=6, d_model=4, num_heads=2, d_state=3, d_hidden=5):
     rng = np.random.default_rng(seed)
     params = init_zamba(
         rng, d_model, num_layers=num_layers, num_heads=num_heads, every=every, num_shared=num_shared, mixer=mixer, rank=rank,
         attention_rank=attention_rank, d_state=d_state, d_hidden=d_hidden, dtype=np.float64,
     )  # fmt: skip
-    return trees.map(lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape), params), rng.normal(size=(2, length, d_model))
+    return trees.map(lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape), params), rng.normal(size=(2, positions, d_model))
 
 
 def test_equals_its_layers_written_out():
@@ -27,8 +33,8 @@ def test_equals_its_layers_written_out():
     params, x = random_call()
     (block,), (first, second, third, fourth) = params
 
-    def layer(own, stream, said=0.0):
-        return stream + mamba(own.mixer, rms_norm(own.norm, stream + said)[0])[0]
+    def layer(own, stream, attended=0.0):
+        return stream + mamba(own.mixer, rms_norm(own.norm, stream + attended)[0])[0]
 
     stream = layer(first, x)
     stream = layer(second, stream, shared_attention(block, second.call, stream, x, num_heads=2)[0])
@@ -39,8 +45,8 @@ def test_equals_its_layers_written_out():
 
 @pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
 def test_gradients_match_differences(mixer):
-    params, x = random_call(num_layers=2, every=1, mixer=mixer, rank=1, length=2, **TINY)
-    assert_gradients(zamba, params, x, num_heads=1)
+    params, x = random_call(num_layers=2, every=1, mixer=mixer, rank=1, positions=2, **TINY)
+    assert_right(zamba, params, x, num_heads=1)
 
 
 def test_the_gradient_of_the_shared_block_is_the_sum_over_untied_copies():
@@ -56,13 +62,13 @@ def test_the_gradient_of_the_shared_block_is_the_sum_over_untied_copies():
     np.testing.assert_allclose(dx, their_dx, atol=1e-12)
 
 
-def test_several_blocks_take_turns():
+def test_several_blocks_alternate():
     params, x = random_call(num_layers=2, every=1, num_shared=2)
     dout = np.random.default_rng(2).normal(size=x.shape)
 
-    def touched(silenced):
-        """Which blocks still get a gradient when the calls of some layers say nothing and learn nothing."""
-        layers = [layer._replace(call=None if i in silenced else layer.call) for i, layer in enumerate(params.layers)]
+    def touched(without):
+        """Which blocks still get a gradient when some layers make no call."""
+        layers = [layer._replace(call=None if i in without else layer.call) for i, layer in enumerate(params.layers)]
         dshared = zamba(Zamba(params.shared, layers), x, num_heads=2)[1](dout)[0].shared
         return [max(float(np.abs(leaf).max()) for _, leaf in trees.leaves(block)) > 0 for block in dshared]
 
@@ -102,14 +108,14 @@ def test_fresh_low_rank_changes_change_nothing():
     np.testing.assert_array_equal(zamba(params, x, num_heads=2)[0], zamba(Zamba(params.shared, bare), x, num_heads=2)[0])
 
 
-def test_what_attention_says_reaches_the_stream_through_the_mixer_only():
+def test_the_output_of_the_block_reaches_the_stream_through_the_mixer_only():
     params, x = random_call(num_layers=1, every=1)
     (layer,) = params.layers
-    mute = layer._replace(mixer=layer.mixer._replace(out_proj=trees.map(np.zeros_like, layer.mixer.out_proj)))
-    np.testing.assert_array_equal(zamba(Zamba(params.shared, [mute]), x, num_heads=2)[0], x)
+    zero = layer._replace(mixer=layer.mixer._replace(out_proj=trees.map(np.zeros_like, layer.mixer.out_proj)))
+    np.testing.assert_array_equal(zamba(Zamba(params.shared, [zero]), x, num_heads=2)[0], x)
 
 
-def test_no_position_hears_of_a_later_one():
+def test_no_position_depends_on_a_later_one():
     params, x = random_call()
     changed = x.copy()
     changed[:, 4] += 1
@@ -117,15 +123,39 @@ def test_no_position_hears_of_a_later_one():
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
 
 
+def with_qk_norm(params, d_head=4):
+    """Every block with what QK-norm before RoPE learns, and the two as the setting of the stack."""
+    rng = np.random.default_rng(8)
+    shared = [block._replace(prepare=(QkNorm(*rng.uniform(0.5, 1.5, size=(2, d_head))), None)) for block in params.shared]
+    return params._replace(shared=shared), {"prepare": partial(chain, parts=(qk_norm, on_both(rope)))}
+
+
+PREPARES = {"nothing": lambda params: (params, {}), "rope": lambda params: (params, {"prepare": on_both(rope)}), "QK-norm and rope": with_qk_norm}
+
+
+def test_what_is_prepared_is_learned_once_for_all_calls():
+    params, x = random_call(num_layers=2, every=1, rank=1, positions=2, **TINY)
+    params, settings = with_qk_norm(params, d_head=2)
+    assert_right(zamba, params, x, num_heads=1, **settings)
+    params, x = random_call(num_layers=3, every=1)
+    params, settings = with_qk_norm(params)
+    dout = np.random.default_rng(1).normal(size=x.shape)
+    own, untied = (zamba(p, x, num_heads=2, **settings)[1](dout)[0].shared for p in (params, Zamba(params.shared * 3, params.layers)))
+    for (path, leaf), *copies in zip(trees.leaves(own[0].prepare), *(trees.leaves(block.prepare) for block in untied), strict=True):
+        np.testing.assert_allclose(leaf, sum(copy for _, copy in copies), atol=1e-12, err_msg=path)
+        assert np.abs(leaf).max() > 1e-3
+
+
 @pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
-@pytest.mark.parametrize("rotate", [None, rope])
+@pytest.mark.parametrize("prepare", PREPARES)
 @pytest.mark.parametrize("pieces", [(1,) * 6, (3, 1, 2)])
-def test_decoding_equals_the_whole_pass(mixer, rotate, pieces):
+def test_decoding_equals_the_whole_pass(mixer, prepare, pieces):
     params, x = random_call(mixer=mixer, rank=1, num_shared=2)
-    whole, _ = zamba(params, x, num_heads=2, rotate=rotate)
+    params, settings = PREPARES[prepare](params)
+    whole, _ = zamba(params, x, num_heads=2, **settings)
     state, parts, start = None, [], 0
     for size in pieces:
-        part, state = zamba_step(params, x[:, start : start + size], state, num_heads=2, rotate=rotate)
+        part, state = zamba_step(params, x[:, start : start + size], state, num_heads=2, **settings)
         parts.append(part)
         start += size
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-11)
@@ -152,7 +182,7 @@ def that_keeps_the_last_call_only(params, x, **config):
 
 
 def test_the_check_refuses_a_shared_gradient_that_is_not_summed():
-    assert not check_gradients(that_keeps_the_last_call_only, *random_call(num_layers=2, every=1, length=2, **TINY), num_heads=1).passed
+    assert not checked(that_keeps_the_last_call_only, *random_call(num_layers=2, every=1, positions=2, **TINY), num_heads=1).passed
 
 
 @pytest.mark.parametrize(
@@ -204,7 +234,7 @@ def put(torch, module, weight, name="weight"):
 
 @pytest.mark.parity
 def test_parity_with_hugging_face_zamba2():
-    """The whole model without its embeddings and last norm: Mamba-2 layers, two blocks in turn, adapters, RoPE. Float32 inside."""
+    """The whole model without its embeddings and last norm: Mamba-2 layers, two alternating blocks, adapters, RoPE. Float32 inside."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from transformers.models.zamba2.modeling_zamba2 import Zamba2Model
@@ -250,7 +280,7 @@ def test_parity_with_hugging_face_zamba2():
     their_out = model(inputs_embeds=their_x, use_cache=False).last_hidden_state
     their_out.backward(torch.tensor(dout))
 
-    out, backward = zamba(params, x, num_heads=2, rotate=lambda q, **config: rope(q, layout="half", **config))
+    out, backward = zamba(params, x, num_heads=2, prepare=on_both(rope))
     final, final_backward = rms_norm(RmsNorm(np.ones(8)), out)
     dparams, dx = backward(final_backward(dout)[1])
     first, second = (model.layers[i].shared_transformer.self_attn.q_proj.weight.grad.numpy() for i in (0, 1))
