@@ -11,8 +11,6 @@ Sources: top-k, Fan et al. 2018, arXiv:1805.04833; top-p (nucleus), Holtzman et 
 that of the field's libraries: temperature, then top-k, then top-p, then softmax and a draw.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -23,8 +21,8 @@ from numpy import ndarray as Array
 from minitransformers.basics.softmax import softmax
 from minitransformers.foundation import Range, at_least, bad, checked, example, invalid, procedure
 
-# Above 0 and at most 1: with 0 no token would be kept.
-part = Range("above 0 and at most 1", lambda low, high: bool(0 < low and high <= 1), (0, -0.5, 1.5, float("nan")))
+# With a probability of 0 no token would be kept.
+probability = Range("above 0 and at most 1", lambda low, high: bool(low > 0 and high <= 1), (0, -0.5, 1.5, float("nan")))
 
 
 @procedure(
@@ -35,7 +33,7 @@ part = Range("above 0 and at most 1", lambda low, high: bool(0 < low and high <=
 )
 def next_token_probabilities(
     logits: Float[Array, "... vocabulary"], *, temperature: Annotated[float, at_least(0)] = 1.0, top_k: Annotated[int, at_least(1)] | None = None,
-    top_p: Annotated[float, part] | None = None,
+    top_p: Annotated[float, probability] | None = None,
 ) -> Float[Array, "... vocabulary"]:  # fmt: skip
     """The distribution to draw from, over the last axis, in float64.
 
@@ -68,7 +66,7 @@ def next_token_probabilities(
 def generate(
     step: Callable, *, prompt_ids: Int[Array, "tokens"], num_tokens: Annotated[int, at_least(0)], rng: np.random.Generator,
     temperature: Annotated[float, at_least(0)] = 1.0, top_k: Annotated[int, at_least(1)] | None = None,
-    top_p: Annotated[float, part] | None = None, context: Annotated[int, at_least(1)] | None = None,
+    top_p: Annotated[float, probability] | None = None, context: Annotated[int, at_least(1)] | None = None,
     vocabulary_size: Annotated[int, at_least(1)] | None = None,
 ) -> Iterator[int]:  # fmt: skip
     """Yield num_tokens token ids that continue prompt_ids.

@@ -97,31 +97,6 @@ def gpt2_block(params: Gpt2Block, x: Float[Array, "... positions d_model"], *, n
     return out, backward
 
 
-class Gpt2State(NamedTuple):
-    """What the past left behind: a cache a block, and how many positions were read."""
-
-    blocks: list[Any]
-    length: int
-
-
-@trusted
-def gpt2_step(params: Gpt2, ids: Int[Array, "*batch new"], state: Gpt2State | None, *, num_heads: int) -> tuple[Array, Gpt2State]:
-    """Logits at a few new positions, given those before; ``state`` is None at the start. Forward only."""
-    seen = 0 if state is None else state.length
-    caches: list[Any] = [None] * len(params.blocks) if state is None else state.blocks
-    end, after = seen + ids.shape[-1], []
-    if end > len(params.positions.table):
-        raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {len(params.positions.table)}")
-    x, _ = learned(params.positions, embedding(params.embedding, ids=ids)[0], positions=np.arange(seen, end))
-    for block, cache in zip(params.blocks, caches, strict=True):
-        normed, _ = layer_norm(block.attention_norm, x)
-        mixed, cache = multi_head_attention_step(block.attention, normed, cache, num_heads=num_heads)
-        middle = x + mixed
-        x = middle + feed_forward(block.feed_forward, layer_norm(block.feed_forward_norm, middle)[0])[0]
-        after.append(cache)
-    return layer_norm(params.norm, x)[0] @ params.embedding.weight.T, Gpt2State(after, end)
-
-
 @concept(
     title="GPT-2",
     source="Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3",
@@ -162,6 +137,31 @@ def gpt2(
     return logits, backward
 
 
+class Gpt2State(NamedTuple):
+    """What the past left behind: a cache a block, and how many positions were read."""
+
+    blocks: list[Any]
+    length: int
+
+
+@trusted
+def gpt2_step(params: Gpt2, ids: Int[Array, "*batch new"], state: Gpt2State | None, *, num_heads: int) -> tuple[Array, Gpt2State]:
+    """Logits at a few new positions, given those before; ``state`` is None at the start. Forward only."""
+    seen = 0 if state is None else state.length
+    caches: list[Any] = [None] * len(params.blocks) if state is None else state.blocks
+    end, after = seen + ids.shape[-1], []
+    if end > len(params.positions.table):
+        raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {len(params.positions.table)}")
+    x, _ = learned(params.positions, embedding(params.embedding, ids=ids)[0], positions=np.arange(seen, end))
+    for block, cache in zip(params.blocks, caches, strict=True):
+        normed, _ = layer_norm(block.attention_norm, x)
+        mixed, cache = multi_head_attention_step(block.attention, normed, cache, num_heads=num_heads)
+        middle = x + mixed
+        x = middle + feed_forward(block.feed_forward, layer_norm(block.feed_forward_norm, middle)[0])[0]
+        after.append(cache)
+    return layer_norm(params.norm, x)[0] @ params.embedding.weight.T, Gpt2State(after, end)
+
+
 # Hugging Face's names; its Conv1D weights are (d_in, d_out), as ours are. Query, key and value lie in one matrix, side by side.
 NAMES = Names(
     {
@@ -200,8 +200,7 @@ def load_gpt2(source: Mapping[str, Array] | str | Path) -> Gpt2:
     Raises ValueError for missing, unexpected or mis-shaped weights, naming them.
     """
     arrays = NAMES.stripped(read_arrays(source))
-    NAMES.shape("wte.weight", arrays, axes=2)
-    num_layers = NAMES.count("h.*.ln_1.weight", arrays)
+    num_layers = NAMES.count("h.*.", arrays)
     skeleton = init_gpt2(np.random.default_rng(0), vocabulary=1, context=1, d_model=1, num_layers=num_layers, num_heads=1)
     return NAMES.tree(skeleton, arrays)
 

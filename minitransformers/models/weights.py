@@ -103,7 +103,7 @@ class Names:
 
         Raises ValueError for a name that stands there with and without the prefix, and a tied array with values of its own.
         """
-        named = [(name.removeprefix(self.prefix), array) for name, array in arrays.items() if not name.endswith(self.ignored or ("\0",))]
+        named = [(name.removeprefix(self.prefix), array) for name, array in arrays.items() if not name.endswith(self.ignored)]
         found = dict(named)
         if len(found) < len(named):
             raise invalid("weights", got=f"a name with and without {self.prefix} in front", wants="each weight once")
@@ -113,12 +113,14 @@ class Names:
                 raise invalid("weights", got=f"an {name} of its own", wants=f"{other} again")
         return found
 
-    def count(self, name: str, arrays: Mapping[str, Array]) -> int:
-        """How many layers have an array of that name. Raises ValueError for none."""
-        number = sum(_pattern(own) == name for own in arrays)
-        if not number:
-            raise invalid("weights", got=f"no {name.replace('*', '0')}", wants=f"names such as {', '.join(list(arrays)[:2]) or 'those of the model'} of one model")
-        return number
+    def count(self, start: str, arrays: Mapping[str, Array]) -> int:
+        """How many layers there are whose names start so ("h.*."), by the largest number. Raises ValueError for none."""
+        layer = re.compile(re.escape(start).replace(r"\*", r"(\d+)"))
+        numbers = [int(found[1]) for found in map(layer.match, arrays) if found]
+        if not numbers:
+            got = f"names such as {', '.join(list(arrays)[:2])}" if arrays else "no arrays"
+            raise invalid("weights", got=got, wants=f"those of one model, which start with {self.prefix}{start.replace('*', '0')}")
+        return min(1 + max(numbers), len(arrays))            # where there are fewer arrays than layers, tree names what is missing
 
     def shape(self, name: str, arrays: Mapping[str, Array], *, axes: int) -> tuple[int, ...]:
         """The shape of one array, from which a size is read off. Raises ValueError where it is missing or has other axes."""
@@ -134,10 +136,10 @@ class Names:
         """
         places = {path: self._place(path) for path, _ in trees.leaves(skeleton)}
         wanted = {place.name for place in places.values()}
-        problems = [f"missing {name}" for name in sorted(wanted - arrays.keys())]
-        problems += [f"unexpected {name}" for name in sorted(arrays.keys() - wanted)]
+        kinds = {"missing": sorted(wanted - arrays.keys()), "unexpected": sorted(arrays.keys() - wanted)}
+        problems = [f"{kind} {', '.join(names[:4])}{', …' if len(names) > 4 else ''}" for kind, names in kinds.items() if names]
         if problems:
-            raise invalid("weights", got="; ".join(problems[:5]) + ("; …" if len(problems) > 5 else ""), wants="the weights of one model")
+            raise invalid("weights", got="; ".join(problems), wants="the weights of one model")
         tree = trees.unflatten(skeleton, [_taken(arrays[place.name], place) for place in places.values()])
         try:
             check_tree("params", tree)
@@ -178,7 +180,7 @@ def _taken(array: Array, place: Place) -> Array:
     """The leaf of an array; a part of it as an array of its own."""
     if place.of > 1:
         axis = 0 if place.transposed else -1
-        if array.shape[axis] % place.of:
+        if not array.ndim or array.shape[axis] % place.of:
             raise invalid("weights", got=f"{place.name} of shape {array.shape}", wants=f"{place.of} equal parts side by side")
         array = np.split(array, place.of, axis=axis)[place.part]
     return np.array(array.T if place.transposed else array, order="C") if place.of > 1 or place.transposed else array

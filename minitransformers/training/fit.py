@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from minitransformers.foundation import at_least, between, checked, trees
+from minitransformers.foundation import at_least, between, checked, positive, trees
 from minitransformers.training.schedule import warmup_cosine
 from minitransformers.training.task import Task
 from minitransformers.training.update import Learner
@@ -23,7 +23,7 @@ def fit(
     rng: np.random.Generator | None = None,
     warmup: Annotated[float, between(0, 1)] = 0.1,
     floor: Annotated[float, between(0, 1)] = 0.0,
-    clip: float | None = 1.0,
+    clip: Annotated[float, positive] | None = 1.0,
     weight_decay: Annotated[float, at_least(0)] = 0.0,
     watch: Callable | None = None,
     progress: Callable[[range], Iterable[int]] = iter,

@@ -44,10 +44,9 @@ def read_history(path: str | Path) -> list[Record]:
     """The records of a history.csv."""
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    names, own = header[len(Record._fields) - 1 :], len(Record._fields) - 1
-    return [
-        Record(int(row[0]), *map(float, row[1:own]), {n: float(c) for n, c in zip(names, row[own:], strict=True) if c} or None) for row in rows
-    ]
+    own = len(Record._fields) - 1
+    measured = ({name: float(cell) for name, cell in zip(header[own:], row[own:], strict=True) if cell} or None for row in rows)
+    return [Record._make([int(row[0]), *map(float, row[1:own]), found]) for row, found in zip(rows, measured, strict=True)]
 
 
 def draw_curve(path: str | Path, history: Sequence[Record], *, per_nat: float = 1.0) -> bool:

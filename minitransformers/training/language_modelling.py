@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import numpy as np
 
 from minitransformers.foundation import at_least, checked, invalid, trees
-from minitransformers.training.task import Loss, Task, labelled_loss
+from minitransformers.training.task import Labelled, labelled_loss, on_ids
 from minitransformers.training.text import Corpus
 
 
-class LanguageModelling(Task):
+class LanguageModelling(Labelled):
     """Windows of a corpus for ``model(params, ids=ids) -> logits, backward``.
 
     context and batch_size are tokens in a window and windows in a batch; evaluate reads the whole validation part, or
@@ -29,18 +29,14 @@ class LanguageModelling(Task):
     ) -> None:  # fmt: skip
         if context >= len(corpus.train):
             raise invalid("context", got=context, wants=f"fewer than the {len(corpus.train)} tokens to train on")
-        self.corpus, self.model, self.context, self.batch_size = corpus, model, context, batch_size
-        self.eval_windows, self.random, self.described, self.model_defaults = eval_windows, random, described, model_defaults
+        super().__init__(on_ids(model), self._windows, random=random)
+        self.corpus, self.context, self.batch_size, self.eval_windows = corpus, context, batch_size, eval_windows
+        self.described, self.model_defaults = described, model_defaults
         self.per_nat = corpus.tokens_per_character / math.log(2)
 
-    def batch(self, rng: np.random.Generator) -> tuple[Any, Any]:
+    def _windows(self, rng: np.random.Generator) -> tuple[Any, Any]:
         """Random windows of the training part: ids, and the token after each."""
         return self.corpus.batch(rng, batch_size=self.batch_size, context=self.context)
-
-    def loss(self, params: trees.Tree, batch: trees.Tree, *, rng: np.random.Generator) -> Loss:
-        """In nats, a token each."""
-        ids, targets = batch
-        return labelled_loss(*self.model(params, ids=ids, **({"rng": rng} if self.random else {})), targets)
 
     def evaluate(self, params: trees.Tree) -> dict[str, float]:
         """Every token of the validation part but the first predicted once.
@@ -50,7 +46,8 @@ class LanguageModelling(Task):
         nats, count = 0.0, 0
         windows = self.corpus.evaluation_batches(batch_size=self.batch_size, context=self.context, limit=self.eval_windows)
         for ids, targets in windows:
-            (loss, number), _ = labelled_loss(*self.model(params, ids=ids), targets)
+            logits, backward = self.model(params, ids)
+            (loss, number), _ = labelled_loss(logits, backward, targets)
             nats, count = nats + float(loss), count + number
         return {"bits per character": nats / count * self.per_nat}
 

@@ -16,17 +16,21 @@ Differs from their generators in what is counted (each docstring says it) and in
 asked for at the position where its last clue stands; only answers are asked for.
 """
 
+from typing import Annotated
+
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.foundation import invalid, whole_number
+from minitransformers.foundation import at_least, checked, invalid, positive
+from minitransformers.training.task import IGNORED
 
-IGNORED = -100  # cross_entropy's default
 NOISE = 0       # the token that means nothing, in copying and in recall without random filler
+Size = Annotated[int, at_least(1)]
 
 
+@checked
 def selective_copying(
-    rng: np.random.Generator, *, batch_size: int, length: int, num_tokens: int, vocabulary_size: int
+    rng: np.random.Generator, *, batch_size: Size, length: Size, num_tokens: Size, vocabulary_size: Annotated[int, at_least(4)]
 ) -> tuple[Array, Array]:
     """Data tokens at random places among noise, then as many markers, at which they are to be given back in order.
 
@@ -36,24 +40,27 @@ def selective_copying(
     Raises ValueError for fewer than one data token or more than length, and for a vocabulary below 4: with one kind of
     data there is nothing to remember.
     """
-    _check_copying(batch_size, length, num_tokens, vocabulary_size)
+    _check_room(length, num_tokens)
     return _copying(rng, _places(rng, batch_size, length, num_tokens), length, vocabulary_size)
 
 
+@checked
 def copying(
-    rng: np.random.Generator, *, batch_size: int, length: int, num_tokens: int, vocabulary_size: int
+    rng: np.random.Generator, *, batch_size: Size, length: Size, num_tokens: Size, vocabulary_size: Annotated[int, at_least(4)]
 ) -> tuple[Array, Array]:
     """The same with all data at the start, so that every token has the same way to go: ``length`` positions.
 
     Arguments, results and errors are those of selective_copying.
     """
-    _check_copying(batch_size, length, num_tokens, vocabulary_size)
+    _check_room(length, num_tokens)
     return _copying(rng, np.tile(np.arange(num_tokens), (batch_size, 1)), length, vocabulary_size)
 
 
+@checked
 def induction_heads(
-    rng: np.random.Generator, *, batch_size: int, length: int, vocabulary_size: int, num_questions: int = 1
-) -> tuple[Array, Array]:
+    rng: np.random.Generator, *, batch_size: Size, length: Annotated[int, at_least(3)], vocabulary_size: Annotated[int, at_least(3)],
+    num_questions: Size = 1,
+) -> tuple[Array, Array]:  # fmt: skip
     """Random tokens; a special one stands among them, and again: what followed it the first time must follow each time.
 
     The special token is the last of the vocabulary and occurs nowhere else. It stands num_questions times anywhere, with the
@@ -63,10 +70,6 @@ def induction_heads(
     vocabulary_size - 1.
     Raises ValueError for no question or more than half the length has room for, for a length below 3 and a vocabulary below 3.
     """
-    whole_number("batch_size", batch_size, least=1)
-    whole_number("length", length, least=3)
-    whole_number("vocabulary_size", vocabulary_size, least=3)
-    whole_number("num_questions", num_questions, least=1)
     if 2 * num_questions >= length:
         raise invalid("num_questions", got=num_questions, wants=f"at most {(length - 1) // 2} in a length of {length}")
     special, rows = vocabulary_size - 1, np.arange(batch_size)[:, None]
@@ -82,16 +85,11 @@ def induction_heads(
     return ids, targets
 
 
+@checked
 def associative_recall(
-    rng: np.random.Generator,
-    *,
-    batch_size: int,
-    length: int,
-    num_pairs: int,
-    vocabulary_size: int,
-    power: float = 0.01,
-    random_filler: bool = True,
-) -> tuple[Array, Array]:
+    rng: np.random.Generator, *, batch_size: Size, length: Size, num_pairs: Size, vocabulary_size: Size,
+    power: Annotated[float, positive] = 0.01, random_filler: bool = True,
+) -> tuple[Array, Array]:  # fmt: skip
     """MQAR: num_pairs of key and value, then each key once more, at which its value is the answer.
 
     Keys come from the first half of the vocabulary without 0, values from the second half, none twice in a row. The keys
@@ -102,8 +100,6 @@ def associative_recall(
     Raises ValueError for an odd length, for pairs that take more than half of it, for fewer keys in the vocabulary than
     pairs, and for a power that is not above 0. (Zoology's code wants a vocabulary larger than length, too.)
     """
-    whole_number("batch_size", batch_size, least=1)
-    whole_number("num_pairs", num_pairs, least=1)
     half = vocabulary_size // 2
     if length % 2:
         raise invalid("length", got=length, wants="an even number: pairs take two places")
@@ -111,8 +107,6 @@ def associative_recall(
         raise invalid("num_pairs", got=num_pairs, wants=f"at most {length // 4}: {length} positions hold each pair and ask for it")
     if num_pairs > half - 1:
         raise invalid("vocabulary_size", got=vocabulary_size, wants=f"at least {2 * num_pairs + 2}: {num_pairs} keys, as many values, and 0")
-    if not power > 0:
-        raise invalid("power", got=power, wants="a number above 0")
 
     keys = 1 + _distinct(rng, np.ones(half - 1), batch_size, num_pairs)
     values = half + _distinct(rng, np.ones(vocabulary_size - half), batch_size, num_pairs)
@@ -149,9 +143,6 @@ def _distinct(rng: np.random.Generator, weights: Array, batch_size: int, count: 
     return rng.exponential(1 / weights, size=(batch_size, len(weights))).argsort(axis=1)[:, :count]
 
 
-def _check_copying(batch_size: int, length: int, num_tokens: int, vocabulary_size: int) -> None:
-    whole_number("batch_size", batch_size, least=1)
-    whole_number("num_tokens", num_tokens, least=1)
-    whole_number("vocabulary_size", vocabulary_size, least=4)
+def _check_room(length: int, num_tokens: int) -> None:
     if num_tokens > length:
         raise invalid("num_tokens", got=num_tokens, wants=f"at most the length of {length}")

@@ -55,11 +55,12 @@ class Task:
 class Labelled(Task):
     """Cross-entropy of ``model(params, inputs) -> logits, backward`` on batches of (inputs, targets) that ``draw(rng)`` makes.
 
-    Targets that are IGNORED count for nothing.
+    The model's backward gives the gradients of params alone (see on_ids and on_arrays). Targets that are IGNORED count for
+    nothing. random: the model takes a generator as ``rng`` when it trains (dropout).
     """
 
-    def __init__(self, model: Callable, draw: Callable[[np.random.Generator], tuple[Any, Any]]) -> None:
-        self.model, self.draw = model, draw
+    def __init__(self, model: Callable, draw: Callable[[np.random.Generator], tuple[Any, Any]], *, random: bool = False) -> None:
+        self.model, self.draw, self.random = model, draw, random
 
     def batch(self, rng: np.random.Generator) -> tuple[Any, Any]:
         """Inputs and targets."""
@@ -68,7 +69,8 @@ class Labelled(Task):
     def loss(self, params: trees.Tree, batch: trees.Tree, *, rng: np.random.Generator) -> Loss:
         """In nats, over the labels that are not ignored."""
         inputs, targets = batch
-        return labelled_loss(*self.model(params, inputs), targets)
+        logits, backward = self.model(params, inputs, **({"rng": rng} if self.random else {}))
+        return labelled_loss(logits, backward, targets)
 
 
 def labelled_loss(logits: Any, model_backward: Callable, targets: Any) -> Loss:
@@ -91,7 +93,17 @@ class FromLoss(Task):
 
 def on_ids(model: Callable) -> Callable:
     """A model that takes its token ids by keyword, as one that takes its inputs by position."""
-    return lambda params, ids: model(params, ids=ids)
+    return lambda params, ids, **settings: model(params, ids=ids, **settings)
+
+
+def on_arrays(model: Callable) -> Callable:
+    """A model that takes its inputs by position and gives them a gradient, as one that leaves that gradient out."""
+
+    def without_input_gradient(params: trees.Tree, inputs: Any, **settings: Any) -> tuple[Any, Callable]:
+        logits, backward = model(params, inputs, **settings)
+        return logits, lambda dlogits: backward(dlogits)[0]
+
+    return without_input_gradient
 
 
 def accuracy(logits: Any, targets: Any, *, ignore_index: int = IGNORED) -> float:

@@ -336,19 +336,15 @@ def _scan_inputs(length: int) -> dict[str, np.ndarray]:
     return {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": np.ones(128, np.float32), "z": z, "dout": dout}
 
 
-def our_selective_scan(length: int = 2048, form: str = "sequential") -> Callable[[], Any]:
-    """Forward and backward of the scan, with skip and gate."""
-    from minitransformers.state_space.selective_scan import selective_scan
+def our_selective_scan(length: int = 2048) -> Callable[[], Any]:
+    """Forward and backward of the scan in blocks, with skip and gate."""
+    from minitransformers.state_space.selective_scan_blocks import selective_scan_blocks
     from minitransformers.training.memory import keep_freed_memory
 
     keep_freed_memory()
     *call, dout = _scan_inputs(length).values()
 
-    def run() -> Any:
-        (_, last), backward = selective_scan(*call, form=form)
-        return backward((dout, np.zeros_like(last)))
-
-    return run
+    return lambda: selective_scan_blocks(*call)[1]((dout, None))
 
 
 def their_selective_scan(length: int = 2048, *, use_mambapy: bool) -> Callable[[], Any]:

@@ -4,23 +4,23 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from workbench_models import NEEDED, assert_gradients_are_right, checked, in_slot, mixers_with, whole, with_noise
+from workbench_models import config as config_of
+from workbench_models import model as noisy_model
 
-from minitransformers import catalogue, check_gradients, trees
+from minitransformers import catalogue, trees
+from minitransformers.attention.masks import padding_mask, segment_mask
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.embedding import Embedding
 from minitransformers.basics.linear import Linear
-from minitransformers.models.language_model import LanguageModelConfig, _deep_start, init_language_model, language_model
-from minitransformers.models.transformer_block import TransformerBlock, transformer_block
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import _deep_start, init_language_model, language_model
+from minitransformers.models.workbench.transformer_block import TransformerBlock, transformer_block
 from minitransformers.norms.fix_norm import fix_norm
 
 
 def small(**changes):
-    settings = {"vocabulary_size": 7, "context": 6, "d_model": 4, "num_layers": 2, "num_heads": 2}
-    return LanguageModelConfig(**{**settings, **changes})
-
-
-def with_noise(params, rng, size=0.3):
-    return trees.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape), params)
+    return config_of(**{"vocabulary_size": 7, **changes})
 
 
 def naive_gpt2(params, ids, num_heads, placement="pre", unit_words=False):
@@ -90,23 +90,9 @@ def part_choices():
 
 @pytest.mark.parametrize(("role", "name"), part_choices())
 def test_every_part_of_the_catalogue_fits_and_its_gradient_is_right(role, name):
-    options = {"grouped_query_attention": {"num_kv_heads": 1}, "sliding_window_attention": {"window": 2, "num_kv_heads": 1},
-               "samba": {"window": 2, "d_state": 2}, "zamba": {"every": 1, "d_state": 2},
-               "bmojo": {"window": 1, "memory": 1, "d_state": 1, "expand": 1, "d_conv": 2}}  # fmt: skip
-    config = small(**{role: name}, num_layers=1, options={role: options[name]} if name in options else {})
-    rng = np.random.default_rng(1)
-    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
-    report = check_gradients(language_model, params, ids=rng.integers(7, size=(2, 4)), config=config, second_opinion=False)
-    assert report.passed, str(report)
-
-
-@pytest.mark.parametrize("weighting", catalogue.concepts(role="weighting"))
-def test_every_weighting_of_the_catalogue_trains_in_the_model(weighting):
-    config = small(num_layers=1, options={"mixer": {"weighting": weighting}})
-    rng = np.random.default_rng(12)
-    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
-    report = check_gradients(language_model, params, ids=rng.integers(7, size=(2, 4)), config=config, second_opinion=False)
-    assert report.passed, str(report)
+    wide = {"d_model": 8} if name == "rope_ntk" else {}      # it needs two pairs in a head
+    params, config = noisy_model(1, **{role: name}, **wide, num_layers=1, options={role: NEEDED.get(name, {"d_hidden": 3} if role == "channel" else {})})
+    assert_gradients_are_right(params, config)
 
 
 @pytest.mark.parametrize("changes", [{"placement": "post"}, {"placement": "deep"}, {"scale_embedding": True}, {"fix_norm": True}, {"tied": False}, {"placement": "post", "tied": False, "norm": "rms_norm"}])
@@ -114,7 +100,7 @@ def test_placement_and_tying_have_right_gradients(changes):
     config = small(**changes, num_layers=2, d_model=2, num_heads=1)
     rng = np.random.default_rng(2)
     params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
-    assert check_gradients(language_model, params, ids=rng.integers(7, size=(1, 3)), config=config).passed
+    assert checked(language_model, params, ids=rng.integers(7, size=(1, 3)), config=config, second_opinion=False).passed
 
 
 def test_a_tied_embedding_that_forgets_one_of_its_two_gradients_is_refused():
@@ -128,7 +114,7 @@ def test_a_tied_embedding_that_forgets_one_of_its_two_gradients_is_refused():
         _, split = language_model(params._replace(head=Linear(params.embedding.weight.T.copy(), None)), ids=ids, config=untied)
         return logits, lambda dlogits: backward(dlogits)._replace(embedding=split(dlogits).embedding)
 
-    report = check_gradients(forgetful, params, ids=rng.integers(7, size=(1, 3)))
+    report = checked(forgetful, params, ids=rng.integers(7, size=(1, 3)), second_opinion=False)
     assert not report.passed
     assert report.worst.path == "params.embedding.weight"
 
@@ -147,7 +133,7 @@ def test_fix_norm_that_forgets_one_of_the_two_ends_is_refused():
         _, at_the_input = language_model(split, ids=ids, config=untied)
         return logits, lambda dlogits: backward(dlogits)._replace(embedding=Embedding(fix_backward(at_the_input(dlogits).embedding.weight)))
 
-    report = check_gradients(forgetful, params, ids=rng.integers(7, size=(1, 3)))
+    report = checked(forgetful, params, ids=rng.integers(7, size=(1, 3)), second_opinion=False)
     assert not report.passed
     assert report.worst.path == "params.embedding.weight"
 
@@ -165,15 +151,15 @@ def test_under_fix_norm_the_length_of_a_word_changes_no_logit():
 
 
 @pytest.mark.parametrize("norm", catalogue.concepts(role="norm"))
-def test_deep_norm_lets_every_norm_in(norm):
+def test_deep_norm_accepts_every_norm(norm):
     config = small(placement="deep", norm=norm, num_layers=1, d_model=2, num_heads=1)
     rng = np.random.default_rng(16)
     params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
-    assert check_gradients(language_model, params, ids=rng.integers(7, size=(1, 3)), config=config).passed
+    assert checked(language_model, params, ids=rng.integers(7, size=(1, 3)), config=config, second_opinion=False).passed
 
 
 @pytest.mark.parametrize(("norm", "alike"), [("layer_norm", True), ("rms_norm", True), ("scale_norm", True), ("dynamic_tanh", False)])
-def test_weighing_the_stream_up_is_weighing_the_layers_down_for_norms_that_forget_scale(norm, alike):
+def test_a_stream_scaled_up_is_layers_scaled_down_for_norms_that_forget_scale(norm, alike):
     config = small(placement="deep", norm=norm, options={"norm": {"eps": 1e-12}} if norm != "dynamic_tanh" else {})
     post = LanguageModelConfig(**{**config.to_json(), "placement": "post"})
     rng, alpha = np.random.default_rng(17), 4**0.25
@@ -212,7 +198,7 @@ def test_deep_norm_needs_queries_keys_values_and_outputs():
 
 @pytest.mark.parametrize("position", catalogue.concepts(role="position"))
 def test_no_output_depends_on_a_later_token(position):
-    config = small(position=position)
+    config = small(position=position, d_model=8, options={"position": NEEDED.get(position, {})})
     rng = np.random.default_rng(4)
     params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
     ids = rng.integers(7, size=(1, 6))
@@ -255,7 +241,7 @@ def test_gpt2_small_has_the_published_number_of_parameters():
     d, layers, vocabulary, context = 768, 12, 50257, 1024
     per_block = 4 * d * d + 4 * d + 8 * d * d + 5 * d + 4 * d
     assert vocabulary * d + context * d + layers * per_block + 2 * d == 124_439_808
-    config = small(d_model=8, num_layers=3, context=6, vocabulary_size=7)
+    config = LanguageModelConfig(d_model=8, num_layers=3, context=6, vocabulary_size=7, num_heads=2)
     d, layers = 8, 3
     per_block = 4 * d * d + 4 * d + 8 * d * d + 5 * d + 4 * d
     params = init_language_model(np.random.default_rng(0), config)
@@ -272,7 +258,7 @@ def test_dropout_drops_only_with_a_generator_and_repeats_with_its_seed():
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
     assert not np.array_equal(one, plain)
-    report = check_gradients(language_model, params, ids=ids, config=config, rng=np.random.default_rng(3))
+    report = checked(language_model, params, ids=ids, config=config, rng=np.random.default_rng(3), second_opinion=False)
     assert report.passed, str(report)
 
 
@@ -307,7 +293,7 @@ def test_a_position_on_the_scores_acts_in_every_block_and_gets_the_sum_of_their_
     np.testing.assert_array_equal(language_model(plain._replace(position=np.zeros(2)), **call)[0], unbiased)
     sloped = plain._replace(position=np.array([0.5, 2.0]))
     assert np.abs(language_model(sloped, **call)[0] - unbiased).max() > 1e-3
-    assert check_gradients(language_model, sloped, **call, second_opinion=False).passed
+    assert checked(language_model, sloped, **call, second_opinion=False).passed
 
 
 @pytest.mark.parametrize("position", catalogue.concepts(role="position/bias"))
@@ -356,9 +342,11 @@ def test_configuration_survives_json():
     [
         ({"mixer": "multi_head_atention"}, "did you mean 'multi_head_attention'"),
         ({"norm": "feed_forward"}, "unknown norm"),
-        ({"position": "alibi", "mixer": "sliding_window_attention", "options": {"mixer": {"window": 2}}}, "position: got alibi.*sliding_window_attention"),
+        ({"position": "alibi", "mixer": "mamba"}, "position: got alibi, a bias on the scores, with the mixer mamba, which takes none"),
+        ({"position": "rope", "mixer": "mamba"}, "position: got rope, a rotation of queries and keys, with the mixer mamba, which takes none"),
         ({"options": {"mixer": {"windows": 3}}}, "options.mixer.windows"),
-        ({"options": {"mixer": {"weighting": "sparse_max"}}}, "did you mean 'sparsemax'"),
+        ({"options": {"mixer": {"windows": 3}}, "mixer": "sliding_window_attention"}, "did you mean 'window'"),
+        ({"options": {"mixer": {"core": "sparse_max_attention"}}}, "did you mean 'sparsemax_attention'"),
         ({"options": {"mixers": {}}}, "options.mixers"),
         ({"placement": "both"}, "placement"),
         ({"fix_norm": True, "tied": False}, "fix_norm: got a head of its own"),
@@ -383,10 +371,10 @@ def pattern(**changes):
     return small(mixer="sliding_window_attention,multi_head_attention", num_layers=3, options={"mixer": {"window": 2}}, **changes)
 
 
-def test_mixers_take_turns_and_each_takes_its_own_options():
-    names = [part.entry.name for part in pattern().movers]
+def test_mixers_alternate_and_each_takes_its_own_options():
+    names = [part.entry.name for part in pattern().mixers]
     assert names == ["sliding_window_attention", "multi_head_attention", "sliding_window_attention"]
-    assert [dict(part.options) for part in pattern().movers] == [{"window": 2}, {}, {"window": 2}]
+    assert [dict(part.options) for part in pattern().mixers] == [{"window": 2}, {}, {"window": 2}]
 
 
 def test_a_pattern_of_mixers_equals_the_blocks_one_by_one():
@@ -395,11 +383,11 @@ def test_a_pattern_of_mixers_equals_the_blocks_one_by_one():
     params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
     ids = rng.integers(7, size=(2, 5))
     logits, _ = language_model(params, ids=ids, config=config)
-    alone = [small(num_layers=1, mixer=part.entry.name, options={"mixer": part.options}) for part in config.movers]
+    alone = [small(num_layers=1, mixer=part.entry.name, options={"mixer": part.options}) for part in config.mixers]
     hidden = params.embedding.weight[ids] + params.position.table[:5]
     for block, one in zip(params.blocks, alone, strict=True):
         bound = one.bound
-        hidden, _ = transformer_block(block, hidden, mixer=bound.movers[0].call, channel=bound.channel, norm=bound.norm)
+        hidden, _ = transformer_block(block, hidden, mixer=bound.mixers[0].call, channel=bound.channel, norm=bound.norm)
     final, _ = config.bound.norm(params.final_norm, hidden)
     np.testing.assert_allclose(logits, final @ params.embedding.weight.T, atol=1e-13)
 
@@ -408,7 +396,17 @@ def test_a_pattern_of_mixers_equals_the_blocks_one_by_one():
 def test_a_pattern_of_mixers_passes_the_gradient_check(position):
     config = pattern(position=position)
     params = with_noise(init_language_model(np.random.default_rng(6), config, dtype=np.float64), np.random.default_rng(7))
-    assert check_gradients(language_model, params, ids=np.array([[1, 2, 3, 4]]), config=config).passed
+    assert_gradients_are_right(params, config, batch=1)
+
+
+def test_a_rotation_and_a_bias_reach_the_mixers_that_take_them_and_the_others_do_without():
+    for position in ("rope", "alibi"):
+        options = {"mixer": NEEDED["mamba"]}
+        params, config = noisy_model(20, mixer="mamba,multi_head_attention", num_layers=2, position=position, options=options)
+        assert_gradients_are_right(params, config, batch=1)
+        plain = LanguageModelConfig.from_json({**config.to_json(), "position": "none"})
+        ids = np.array([[1, 2, 3, 4]])
+        assert np.abs(whole(params, config, ids) - whole(params._replace(position=None), plain, ids)).max() > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -435,20 +433,91 @@ def test_impossible_patterns_are_refused_by_name(changes, names):
 )
 def test_an_option_that_a_part_needs_is_asked_for_by_name(changes, names):
     with pytest.raises(ValueError, match=names):
-        _ = small(**changes).bound
+        small(**changes)
 
 
-@pytest.mark.parametrize("mixer", ["multi_head_attention", "grouped_query_attention"])
-@pytest.mark.parametrize("core", catalogue.concepts(role="core"))
-def test_every_core_of_the_catalogue_trains_in_the_model(mixer, core):
-    heads = {"num_kv_heads": 1} if mixer == "grouped_query_attention" else {}
-    config = small(num_layers=1, mixer=mixer, position="rope", options={"mixer": {"attend": core, **heads}})
-    rng = np.random.default_rng(13)
-    params = with_noise(init_language_model(rng, config, dtype=np.float64), rng)
-    report = check_gradients(language_model, params, ids=rng.integers(7, size=(2, 4)), config=config, second_opinion=False)
-    assert report.passed, str(report)
+def padded(side, text, length=6):
+    """The text with ids that mean nothing on one side, the mask that hides them, and where the text stands."""
+    new = length - text.shape[1]
+    noise = np.random.default_rng(0).integers(5, size=(len(text), new))
+    mask = padding_mask(np.full(len(text), text.shape[1]), length)
+    if side == "right":
+        return np.concatenate([text, noise], axis=1), mask, slice(0, text.shape[1])
+    return np.concatenate([noise, text], axis=1), mask[..., ::-1], slice(new, length)
 
 
-def test_an_unknown_core_is_refused_by_name():
-    with pytest.raises(ValueError, match="unknown core 'gauss"):
-        small(options={"mixer": {"attend": "gaussian"}})
+def masked_cases():
+    """What has a place for a mask, under every position that knows distances alone, padded left; under each, padded right."""
+    relative = ("none", "alibi", "t5_bias", "toeplitz", *(n for n in catalogue.concepts(role="position/rotation") if not n.endswith("ntk")))
+    for mixer in mixers_with("mask"):
+        for side, positions in (("left", relative), ("right", ("learned", "rope", "alibi"))):
+            for position in positions:
+                if mixer in mixers_with("bias") or position in ("none", "learned"):
+                    yield mixer, side, position
+
+
+@pytest.mark.parametrize(("mixer", "side", "position"), masked_cases())
+def test_padded_keys_change_nothing(mixer, side, position):
+    options = {"mixer": NEEDED.get(mixer, {}), "position": NEEDED.get(position, {})}
+    params, config = noisy_model(21, mixer=mixer, position=position, options=options, placement="post" if position == "none" else "pre")
+    text = np.random.default_rng(22).integers(5, size=(2, 4))
+    alone, alone_backward = language_model(params, ids=text, config=config)
+    ids, mask, real = padded(side, text)
+    logits, backward = language_model(params, ids=ids, config=config, mask=mask)
+    np.testing.assert_allclose(logits[:, real], alone, rtol=0, atol=1e-12)
+    if side == "left":
+        assert np.abs(whole(params, config, ids)[:, real] - alone).max() > 1e-3  # the padding would have been read
+    dlogits = np.random.default_rng(23).normal(size=alone.shape)
+    dpadded = np.zeros_like(logits)
+    dpadded[:, real] = dlogits                               # what is padding is asked about nothing
+    found, expected = backward(dpadded), alone_backward(dlogits)
+    for (path, own), (_, theirs) in zip(trees.leaves(found), trees.leaves(expected), strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11, err_msg=path)
+
+
+@pytest.mark.parametrize("core", [name for name in catalogue.concepts(role="core")])
+def test_padded_keys_change_nothing_for_any_core(core):
+    params, config = noisy_model(24, **in_slot("core", core), position="none")
+    text = np.random.default_rng(25).integers(5, size=(2, 4))
+    ids, mask, real = padded("left", text)
+    np.testing.assert_allclose(whole(params, config, ids, mask=mask)[:, real], whole(params, config, text), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixer", mixers_with("mask"))
+def test_gradients_under_a_mask_are_right(mixer):
+    options = {"mixer": NEEDED.get(mixer, {})}
+    params, config = noisy_model(26, mixer=mixer, num_layers=1, options=options)
+    mask = np.random.default_rng(27).random((2, 1, 4, 4)) < 0.6
+    assert_gradients_are_right(params, config, mask=mask)
+
+
+def test_documents_in_one_row_do_not_see_each_other():
+    params, config = noisy_model(28, position="rope")
+    ids = np.random.default_rng(29).integers(5, size=(2, 6))
+    packed = whole(params, config, ids, mask=segment_mask(np.array([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1]])))
+    np.testing.assert_allclose(packed[:, :4], whole(params, config, ids[:, :4]), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(packed[:, 4:], whole(params, config, ids[:, 4:]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"mixer": "mamba"}, "mamba"), ({"mixer": "multi_head_attention,s4d"}, "s4d"), ({"stack": "samba"}, "samba")],
+)
+def test_a_mixer_without_a_place_for_a_mask_refuses_one_by_name(changes, name):
+    role = "stack" if "stack" in changes else "mixer"
+    params, config = noisy_model(30, **changes, options={role: NEEDED.get(name, {})})
+    with pytest.raises(ValueError, match=f"mask: got a mask, wants None: {name} has no place for one"):
+        whole(params, config, np.array([[1, 2]]), mask=np.ones((1, 1, 1, 2), bool))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (3, 1, 1, 4), (2, 1, 1, 5)])
+def test_a_mask_that_does_not_fit_is_refused_by_name(shape):
+    params, config = noisy_model(31)
+    with pytest.raises(ValueError, match="mask"):
+        whole(params, config, np.zeros((2, 4), int), mask=np.ones(shape, bool))
+
+
+def test_parameters_of_another_depth_are_refused_by_name():
+    params, _ = noisy_model(32, num_layers=1)
+    with pytest.raises(ValueError, match=r"params\.blocks: got 1 blocks, wants 2"):
+        whole(params, noisy_model(32)[1], np.array([[1, 2]]))

@@ -1,8 +1,9 @@
-"""A model and a text so small that a whole run takes a moment. Run as a script, it starts the processes that the tests kill.
+"""Models and data so small that a whole run takes a moment. Run as a script, it starts the processes that the tests kill.
 
-python small_run.py reads lines from its input: ``FOLDER`` or ``FOLDER CALL NUMBER MOMENT``. For each it starts a process of
-its own (a fork: the imports are paid for once) that trains into the folder, resuming, and prints its id, then how it ended.
-With a call, the process kills itself before or after that call of os.replace, os.fsync or file.write.
+python small_run.py reads lines from its input: ``TASK FOLDER`` or ``TASK FOLDER CALL NUMBER MOMENT``, where the task is
+``language`` or ``classes``. For each it starts a process of its own (a fork: the imports are paid for once) that trains into
+the folder, resuming, and prints its id, then how it ended. With a call, the process kills itself before or after that call
+of os.replace, os.fsync or file.write.
 """
 
 import builtins
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,9 @@ import numpy as np
 from minitransformers.basics.dropout import dropout
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear, linear
+from minitransformers.training.classification import Classification
 from minitransformers.training.config import TrainingConfig
+from minitransformers.training.language_modelling import LanguageModelling
 from minitransformers.training.loop import train
 from minitransformers.training.text import Corpus
 
@@ -42,7 +46,7 @@ class Small(NamedTuple):
     head: Linear
 
 
-def init_small(rng, config, *, dtype):
+def init_small(rng, config, *, dtype=np.float32):
     d_model = config.d_model
     return Small(
         init_embedding(rng, config.vocabulary_size, d_model, dtype=dtype),
@@ -71,23 +75,65 @@ def corpus(**changes):
     return Corpus.from_text(TEXT, **{"context": 6, **changes})
 
 
+def language_task(*, model=small, text=None, config=None, batch_size=6, eval_windows=None):
+    """The small model, or another in its place, on the small text."""
+    text = text or corpus()
+    config = config or SmallConfig(text.vocabulary.size)
+    return LanguageModelling(
+        text, partial(model, config=config), context=config.context, batch_size=batch_size, eval_windows=eval_windows,
+        random=config.dropout > 0, described=config.to_json(),
+    )  # fmt: skip
+
+
 def small_train(**changes):
-    """A short run; a change to a setting of either configuration goes there, the others to train."""
-    text = changes.pop("corpus", None) or corpus()
-    model = {name: changes.pop(name) for name in ("dropout", "d_model", "context") if name in changes}
-    settings = {"steps": 12, "batch_size": 6, "eval_every": 5, "checkpoint_every": 4}
+    """A short run; a change to a setting of the model, the task or the training goes there, the others to train."""
+    text = changes.pop("text", None) or corpus()
+    config = SmallConfig(text.vocabulary.size, **{name: changes.pop(name) for name in ("dropout", "d_model", "context") if name in changes})
+    task = language_task(text=text, config=config, **{name: changes.pop(name) for name in ("model", "batch_size", "eval_windows") if name in changes})
+    init = partial(init_small, config=config, dtype=changes.pop("dtype", np.float32))
+    return run(task, init, **changes)
+
+
+def run(task, init, **changes):
+    """A short run of a task; a change to a setting of the training goes there, the others to train."""
+    settings = {"steps": 12, "eval_every": 5, "checkpoint_every": 4}
     settings |= {name: changes.pop(name) for name in [*changes] if name in TrainingConfig.__dataclass_fields__}
-    return train(
-        **{
-            "corpus": text,
-            "model_config": SmallConfig(text.vocabulary.size, **model),
-            "training_config": TrainingConfig(**settings),
-            "quiet": True,
-            "model": small,
-            "init": init_small,
-            **changes,
-        }
-    )
+    return train(**{"task": task, "init": init, "config": TrainingConfig(**settings), "quiet": True, **changes})
+
+
+class Classifier(NamedTuple):
+    hidden: Linear
+    head: Linear
+
+
+def init_classifier(rng, *, dtype=np.float32):
+    return Classifier(init_linear(rng, 3, 8, dtype=dtype), init_linear(rng, 8, 4, dtype=dtype))
+
+
+def classifier(params, points, rng=None):
+    """Logits of four classes; where there is a generator, a fifth of the hidden features is dropped."""
+    mapped, hidden_backward = linear(params.hidden, points)
+    hidden = np.tanh(mapped)
+    dropped, dropout_backward = dropout(hidden, rate=0.2, rng=rng)
+    logits, head_backward = linear(params.head, dropped)
+
+    def backward(dlogits):
+        dhead, ddropped = head_backward(dlogits)
+        return Classifier(hidden_backward(dropout_backward(ddropped) * (1 - hidden**2))[0], dhead)
+
+    return logits, backward
+
+
+def points(seed, count, *, dtype=np.float32):
+    """Points around four corners of a cube, and which corner it is."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(4, size=count)
+    corners = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
+    return (2 * corners[labels] - 1 + 0.4 * rng.normal(size=(count, 3))).astype(dtype), labels
+
+
+def classes_task(*, model=classifier, batch_size=8, **settings):
+    return Classification(model, points(0, 60), points(1, 40), batch_size=batch_size, random=True, described="small", **settings)
 
 
 def die_at(call, number, moment):
@@ -134,23 +180,30 @@ def die_at(call, number, moment):
         setattr(os, call, lambda *args: count(original, *args))
 
 
-def breathing(*args, **settings):
+def breathing(model, *args, **settings):
     time.sleep(0.001)  # long enough that a death at a random moment is often within the run
-    return small(*args, **settings)
+    return model(*args, **settings)
+
+
+def killed_run(task, folder):
+    """The run that is killed, resumed and compared."""
+    settings = {"folder": folder, "resume": True, "steps": 120, "checkpoint_every": 6, "eval_every": 20}
+    if task == "language":
+        small_train(**settings, eval_windows=5, dropout=0.2, model=partial(breathing, small))
+    else:
+        run(classes_task(model=partial(breathing, classifier)), init_classifier, **settings, micro_batches=2)
 
 
 def main():
     for line in sys.stdin:
-        folder, *death = line.split()
+        task, folder, *death = line.split()
         process = os.fork()
         if not process:
             code = 1
             try:
                 if death:
                     die_at(death[0], int(death[1]), death[2])
-                small_train(
-                    folder=folder, resume=True, steps=120, checkpoint_every=6, eval_every=20, eval_windows=5, dropout=0.2, model=breathing
-                )
+                killed_run(task, folder)
                 code = 0
             finally:
                 os._exit(code)

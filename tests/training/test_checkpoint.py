@@ -4,13 +4,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from small_run import SmallConfig, corpus, init_small, small_train
+from small_run import classes_task, corpus, init_classifier, run, small_train
 
 from minitransformers.foundation import trees
 from minitransformers.foundation.safetensors import read_safetensors, write_safetensors
 from minitransformers.training.checkpoint import differences, load_checkpoint, save_checkpoint
 from minitransformers.training.loop import CHECKPOINT
-from minitransformers.training.trained import load_trained
 
 
 class Pair(NamedTuple):
@@ -22,9 +21,10 @@ TREE = [Pair(np.arange(6.0).reshape(2, 3), None), Pair(np.ones((3, 1)), np.zeros
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, small_train(folder=folder)
+    small_train(folder=folder)
+    return folder
 
 
 def contents(folder):
@@ -71,16 +71,18 @@ def test_differences_are_told_field_by_field():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"d_model": 7}, "config.model.d_model is 5 there and 7 here"),
+        ({"d_model": 7}, "config.task.model.d_model is 5 there and 7 here"),
+        ({"batch_size": 3}, "config.task.batch_size is 6 there and 3 here"),
+        ({"eval_windows": 3}, "config.task.eval_windows is None there and 3 here"),
         ({"learning_rate": 0.5}, r"config.training.learning_rate is 0.001 there and 0.5 here"),
         ({"betas": (0.5, 0.99)}, r"config.training.betas is \[0.9, 0.99\] there and \[0.5, 0.99\] here"),
         ({"steps": 13}, "config.training.steps is 12 there and 13 here"),
-        ({"corpus": corpus(validation_fraction=0.2)}, "config.corpus.train_characters"),
-        ({"corpus": corpus(vocabulary="bytes")}, "config.corpus.vocabulary.kind is 'characters' there and 'bytes' here"),
+        ({"text": corpus(validation_fraction=0.2)}, "config.task.corpus.train_characters"),
+        ({"text": corpus(vocabulary="bytes")}, "config.task.corpus.vocabulary.kind is 'characters' there and 'bytes' here"),
     ],
 )
-def test_another_configuration_is_refused_and_no_file_is_harmed(run, change, message):
-    folder, _ = run
+def test_another_configuration_is_refused_and_no_file_is_harmed(finished, change, message):
+    folder = finished
     before = contents(folder)
     with pytest.raises(ValueError, match=message) as caught:
         small_train(folder=folder, resume=True, **change)
@@ -88,9 +90,14 @@ def test_another_configuration_is_refused_and_no_file_is_harmed(run, change, mes
     assert contents(folder) == before
 
 
-def test_a_damaged_checkpoint_is_refused_and_no_file_is_harmed(run, tmp_path):
+def test_another_task_is_refused(finished):
+    with pytest.raises(ValueError, match=r"another configuration: config\.task"):
+        run(classes_task(), init_classifier, folder=finished, resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused_and_no_file_is_harmed(finished, tmp_path):
     folder = tmp_path / "copy"
-    shutil.copytree(run[0], folder)
+    shutil.copytree(finished, folder)
     whole, rng = (folder / CHECKPOINT).read_bytes(), np.random.default_rng(0)
     flipped = []
     for place in (len(whole) - 3, len(whole) // 2):  # a number; the file is still a .safetensors file
@@ -105,8 +112,8 @@ def test_a_damaged_checkpoint_is_refused_and_no_file_is_harmed(run, tmp_path):
         assert contents(folder) == before
 
 
-def test_missing_extra_and_misshapen_weights_are_refused(run, tmp_path):
-    arrays, metadata = read_safetensors(run[0] / CHECKPOINT)
+def test_missing_extra_and_misshapen_weights_are_refused(finished, tmp_path):
+    arrays, metadata = read_safetensors(finished / CHECKPOINT)
     path = tmp_path / CHECKPOINT
     state = json.loads(metadata["state"])
     for change, message in [
@@ -144,12 +151,8 @@ def test_other_files_are_not_taken_for_a_checkpoint(tmp_path):
         load_checkpoint(tmp_path / "none.safetensors")
 
 
-def test_a_trained_model_is_read_back_from_its_folder(run):
-    folder, result = run
-    for path in (folder, folder / CHECKPOINT):
-        trained = load_trained(path, config_from_json=lambda values: SmallConfig(**values), init=init_small)
-        trees.map(np.testing.assert_array_equal, trained.params, result.params)
-        assert trained.config == SmallConfig(corpus().vocabulary.size) and trained.step == 12
-        assert trained.vocabulary.decode(trained.vocabulary.encode("1 men went")) == "1 men went"
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors: cannot be read"):
-        load_trained(folder.parent)
+def test_a_checkpoint_of_the_first_format_is_refused_by_name(finished, tmp_path):
+    arrays, metadata = read_safetensors(finished / CHECKPOINT)
+    write_safetensors(tmp_path / CHECKPOINT, arrays, metadata=metadata | {"format": "minitransformers checkpoint 1"})
+    with pytest.raises(ValueError, match="is not a checkpoint of this version: its format is 'minitransformers checkpoint 1', wants 'minitransformers checkpoint 2'"):
+        load_checkpoint(tmp_path / CHECKPOINT)

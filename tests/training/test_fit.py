@@ -3,14 +3,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.training.fit import accuracy, fit, loss_on
+from minitransformers.basics.linear import Linear
+from minitransformers.foundation import trees
+from minitransformers.training.fit import fit
 from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.optimizer import AdamW, TrainingDiverged
 from minitransformers.training.schedule import warmup_cosine
+from minitransformers.training.task import FromLoss, Task
 
 
+@FromLoss
 def quadratic(params):
     (x,) = params
     return float(0.5 * x @ x), [x.copy()]
@@ -34,13 +36,46 @@ def test_is_adamw_on_the_schedule():
     np.testing.assert_array_equal(found[0], params.tree[0])
 
 
-def test_decays_matrices_and_no_vectors():
+def test_decays_the_weights_of_maps_and_nothing_else():
     """Nothing pulls at either: their loss does not know them."""
-    start = [np.ones((2, 3)), np.ones(3)]
-    matrix, vector = fit(start, lambda params: (0.0, [0 * leaf for leaf in params]), steps=4, peak=0.1, weight_decay=0.5)
+    start = [Linear(np.ones((2, 3)), np.ones(3)), np.ones((2, 3))]
+    nothing = FromLoss(lambda params: (0.0, trees.zeros_like(params)))
+    (weight, bias), table = fit(start, nothing, steps=4, peak=0.1, weight_decay=0.5)
     rates = [warmup_cosine(step, peak=0.1, steps=4, warmup=0) for step in range(1, 5)]
-    np.testing.assert_allclose(matrix, np.prod(1 - 0.5 * np.array(rates)), rtol=1e-15)
-    np.testing.assert_array_equal(vector, 1)
+    np.testing.assert_allclose(weight, np.prod(1 - 0.5 * np.array(rates)), rtol=1e-15)
+    np.testing.assert_array_equal(bias, 1)
+    np.testing.assert_array_equal(table, 1)
+
+
+class Drawn(Task):
+    """Its batch is a number, and so is what is random in its loss."""
+
+    def batch(self, rng):
+        return np.array([rng.random()])
+
+    def loss(self, params, batch, *, rng):
+        return (float(batch[0]) + rng.random(), 1), lambda dloss: [np.zeros(2)]
+
+
+def test_batches_and_what_is_random_come_from_the_generator_that_was_given():
+    losses = {}
+    for seed in (0, 0, 1, None):
+        seen = losses.setdefault(seed, [])
+        seen.clear()
+        rng = {} if seed is None else {"rng": np.random.default_rng(seed)}
+        fit([np.ones(2)], Drawn(), steps=3, peak=0.1, watch=lambda step, loss, params, seen=seen: seen.append(loss), **rng)
+    numbers = np.random.default_rng(0).random(6)
+    np.testing.assert_allclose(losses[0], numbers[::2] + numbers[1::2])
+    assert losses[None] == losses[0] != losses[1]
+
+
+def test_a_batch_in_which_nothing_counts_is_refused():
+    class Empty(Task):
+        def loss(self, params, batch, *, rng):
+            return (0.0, 0), lambda dloss: [np.zeros(2)]
+
+    with pytest.raises(ValueError, match="batch: got nothing that counts"):
+        fit([np.ones(2)], Empty(), steps=1, peak=0.1)
 
 
 def test_watches_every_step_with_the_loss_before_it():
@@ -58,28 +93,20 @@ def test_watches_every_step_with_the_loss_before_it():
 
 def test_a_gradient_that_is_not_finite_stops_it():
     with pytest.raises(TrainingDiverged):
-        fit([np.ones(2)], lambda params: (0.0, [np.full(2, np.nan)]), steps=3, peak=0.1)
+        fit([np.ones(2)], FromLoss(lambda params: (0.0, [np.full(2, np.nan)])), steps=3, peak=0.1)
 
 
-@pytest.mark.parametrize(("changes", "named"), [({"steps": 0}, "steps"), ({"warmup": 1.5}, "warmup"), ({"floor": 2.0}, "floor")])
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_it(loss):
+    with pytest.raises(TrainingDiverged, match=f"the loss is {loss} at step 1"):
+        fit([np.ones(2)], FromLoss(lambda params: (loss, [np.zeros(2)])), steps=3, peak=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"steps": 0}, "steps"), ({"warmup": 1.5}, "warmup"), ({"floor": 2.0}, "floor"), ({"clip": 0.0}, "clip"), ({"weight_decay": -1.0}, "weight_decay"),
+     ({"peak": float("nan")}, "peak"), ({"task": lambda params: (0.0, params)}, "task")],
+)  # fmt: skip
 def test_impossible_settings_are_refused_by_name(changes, named):
     with pytest.raises(ValueError, match=f"{named}: got"):
-        fit([np.ones(2)], quadratic, **{"steps": 2, "peak": 0.1, **changes})
-
-
-def test_the_loss_and_its_gradients_are_the_models_on_the_batch_that_was_drawn():
-    rng = np.random.default_rng(1)
-    params, ids, targets = init_embedding(rng, 5, 5, dtype=np.float64), rng.integers(5, size=(2, 3)), np.array([[0, -100, 4], [1, 1, -100]])
-    value, gradients = loss_on(embedding, lambda: (ids, targets))(params)
-    logits, backward = embedding(params, ids=ids)
-    expected, loss_backward = cross_entropy(logits, targets=targets)
-    assert value == expected
-    np.testing.assert_array_equal(gradients.weight, backward(loss_backward(np.float64(1))).weight)
-
-
-def test_accuracy_counts_labelled_positions_only():
-    logits = np.eye(4)[[[0, 1, 2], [3, 3, 3]]]
-    assert accuracy(logits, np.array([[0, -100, 1], [-100, 3, -100]])) == 2 / 3
-    assert accuracy(logits, np.array([[0, 9, 9], [9, 3, 9]]), ignore_index=9) == 1.0
-    with pytest.raises(ValueError, match="targets: got"):
-        accuracy(logits, np.full((2, 3), -100))
+        fit(**{"params": [np.ones(2)], "task": quadratic, "steps": 2, "peak": 0.1, **changes})

@@ -1,24 +1,38 @@
-"""The real model in the real loop."""
+"""The workbench's model in the real loop, and what is read back from the folder of a run."""
+
+import json
+from functools import partial
 
 import numpy as np
 import pytest
 from small_run import corpus
 
 from minitransformers.foundation import trees
-from minitransformers.models.language_model import LanguageModelConfig, language_model
+from minitransformers.models.decoding import generate
+from minitransformers.models.workbench.configuration import LanguageModelConfig
+from minitransformers.models.workbench.language_model import init_language_model, language_model
+from minitransformers.training.checkpoint import load_checkpoint, save_checkpoint
 from minitransformers.training.config import TrainingConfig
-from minitransformers.training.loop import train
-from minitransformers.training.trained import load_trained
+from minitransformers.training.language_modelling import LanguageModelling
+from minitransformers.training.loop import CHECKPOINT, train
+from minitransformers.training.text import Corpus
+from minitransformers.training.workbench import load_trained, workbench_task
 
 
-def run(folder=None, model=language_model, **settings):
-    text = corpus()
+def config(**changes):
     shape = {"context": 6, "d_model": 8, "num_layers": 2, "num_heads": 2, "dropout": 0.1}
+    return LanguageModelConfig(**{"vocabulary_size": corpus().vocabulary.size, **shape, **changes})
+
+
+def run(folder=None, model=None, dtype=np.float32, **settings):
+    task = workbench_task(corpus(), config(), batch_size=4)
+    if model is not None:                                    # the same task of a model that is watched
+        task = LanguageModelling(
+            corpus(), partial(model, config=config()), context=6, batch_size=4, random=True, described=config().to_json()
+        )
     return train(
-        corpus=text,
-        model_config=LanguageModelConfig(vocabulary_size=text.vocabulary.size, **shape),
-        training_config=TrainingConfig(**{"steps": 9, "checkpoint_every": 4, "batch_size": 4, **settings}),
-        folder=folder, quiet=True, resume=folder is not None, model=model,
+        task=task, init=partial(init_language_model, config=config(), dtype=dtype),
+        config=TrainingConfig(**{"steps": 9, "checkpoint_every": 4, **settings}), folder=folder, quiet=True, resume=folder is not None,
     )  # fmt: skip
 
 
@@ -42,7 +56,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path)
     trees.map(np.testing.assert_array_equal, resumed.params, whole.params)
     trained = load_trained(tmp_path)
     trees.map(np.testing.assert_array_equal, trained.params, whole.params)
-    assert trained.config.d_model == 8 and trained.step == 9
+    assert trained.config == config() and trained.step == 9
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation():
@@ -58,9 +72,64 @@ def test_dropout_acts_in_training_and_not_in_evaluation():
 
 
 def test_one_batch_can_be_learned_by_heart():
-    text = corpus()
-    one_window = type(text).from_text(text.train_text[:7] + "mow", context=6, validation_fraction=0.3)
-    config = LanguageModelConfig(vocabulary_size=one_window.vocabulary.size, context=6, d_model=16, num_layers=1, num_heads=2)
-    settings = TrainingConfig(steps=150, batch_size=1, learning_rate=1e-2, eval_every=0, weight_decay=0.0)
-    result = train(corpus=one_window, model_config=config, training_config=settings, quiet=True)
+    one_window = Corpus.from_text(corpus().train_text[:7] + "mow", context=6, validation_fraction=0.3)
+    chosen = config(vocabulary_size=one_window.vocabulary.size, d_model=16, num_layers=1, dropout=0.0)
+    settings = TrainingConfig(steps=150, learning_rate=1e-2, eval_every=0, weight_decay=0.0)
+    task = workbench_task(one_window, chosen, batch_size=1)
+    result = train(task=task, init=partial(init_language_model, config=chosen), config=settings, quiet=True)
     assert result.history[-1].loss < 0.05
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_trained_model_is_read_back_from_its_folder(tmp_path, dtype):
+    result = run(tmp_path, dtype=dtype, steps=2)
+    for path in (tmp_path, str(tmp_path), tmp_path / CHECKPOINT):
+        trained = load_trained(path)
+        trees.map(np.testing.assert_array_equal, trained.params, result.params)
+        assert {leaf.dtype for _, leaf in trees.leaves(trained.params)} == {np.dtype(dtype)}
+        assert trained.config == config() and trained.step == 2
+        assert trained.vocabulary.decode(trained.vocabulary.encode("1 men went")) == "1 men went"
+    for name, folder in (("checkpoint.safetensors", tmp_path / "empty"), ("elsewhere", tmp_path / "elsewhere")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=f"{name}: cannot be read"):
+            load_trained(folder)
+
+
+def test_a_trained_model_writes(tmp_path):
+    run(tmp_path, steps=2)
+    trained = load_trained(tmp_path)
+    prompt = trained.vocabulary.encode("men went to mow")
+    text = generate(trained.decode, prompt_ids=prompt, num_tokens=9, rng=np.random.default_rng(0), context=trained.config.context)
+    assert len(trained.vocabulary.decode(text)) == 9
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: state["config"].pop("task"), "it does not say what model it holds: KeyError, 'task'"),
+        (lambda state: state["config"]["task"].pop("model"), "it does not say what model it holds: KeyError, 'model'"),
+        (lambda state: state["config"]["task"].update(model=None), "it does not say what model it holds"),
+        (lambda state: state["config"]["task"]["model"].update(mixer="mamboo"), "unknown mixer 'mamboo'; did you mean 'mamba'"),
+        (lambda state: state["config"]["task"]["model"].update(d_model=16), "parameters: wrong shape: "),
+        (lambda state: state["config"]["task"]["model"].update(depth=3), "configuration: unknown fields depth"),
+    ],
+)
+def test_a_checkpoint_that_does_not_hold_what_it_says_is_refused_by_name(tmp_path, spoil, message):
+    run(tmp_path, steps=1)
+    loaded = load_checkpoint(tmp_path / CHECKPOINT)
+    state = json.loads(json.dumps(loaded.state))
+    spoil(state)
+    parameters = {name.removeprefix("parameters."): array for name, array in loaded.arrays.items() if name.startswith("parameters.")}
+
+    class Places(tuple):
+        _fields = tuple(parameters)
+
+    save_checkpoint(tmp_path / CHECKPOINT, {"parameters": Places(parameters.values())}, state)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_trained(tmp_path)
+    assert str(tmp_path / CHECKPOINT) in str(caught.value)
+
+
+def test_a_corpus_with_another_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="vocabulary_size: got 7, wants"):
+        workbench_task(corpus(), config(vocabulary_size=7), batch_size=4)

@@ -2,29 +2,26 @@ import json
 import math
 import re
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
-from small_run import Small, SmallConfig, corpus, init_small, small, small_train
+from small_run import SmallConfig, corpus, init_small, language_task, run, small, small_train
 
 from minitransformers.foundation import trees
 from minitransformers.training.config import TrainingConfig
-from minitransformers.training.flat_tree import FlatTree
 from minitransformers.training.history import read_history
-from minitransformers.training.loop import CHECKPOINT, accumulate_gradient, evaluate
+from minitransformers.training.language_modelling import LanguageModelling
+from minitransformers.training.loop import CHECKPOINT
 from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.text import Corpus
-
-
-def forward(params, *, ids):
-    return small(params, ids=ids, config=SmallConfig(corpus().vocabulary.size))
 
 
 def test_a_model_learns():
     result = small_train(steps=300, learning_rate=0.02, dropout=0.1)
     assert result.history[0].loss == pytest.approx(math.log(corpus().vocabulary.size), abs=1.0)
     assert result.final_validation < 2.6 < 3.5 < result.history[0].loss / math.log(2)
-    assert result.best_validation <= result.final_validation and result.tokens_per_second > 0
+    assert result.best_validation <= result.final_validation and result.labels_per_second > 0
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
@@ -40,33 +37,44 @@ def test_evaluating_and_saving_do_not_change_the_run(tmp_path):
     assert [record.validation is None for record in seldom.history] == [True] * 11 + [False]
 
 
-@pytest.mark.parametrize("micro_batches", [2, 3, 6])
-def test_micro_batches_equal_one_batch(micro_batches):
-    rng = np.random.default_rng(0)
-    params = FlatTree.pack(init_small(rng, SmallConfig(corpus().vocabulary.size), dtype=np.float64))
-    inputs, targets = corpus().batch(rng, batch_size=6, context=6)
-    whole, parts = params.zeros_like(), params.zeros_like()
-    parts.flat[:] = np.nan  # what was there before must not matter
-    loss = accumulate_gradient(params.tree, whole, inputs, targets, forward=forward)
-    same = accumulate_gradient(params.tree, parts, inputs, targets, forward=forward, micro_batches=micro_batches)
-    assert same == pytest.approx(loss, abs=1e-12)
-    for (path, wanted), (_, got) in zip(trees.leaves(whole.tree), trees.leaves(parts.tree), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12, err_msg=path)
-
-
 def test_a_run_in_micro_batches_ends_where_a_run_in_batches_does():
-    whole, parts = (small_train(dtype="float64", micro_batches=k).params for k in (1, 3))
+    whole, parts = (small_train(dtype=np.float64, micro_batches=k).params for k in (1, 3))
     for _, leaf in trees.leaves(trees.map(np.subtract, whole, parts)):
         assert np.abs(leaf).max() < 1e-9
 
 
 def test_micro_batches_side_by_side_end_where_they_end_one_after_another():
     pytest.importorskip("threadpoolctl")
-    one, two = (small_train(dtype="float64", micro_batches=6, threads=k).params for k in (1, 2))
+    one, two = (small_train(dtype=np.float64, micro_batches=6, threads=k).params for k in (1, 2))
     for _, leaf in trees.leaves(trees.map(np.subtract, one, two)):
         assert np.abs(leaf).max() < 1e-12  # the sums have one order; only BLAS may split a product otherwise
-    again = small_train(dtype="float64", micro_batches=6, threads=2).params
+    again = small_train(dtype=np.float64, micro_batches=6, threads=2).params
     trees.map(np.testing.assert_array_equal, two, again)
+
+
+def test_dropout_side_by_side_is_that_of_one_after_another_and_the_same_each_time():
+    """Each part has a generator of its own, whichever thread is first."""
+    pytest.importorskip("threadpoolctl")
+    settings = {"dtype": np.float64, "micro_batches": 6, "dropout": 0.3}
+    two = small_train(**settings, threads=2).params
+    for _ in range(3):
+        trees.map(np.testing.assert_array_equal, two, small_train(**settings, threads=2).params)
+    for _, leaf in trees.leaves(trees.map(np.subtract, small_train(**settings).params, two)):
+        assert np.abs(leaf).max() < 1e-12
+    other, without = small_train(**settings, threads=2, seed=1).params, small_train(**{**settings, "dropout": 0.0}, threads=2).params
+    assert np.abs(other.head.weight - two.head.weight).max() > 1e-3 and np.abs(without.head.weight - two.head.weight).max() > 1e-4
+
+
+def test_the_parts_of_a_batch_drop_different_features():
+    drawn = []
+
+    def watching(*args, rng=None, **settings):
+        if rng is not None:
+            drawn.append(rng.random())
+        return small(*args, **settings)
+
+    small_train(model=watching, dropout=0.3, micro_batches=3, steps=2, eval_every=0)
+    assert len(set(drawn)) == 6
 
 
 def test_threads_are_at_work():
@@ -79,11 +87,6 @@ def test_threads_are_at_work():
 
     small_train(micro_batches=2, threads=2, eval_every=0, model=model)
     assert any("minitransformers" in name for name in names)
-
-
-def test_threads_and_dropout_are_refused_together():
-    with pytest.raises(ValueError, match="threads: got more than 1 with dropout"):
-        small_train(micro_batches=2, threads=2, dropout=0.1)
 
 
 def test_an_error_in_one_thread_is_raised():
@@ -100,15 +103,15 @@ def test_evaluation_is_the_mean_over_every_validation_token():
     total = count = 0
     for start in range(0, len(text.validation) - 1, 6):
         window = text.validation[start : start + 7]
-        logits, _ = forward(params, ids=window[None, :-1])
+        logits, _ = small(params, ids=window[None, :-1], config=SmallConfig(text.vocabulary.size))
         logits -= logits.max(-1, keepdims=True)
         for row, target in zip(logits[0], window[1:], strict=True):
             total -= row[target] - np.log(np.exp(row).sum())
             count += 1
     assert count == len(text.validation) - 1
     for batch_size in (1, 5):
-        bits = evaluate(params, text, forward=forward, context=6, batch_size=batch_size)
-        assert bits == pytest.approx(total / count / np.log(2), rel=1e-12)
+        measured = language_task(batch_size=batch_size).evaluate(params)
+        assert measured == {"bits per character": pytest.approx(total / count / np.log(2), rel=1e-12)}
 
 
 def test_bits_per_character_do_not_depend_on_the_vocabulary():
@@ -116,7 +119,9 @@ def test_bits_per_character_do_not_depend_on_the_vocabulary():
         return np.zeros((*ids.shape, params)), None
 
     text = Corpus.from_text("aé" * 100, context=6, vocabulary="bytes")  # three bytes for two characters
-    assert evaluate(256, text, forward=uniform, context=6, batch_size=4) == pytest.approx(8 * 3 / 2)
+    task = LanguageModelling(text, uniform, context=6, batch_size=4)
+    assert task.evaluate(256)["bits per character"] == pytest.approx(8 * 3 / 2)
+    assert task.per_nat == pytest.approx(3 / 2 / math.log(2))
 
 
 def test_the_folder_holds_what_happened(tmp_path):
@@ -127,6 +132,8 @@ def test_the_folder_holds_what_happened(tmp_path):
     assert content["summary"]["final_validation"] == result.final_validation
     assert [record["step"] for record in content["history"]] == list(range(1, 13))
     assert [record.step for record in result.history if record.validation is not None] == [5, 10, 12]
+    assert [record.measured for record in result.history][3:5] == [None, {"bits per character": result.history[4].validation}]
+    assert content["history"][4]["measured"] == result.history[4].measured
     assert result.history[-1].learning_rate == pytest.approx(1e-4)  # the floor
 
 
@@ -135,6 +142,18 @@ def test_the_curve_is_drawn_where_matplotlib_is_installed(tmp_path):
     small_train(folder=tmp_path)
     drawing = (tmp_path / "curve.svg").read_text()
     assert drawing.startswith("<?xml") and "bits per character" in drawing and "validation" in drawing
+
+
+def test_a_task_that_measures_nothing_has_no_validation():
+    class Blind(LanguageModelling):
+        def evaluate(self, params):
+            return {}
+
+    config = SmallConfig(corpus().vocabulary.size)
+    task = Blind(corpus(), partial(small, config=config), context=6, batch_size=6)
+    result = run(task, partial(init_small, config=config))
+    assert (result.final_validation, result.best_validation, result.best_step) == (None, None, 0)
+    assert all(record.validation is None for record in result.history)
 
 
 def test_a_finished_run_can_be_asked_for_again(tmp_path):
@@ -207,16 +226,16 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
 def test_progress_goes_to_stderr_and_quiet_is_quiet(capsys):
     small_train(quiet=False)
     out, err = capsys.readouterr()
-    assert out == "" and re.search(r"12/12 .*loss=.*tokens/s=.*validation=\d\.\d{3} bits", err)
+    assert out == "" and re.search(r"12/12 .*loss=.*labels/s=.*bits per character=\d\.\d{3}", err)
     small_train(quiet=True)
     assert capsys.readouterr() == ("", "")
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
-    text = corpus()
     for change, message in [
-        ({"model_config": SmallConfig(text.vocabulary.size + 1)}, r"model_config\.vocabulary_size"),
-        ({"model_config": SmallConfig(text.vocabulary.size, context=100_000)}, r"model_config\.context"),
+        ({"context": 100_000}, "context: got 100000, wants fewer than the 3438 tokens to train on"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"eval_windows": 0}, "eval_windows: got 0"),
         ({"folder": None, "resume": True}, "resume: wants a folder"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -230,10 +249,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
 @pytest.mark.parametrize(
     "setting",
     [
-        {"steps": 0}, {"steps": 2.5}, {"steps": True}, {"batch_size": 0}, {"micro_batches": 5}, {"threads": 0}, {"threads": 2}, {"learning_rate": 0.0}, {"warmup": 1.5},
+        {"steps": 0}, {"steps": 2.5}, {"steps": True}, {"micro_batches": 0}, {"threads": 0}, {"threads": 2}, {"learning_rate": 0.0}, {"warmup": 1.5},
         {"learning_rate": float("nan")}, {"floor": -0.1}, {"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"eps": 0}, {"weight_decay": -1},
-        {"clip": 0.0}, {"clip": float("inf")}, {"seed": -1}, {"dtype": "float16"}, {"eval_every": -1}, {"eval_windows": 0},
-        {"checkpoint_every": -1},
+        {"clip": 0.0}, {"clip": float("inf")}, {"seed": -1}, {"eval_every": -1}, {"checkpoint_every": -1},
     ],
     ids=str,
 )  # fmt: skip
@@ -242,17 +260,13 @@ def test_impossible_settings_are_refused(setting):
         TrainingConfig(**setting)
 
 
+def test_micro_batches_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(ValueError, match=r"micro_batches: got 5, wants a divisor of the 6 examples in batch\.0"):
+        small_train(micro_batches=5)
+
+
 def test_a_configuration_survives_json():
-    config = TrainingConfig(steps=7, betas=(0.5, 0.6), clip=None, eval_windows=3)
+    config = TrainingConfig(steps=7, betas=(0.5, 0.6), clip=None, micro_batches=6, threads=3)
     assert TrainingConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     with pytest.raises(ValueError, match="unknown fields colour, size"):
         TrainingConfig.from_json({"steps": 3, "size": 1, "colour": 2})
-
-
-def test_gradients_have_the_type_of_the_parameters():
-    params = FlatTree.pack(init_small(np.random.default_rng(0), SmallConfig(corpus().vocabulary.size), dtype=np.float32))
-    inputs, targets = corpus().batch(np.random.default_rng(0), batch_size=2, context=6)
-    logits, backward = forward(params.tree, ids=inputs)
-    assert isinstance(backward(logits), Small) and logits.dtype == np.float32
-    loss = accumulate_gradient(params.tree, params.zeros_like(), inputs, targets, forward=forward)
-    assert type(loss) is float

@@ -1,22 +1,26 @@
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from minitransformers.foundation import trees
+from minitransformers.foundation.trees import decays
 from minitransformers.training.flat_tree import FlatTree
-from minitransformers.training.optimizer import AdamW, TrainingDiverged, decays, gradient_norm
+from minitransformers.training.optimizer import AdamW, TrainingDiverged, gradient_norm
 
 
 class Layer(NamedTuple):
-    weight: Any
+    weight: Annotated[Any, decays]
     bias: Any
 
 
 class Model(NamedTuple):
     embedding: Any
     layers: list[Layer]
-    head: Any
+    head: Annotated[Any, decays]
+
+
+DECAYED = {"layers.0.weight", "layers.1.weight", "head"}
 
 
 def random_model(rng, dtype=np.float64, *, tied=False):
@@ -30,7 +34,7 @@ def random_model(rng, dtype=np.float64, *, tied=False):
 def textbook_adamw(params, gradients, *, learning_rate, betas, eps, weight_decay, clip=None):
     """Algorithm 2 of the paper as PyTorch orders it, one array at a time, with the papers' own moments."""
     params = {path: leaf.copy() for path, leaf in trees.leaves(params)}
-    decay = {path: weight_decay * decays(path, leaf) for path, leaf in params.items()}
+    decay = {path: weight_decay * (path in DECAYED) for path in params}
     first, second = ({path: np.zeros_like(leaf) for path, leaf in params.items()} for _ in range(2))
     for t, gradient in enumerate(gradients, start=1):
         gradient = dict(trees.leaves(gradient))
@@ -51,7 +55,7 @@ def test_equals_the_textbook_form(clip):
     rng = np.random.default_rng(0)
     start, settings = random_model(rng), {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}
     gradients = [random_model(rng) for _ in range(20)]
-    params = FlatTree.pack(start, in_front=decays)
+    params = FlatTree.pack(start, in_front=DECAYED)
     optimizer, gradient = AdamW(params, **settings), params.zeros_like()
     for tree in gradients:
         gradient.set_sum(tree)
@@ -68,7 +72,7 @@ def test_equals_torch_with_clipping_and_two_groups(foreach):
     rng = np.random.default_rng(1)
     start = random_model(rng)
     theirs = {path: torch.nn.Parameter(torch.tensor(leaf)) for path, leaf in trees.leaves(start)}
-    decayed = [path for path, leaf in trees.leaves(start) if decays(path, leaf)]
+    decayed = list(trees.decayed(start))
     reference = torch.optim.AdamW(
         [
             {"params": [theirs[path] for path in decayed], "weight_decay": 0.1},
@@ -76,7 +80,7 @@ def test_equals_torch_with_clipping_and_two_groups(foreach):
         ],
         betas=(0.9, 0.99), eps=1e-8, foreach=foreach,
     )  # fmt: skip
-    params = FlatTree.pack(start, in_front=decays)
+    params = FlatTree.pack(start, in_front=DECAYED)
     optimizer, gradient = AdamW(params, betas=(0.9, 0.99), weight_decay=0.1), params.zeros_like()
     for step in range(60):
         rate, tree = 0.02 / (1 + step), random_model(rng)
@@ -106,9 +110,9 @@ def test_the_first_step_moves_every_entry_by_the_learning_rate_against_its_gradi
     np.testing.assert_allclose(params.flat - before, -0.01 * np.sign(gradient.flat), atol=1e-7)
 
 
-def test_decay_touches_matrices_only():
+def test_decay_touches_what_is_marked_only():
     start = random_model(np.random.default_rng(3))
-    params = FlatTree.pack(start, in_front=decays)
+    params = FlatTree.pack(start, in_front=DECAYED)
     AdamW(params, weight_decay=0.5).step(params.zeros_like(), learning_rate=0.1)
     after = params.tree
     np.testing.assert_allclose(after.layers[0].weight, 0.95 * start.layers[0].weight)
@@ -117,26 +121,28 @@ def test_decay_touches_matrices_only():
     np.testing.assert_array_equal(after.embedding, start.embedding)
 
 
-@pytest.mark.parametrize(
-    ("path", "shape", "decayed"),
-    [
-        ("blocks.0.mixer.query.weight", (4, 4), True),
-        ("blocks.0.mixer.query.bias", (4,), False),
-        ("blocks.0.mixer_norm.gain", (4,), False),
-        ("blocks.0.mixer.head_norm.gain", (2, 4), False),
-        ("embedding.weight", (7, 4), False),
-        ("position.table", (5, 4), False),
-        ("head.weight", (4, 7), True),
-        ("blocks.0.mixer.A_log", (8, 4), False),
-        ("blocks.0.mixer.log_A_real", (4, 8), False),
-        ("blocks.0.mixer.A_imag", (4, 8), False),
-        ("blocks.0.mixer.C", (4, 8, 2), True),
-        ("blocks.0.mixer.dt_proj.bias", (8,), False),
-        ("blocks.0.mixer.dt_proj.weight", (2, 8), True),
-    ],
-)
-def test_what_decays(path, shape, decayed):
-    assert decays(path, np.zeros(shape)) is decayed
+def test_what_is_marked_lies_in_front():
+    params = FlatTree.pack(random_model(np.random.default_rng(11)), in_front=set(trees.decayed(random_model(np.random.default_rng(11)))))
+    assert set(trees.decayed(params.tree)) == DECAYED
+    for path, leaf in trees.leaves(params.tree):
+        start = (leaf.ctypes.data - params.flat.ctypes.data) // leaf.itemsize
+        assert (start < params.front) is (path in DECAYED), path
+
+
+@pytest.mark.parametrize("clip", [None, 0.7])
+def test_a_weight_multiplies_the_gradient_before_it_is_clipped(clip):
+    rng = np.random.default_rng(12)
+    start, gradients = random_model(rng), [random_model(rng) for _ in range(3)]
+    flats, norms = [], []
+    for weight in (1.0, 0.25):
+        params = FlatTree.pack(start, in_front=DECAYED)
+        optimizer, gradient = AdamW(params), params.zeros_like()
+        for tree in gradients:
+            gradient.set_sum(trees.map(lambda leaf, weight=weight: leaf / weight, tree))
+            norms.append(optimizer.step(gradient, learning_rate=0.1, clip=clip, weight=weight))
+        flats.append(params.flat)
+    np.testing.assert_allclose(flats[0], flats[1], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(norms[:3], norms[3:], rtol=1e-14)
 
 
 def test_chunks_and_threads_do_not_show(monkeypatch):
@@ -146,7 +152,7 @@ def test_chunks_and_threads_do_not_show(monkeypatch):
     for chunk, two_threads_from in ((5, 10**9), (32_768, 10**9), (7, 1)):
         for name, value in (("_CHUNK", chunk), ("_THREAD_CHUNK", chunk), ("_TWO_THREADS_FROM", two_threads_from)):
             monkeypatch.setattr(f"minitransformers.training.optimizer.{name}", value)
-        params = FlatTree.pack(start, in_front=decays)
+        params = FlatTree.pack(start, in_front=DECAYED)
         optimizer, gradient = AdamW(params), params.zeros_like()
         for tree in gradients:
             gradient.set_sum(tree)
@@ -160,7 +166,7 @@ def test_float32_stays_float32_and_agrees_with_float64():
     results = {}
     for dtype in (np.float32, np.float64):
         rng = np.random.default_rng(5)
-        params = FlatTree.pack(random_model(rng, dtype), in_front=decays)
+        params = FlatTree.pack(random_model(rng, dtype), in_front=DECAYED)
         optimizer, gradient = AdamW(params), params.zeros_like()
         for _ in range(10):
             gradient.set_sum(random_model(rng, dtype))
@@ -183,7 +189,7 @@ def test_a_norm_that_is_not_finite_is_reported_and_nothing_changes(value):
 
 def test_leaves_are_aligned_views_and_the_gaps_stay_zero():
     rng = np.random.default_rng(7)
-    params = FlatTree.pack(random_model(rng, np.float32), in_front=decays)
+    params = FlatTree.pack(random_model(rng, np.float32), in_front=DECAYED)
     optimizer, gradient = AdamW(params), params.zeros_like()
     gaps = np.ones(params.flat.size, bool)
     for _, leaf in trees.leaves(params.tree):

@@ -21,12 +21,12 @@ SCRIPT = Path(__file__).with_name("small_run.py")
 
 @contextlib.contextmanager
 def trainer():
-    """Yields train(folder, *death, timeout=None): a process that trains, killed after the timeout; returns how it ended."""
+    """Yields train(task, folder, *death, timeout=None): a process that trains, killed after the timeout; returns how it ended."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     server = subprocess.Popen([sys.executable, SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
 
-    def train(folder, *death, timeout=None):
-        server.stdin.write(" ".join(map(str, (folder, *death))) + "\n")
+    def train(task, folder, *death, timeout=None):
+        server.stdin.write(" ".join(map(str, (task, folder, *death))) + "\n")
         server.stdin.flush()
         process = int(server.stdout.readline())
         if timeout is not None:
@@ -46,13 +46,14 @@ def train():
         yield train
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+@pytest.fixture(scope="module", params=["language", "classes"])
+def uninterrupted(request, tmp_path_factory):
+    """Which task it is, what it ends with, and how long it takes."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     with trainer() as train:  # a server of its own: another layout of memory must not change a bit either
         began = time.perf_counter()
-        assert train(folder) == 0
-    return load_checkpoint(folder / CHECKPOINT), time.perf_counter() - began
+        assert train(request.param, folder) == 0
+    return request.param, load_checkpoint(folder / CHECKPOINT), time.perf_counter() - began
 
 
 def assert_same_run(folder, wanted):
@@ -68,10 +69,10 @@ def assert_same_run(folder, wanted):
 
 
 def test_killed_at_random_moments(tmp_path, train, uninterrupted):
-    wanted, seconds = uninterrupted
+    task, wanted, seconds = uninterrupted
     rng, folder, resumed_from = np.random.default_rng(), tmp_path / "run", set()
     for _ in range(60):
-        if train(folder, timeout=rng.uniform(0.1, 0.6) * seconds) == 0:
+        if train(task, folder, timeout=rng.uniform(0.1, 0.6) * seconds) == 0:
             if resumed_from:
                 break
             shutil.rmtree(folder)
@@ -82,7 +83,7 @@ def test_killed_at_random_moments(tmp_path, train, uninterrupted):
             seconds *= 1.3
         if len(resumed_from) == 5:
             break
-    assert resumed_from and train(folder) == 0
+    assert resumed_from and train(task, folder) == 0
     assert_same_run(folder, wanted)
 
 
@@ -99,6 +100,7 @@ def test_killed_at_random_moments(tmp_path, train, uninterrupted):
     ],
 )  # fmt: skip
 def test_killed_at_the_worst_moments_of_saving(tmp_path, train, uninterrupted, death):
-    assert train(tmp_path, *death) == -signal.SIGKILL
-    assert train(tmp_path) == 0
-    assert_same_run(tmp_path, uninterrupted[0])
+    task, wanted, _ = uninterrupted
+    assert train(task, tmp_path, *death) == -signal.SIGKILL
+    assert train(task, tmp_path) == 0
+    assert_same_run(tmp_path, wanted)

@@ -59,10 +59,9 @@ def init_language_model(
     With the placement "deep" the weights of the blocks are DeepNorm's, and std is for the embeddings alone.
     Raises ValueError where DeepNorm meets a mixer without queries, keys, values and outputs.
     """
-    d_head = config.d_model // config.num_heads
     settings = {
-        "d_model": config.d_model, "num_heads": config.num_heads, "d_head": d_head, "d_query": d_head, "num_layers": config.num_layers,
-        "max_positions": config.context, "std": std, "residual_std": std / (2 * config.num_layers) ** 0.5, "dtype": dtype,
+        "d_model": config.d_model, "num_heads": config.num_heads, "num_layers": config.num_layers, "max_positions": config.context,
+        "std": std, "residual_std": std / (2 * config.num_layers) ** 0.5, "dtype": dtype,
     }  # fmt: skip
     parts = config.parts
 

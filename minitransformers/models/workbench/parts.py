@@ -45,10 +45,11 @@ def _arguments(function: Callable) -> Mapping[str, inspect.Parameter]:
 
 
 def _options(entry: catalogue.Entry) -> dict[str, inspect.Parameter]:
-    """What can be chosen for a concept in a configuration: its keywords, and what its init takes."""
-    arrays = {name for name, argument in _arguments(entry.function).items() if argument.kind is not argument.KEYWORD_ONLY}
+    """What can be chosen for a concept in a configuration: its keywords and what its init takes, but for arrays and other functions."""
     named = {**(_arguments(entry.init) if entry.init else {}), **_arguments(entry.function)}
-    return {name: argument for name, argument in named.items() if name not in arrays | _THE_MODELS_OWN}
+    no_options = _THE_MODELS_OWN | {name for name, a in _arguments(entry.function).items() if a.kind is not a.KEYWORD_ONLY}
+    no_options |= {name for name, a in named.items() if a.annotation is Callable and name not in SLOTS}
+    return {name: argument for name, argument in named.items() if name not in no_options}
 
 
 def _find(name: str, role: str) -> catalogue.Entry:
@@ -123,7 +124,7 @@ class Part:
     def init(self, rng: np.random.Generator, *, rotation: Part | None = None, **settings: Any) -> Any:
         """Fresh parameters, or None for a part that has none; what its slots learn is put into its fields."""
         init = self.entry.init
-        params = None if init is None else init(rng, **self._taken(init, settings))
+        params: Any = None if init is None else init(rng, **self._taken(init, settings))
         for name, inner in self.slots.items():
             width = settings["d_model"] // settings["num_heads"]
             learned = inner.init(rng, **{**settings, "d_head": width, "d_query": width})

@@ -17,7 +17,7 @@ post-norm. A star is the backward of what it stands on: N*(dout) is the gradient
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -25,7 +25,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
 from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
-from minitransformers.foundation import concept, example
+from minitransformers.foundation import checked, concept, example, positive
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
 
 
@@ -52,7 +52,8 @@ def pre_norm(norm: Callable, part: Callable, x: Array):
     return out, backward
 
 
-def post_norm(norm: Callable, part: Callable, x: Array, *, alpha: float = 1.0):
+@checked
+def post_norm(norm: Callable, part: Callable, x: Array, *, alpha: Annotated[float, positive] = 1.0):
     """norm(alpha x + part(x)); results as in pre_norm. alpha scales the stream against what is added (deep_norm_constants)."""
     added, part_backward = part(x)
     out, norm_backward = norm((x if alpha == 1 else alpha * x) + added)  # (7)
@@ -89,10 +90,10 @@ def transformer_block(
     Returns out, shaped like x, and backward: dout -> TransformerBlock of gradients, dx, dbias (None without a bias).
     """
     def mix(h):
-        return _dropped(*mixer(params.mixer, h, bias, mask=mask), drop)
+        return _dropped(mixer(params.mixer, h, bias, mask=mask), drop)
 
     def work(h):
-        return _dropped(*channel(params.channel, h), drop)
+        return _dropped(channel(params.channel, h), drop)
 
     middle, mix_backward = placement(partial(norm, params.mixer_norm), mix, x)  # (1)
     out, work_backward = placement(partial(norm, params.channel_norm), work, middle)  # (2)
@@ -118,10 +119,11 @@ def transformer_block_step(
     return placement(partial(norm, params.channel_norm), partial(channel, params.channel), middle)[0], state
 
 
-def _dropped(added, backward, drop):
-    """What a sub-layer adds, after dropout where there is any."""
+def _dropped(returned, drop):
+    """What a part returns, (added, backward), after dropout where there is any."""
     if drop is None:
-        return added, backward
+        return returned
+    added, backward = returned
     kept, drop_backward = drop(added)
     return kept, lambda dkept: backward(drop_backward(dkept))
 
