@@ -51,7 +51,10 @@ def language_models():
     yield bad("", params=init_language_model(rng, fixed, std=0.5, dtype=np.float64), config=fixed, ids=np.array([[1, 4, 1]]))
 
 
-def with_slots(name, heads, core=causal(softmax_off_by_one_attention)):
+OFF_BY_ONE = causal(softmax_off_by_one_attention)
+
+
+def with_slots(name, heads, core=OFF_BY_ONE):
     """The label's own call with QK-norm before a rotation, and a core that learns a sink for each head."""
     rng = np.random.default_rng(2)
     learned = {"prepare": (QkNorm(*rng.normal(size=(2, 2))), None), "core": SoftmaxOffByOne(rng.normal(size=heads))}

@@ -6,19 +6,29 @@ from minitransformers.foundation.contract import (
     concept,
     example,
     invalid,
-    positive_number,
     procedure,
     slot,
     trusted,
-    whole_number,
 )
 from minitransformers.foundation.gradients import assert_gradients, check_gradients
-from minitransformers.foundation.ranges import Range, above, at_least, at_most, below, between, finite, from_to_below, negative, positive
+from minitransformers.foundation.ranges import (
+    Range,
+    above,
+    at_least,
+    at_most,
+    below,
+    between,
+    finite,
+    from_to_below,
+    negative,
+    positive,
+)
 from minitransformers.foundation.reparameterize import reparameterize
 from minitransformers.foundation.shapes import InvalidArgument
 
 __all__ = [
     "InvalidArgument",
+    "Range",
     "above",
     "assert_gradients",
     "at_least",
@@ -35,10 +45,8 @@ __all__ = [
     "invalid",
     "negative",
     "positive",
-    "positive_number",
     "procedure",
     "reparameterize",
     "slot",
     "trusted",
-    "whole_number",
 ]  # fmt: skip

@@ -51,26 +51,6 @@ def invalid(argument: str, *, got: object, wants: str) -> InvalidArgument:
     return InvalidArgument(f"{argument}: got {got}, wants {wants}")
 
 
-def whole_number(argument: str, value: Any, *, least: int) -> int:
-    """Leaving."""
-    import operator
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise invalid(argument, got=value, wants=f"a whole number of at least {least}")
-    return number
-
-
-def positive_number(argument: str, value: Any, *, dtype: Any = np.float64) -> float:
-    """Leaving."""
-    limits = np.finfo(dtype)
-    if not float(limits.smallest_subnormal) <= value <= float(limits.max):
-        raise invalid(argument, got=value, wants=f"a finite number above 0 in {limits.dtype}")
-    return float(value)
-
-
 def concept(
     *,
     title: str,

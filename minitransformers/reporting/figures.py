@@ -46,7 +46,8 @@ def drawing(*, size: tuple[float, float] = (6, 3.2), **subplots: Any) -> Iterato
         matplotlib.rcdefaults()
         style: Any = {**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
         matplotlib.rcParams.update(style)
-        fig, made = Figure(figsize=size, layout="constrained"), []
+        fig = Figure(figsize=size, layout="constrained")
+        made: list[bytes] = []
         yield fig, fig.subplots(**subplots), made
         buffer = io.BytesIO()
         fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -67,7 +67,11 @@ def test_equals_the_block_one_position_at_a_time_and_its_gradients(n):
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-12, err_msg=path)
 
 
-@pytest.mark.parametrize("scan", [selective_scan, *(partial(selective_scan_blocks, form=f, chunk=2) for f in ("associative", "chunked", "sequential"))], ids=str)
+FORMS = ("associative", "chunked", "sequential")
+SCANS = [selective_scan, *(partial(selective_scan_blocks, form=form, chunk=2) for form in FORMS)]
+
+
+@pytest.mark.parametrize("scan", SCANS, ids=["plain", *FORMS])
 def test_every_scan_gives_the_same(scan):
     rng = np.random.default_rng(1)
     params, x, dout = random_params(rng), rng.normal(size=(2, 7, 3)), rng.normal(size=(2, 7, 3))
