@@ -6,6 +6,7 @@ that are added to q and k, sinusoids or learned ones, leave products of content 
 
 # %%
 import numpy as np
+from matplotlib.patches import Circle, Wedge
 
 from minitransformers.positional.learned import init_learned, learned
 from minitransformers.positional.rope import rope
@@ -74,6 +75,42 @@ def picture(axes, found):
         ax.set(title=name, xlabel="position of the key")
     axes[0].set_ylabel("score of one query and one key")
     axes[0].legend(loc="upper left")
+
+
+@section.figure("rope_turns", size=(4.8, 4), nrows=2, sharex=True, gridspec_kw={"height_ratios": (1, 4)})
+def turns(axes, found):
+    columns, query, key = np.arange(7), np.array([1.0, 0.25]), np.array([0.75, -0.6])
+    (meet, clocks), angles = axes, {}
+    for x, colour, later in ((query, "C0", 1), (key, "C1", 0)):                  # the key at p, the query right after it
+        turned, _ = rope(np.tile(x, (len(columns), 1)), positions=columns + later)
+        angles[colour] = np.degrees(np.arctan2(turned[:, 1], turned[:, 0]))
+        hands(meet, columns, 0, turned, colour)
+    for p, start, stop in zip(columns, angles["C1"], angles["C0"], strict=True):
+        meet.add_patch(Wedge((p, 0), 0.24, start, stop, color="#000000", alpha=0.25, linewidth=0))
+    pairs, _ = rope(np.tile([1.0] * 4 + [0.0] * 4, (len(columns), 1)), positions=columns, base=100.0)
+    for m in range(4):
+        hands(clocks, columns, -m, pairs[:, [m, m + 4]], "C2")
+    for ax, rows in ((meet, 1), (clocks, 4)):
+        ax.set(aspect="equal", xlim=(-0.5, 6.5), ylim=(0.5 - rows, 0.5), xticks=columns)
+        ax.tick_params(length=0)
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+    meet.set(title="query and key move along the text together", yticks=[0.22, -0.22])
+    meet.set_yticklabels(["query", "key"])
+    for label, colour in zip(meet.get_yticklabels(), ("C0", "C1"), strict=True):
+        label.set_color(colour)
+    clocks.set(title="four pairs of one vector, from fast to slow", xlabel="position", yticks=[0, -1, -2, -3])
+    clocks.set_yticklabels(["ω₀ = 1", "ω₁ = 0.32", "ω₂ = 0.1", "ω₃ = 0.03"])
+
+
+def hands(ax, columns, row, tips, colour):
+    """A row of clocks, a column each, and in each an arrow."""
+    for p in columns:
+        ax.add_patch(Circle((p, row), 0.46, facecolor="none", edgecolor="#808080", linewidth=0.5))
+    ax.quiver(
+        columns, np.full(len(columns), row), *(0.44 * tips.T), color=colour, angles="xy", scale_units="xy", scale=1, units="xy", width=0.05,
+        headwidth=4, headlength=4, headaxislength=3.5,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
