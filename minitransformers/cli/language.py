@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from minitransformers.reporting.arguments import UsageError
 from minitransformers.foundation import trees
 from minitransformers.models.decoding import generate as continue_text
 from minitransformers.models.decoding import without_cache
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model, language_model
+from minitransformers.reporting.arguments import UsageError
 from minitransformers.training.config import TrainingConfig
 from minitransformers.training.loop import CHECKPOINT
 from minitransformers.training.loop import train as run_training
