@@ -177,7 +177,7 @@ def test_what_cannot_stand_in_a_slot_is_refused_at_once_with_what_is_near(option
 
 def test_a_core_that_learns_in_a_core_without_a_place_for_it_is_refused():
     options = {"core": "banded_attention", "core.window": 2, "core.core": "scalable_softmax_attention"}
-    with pytest.raises(ValueError, match=r"options\.mixer\.core\.core: scalable_softmax_attention learns, and banded_attention has no place for it"):
+    with pytest.raises(ValueError, match=r"options\.mixer\.core\.core: scalable_softmax_attention learns, and banded_attention_blocks has no place for it"):
         model(options={"mixer": options})
 
 

@@ -22,6 +22,7 @@ NEEDED = {
     "rope_ntk": {"factor": 2.5},
     "rope_partial": {"rotary_dim": 2},
     "banded_attention": {"window": 2},
+    "banded_attention_blocks": {"window": 2},
     "soft_capped_attention": {"cap": 0.7},
     "shaw": {"reach": 2},
 }
