@@ -70,7 +70,7 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "n = next_fast_len(positions + taps - 1, real=True) -> n = next_fast_len(positions + taps, real=True)":
             "more zeros than are needed",
     },
-    "gelu": {
+    "gelu_exact": {
         "positive = (x > 0).astype(x.dtype) -> positive = (x >= 0).astype(x.dtype)":
             "at x = 0 both halves say 1/2",
     },

@@ -10,6 +10,7 @@ from mutations_known import HARMLESS_BACKWARD
 
 from minitransformers import catalogue
 from minitransformers.attention.core import causal
+from minitransformers.attention.cross_attention import cross_attention
 from minitransformers.attention.gaussian_kernel_attention import GaussianKernel
 from minitransformers.attention.prepare import on_both
 from minitransformers.attention.scalable_softmax import ScalableSoftmax
@@ -21,6 +22,7 @@ from minitransformers.foundation import bad, check_gradients, example, gradients
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model
 from minitransformers.models.workbench.transformer_block import post_norm
+from minitransformers.norms.dynamic_tanh import DynamicTanh, dynamic_tanh
 from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.positional.rope import rope
 from minitransformers.state_space.causal_convolution import CausalConvolution
@@ -69,6 +71,12 @@ def with_qk_norm(name, d_head):
     return bad("", params=params, prepare=qk_norm)
 
 
+def with_activation(name):
+    """The label's own call, of 7 hidden features, with an activation that learns."""
+    params = catalogue.find(name).example(np.random.default_rng(0)).args[0]._replace(activation=DynamicTanh(np.array(0.7), *normal(2, 7)))
+    return bad("", params=params, activation=dynamic_tanh)
+
+
 def normal(*shape):
     return np.random.default_rng(1).normal(size=shape)
 
@@ -80,13 +88,21 @@ def last_queries_of_a_band():
     return [bad("", **changes) for changes in (some, learned, learned | some, learned | one)]
 
 
+# A part of two arrays, which could take a bias as well: its backward has None for it.
+CROSS, X, MEMORY, _ = catalogue.find("cross_attention").example(np.random.default_rng(0)).args
+attend = partial(cross_attention, num_heads=2)
+
+
 # A label has one example. Where a backward has branches that this does not take, these changes to it do, or other calls; a name
 # is another form in the same file, which takes the other branches of a helper that the two share.
 BRANCHES = {
+    "chain": [example([QkNorm(normal(6), normal(5)), CROSS], X, MEMORY, parts=(qk_norm, attend))],
+    "residual": [bad(scale=1.0), example(CROSS, X, MEMORY, part=attend, scale=2.0)],
+    "feed_forward": [with_activation("feed_forward")],
+    "gated_feed_forward": [with_activation("gated_feed_forward")],
     "causal_convolution": [bad(past=None), bad(params=CausalConvolution(np.random.default_rng(1).normal(size=(3, 4)), None))],
     "discretize": [bad(method="bilinear")],
     "dropout": [bad(rng=None)],
-    "gelu": [bad(approximate="none")],
     "scaled_dot_product_attention": [bad(bias=None), bad(query=normal(3, 4, 5)), bad(key=normal(1, 1, 6, 5))],
     "scaled_dot_product_attention_fast": [bad(bias=None), bad(query=normal(3, 4, 5)), bad(key=normal(1, 1, 6, 5))],
     "weighted_attention": [bad(bias=None), bad(value=normal(4, 2, 1, 5, 7))],

@@ -37,6 +37,8 @@ def scaled_dot_product_attention_fast(
     scale: Annotated[float, finite] | None = None,
 ):
     """Arguments, results and errors are those of scaled_dot_product_attention."""
+    if query.ndim == key.ndim == value.ndim > 2 and key.shape[-3] == value.shape[-3] == 1 < query.shape[-3]:
+        return _heads_as_rows(query, key, value, bias, mask, scale)
     scores_t, scores_backward = dot_products(query, key, scale)
     out, mix_backward = softmax_mix(scores_t, value, bias, mask)
 
@@ -45,6 +47,26 @@ def scaled_dot_product_attention_fast(
         return *scores_backward(dscores_t), dvalue, dbias
 
     return out, backward
+
+
+def _heads_as_rows(query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None, scale: float | None):
+    """Heads that read the same keys: their queries are rows of one product, which reads each key once."""
+    heads, queries = query.shape[-3:-1]
+
+    def folded(a: Array) -> Array:                           # (..., heads, queries, x) to (..., 1, heads * queries, x)
+        return np.broadcast_to(a, (*a.shape[:-3], heads, queries, a.shape[-1])).reshape(*a.shape[:-3], 1, heads * queries, a.shape[-1])
+
+    def unfolded(rows: Array) -> Array:
+        return rows.reshape(*rows.shape[:-3], heads, queries, rows.shape[-1])
+
+    rows_bias, rows_mask = (None if a is None else folded(a) for a in (bias, mask))
+    rows, rows_backward = scaled_dot_product_attention_fast(folded(query), key, value, rows_bias, mask=rows_mask, scale=scale)
+
+    def backward(dout):
+        dquery, dkey, dvalue, dbias = rows_backward(dout.reshape(rows.shape))
+        return unfolded(dquery), dkey, dvalue, None if bias is None else sum_to(unfolded(dbias), bias.shape)
+
+    return unfolded(rows), backward
 
 
 def dot_products(query: Array, key: Array, scale: float | None):

@@ -20,25 +20,21 @@ import numpy as np
 
 from minitransformers.basics.gelu import gelu
 from minitransformers.basics.linear import init_linear, linear
-from minitransformers.foundation import bad, concept, example, invalid, slot
-
-
-def _example(rng: np.random.Generator):
-    maps = (init_linear(rng, 3, 5, dtype=np.float64), None, init_linear(rng, 5, 2, dtype=np.float64))
-    return example(maps, rng.normal(size=(2, 4, 3)), parts=(linear, slot(gelu), linear))
+from minitransformers.foundation import bad, concept, example, invalid, slot, trees
 
 
 @concept(
     title="Chain",
     source="Rumelhart, Hinton and Williams 1986, Nature 323:533",
-    example=_example,
+    example=lambda rng: _example(rng),
     rejects=[bad(params=(None, None)), bad("parts", parts=(), params=()), bad(parts=(linear, "gelu", linear))],
 )
 def chain(params: Any, x: Any, *more: Any, parts: Sequence[Callable], **config: Any):
     """One part after the other, each called ``part(its params, x, **config) -> x, backward``.
 
-    params holds the parameters of each part, in a tuple or a list: None for one that learns nothing (see slot). A part that
-    returns a tuple hands the next one its members as arrays of their own. config goes to every part.
+    params holds the parameters of each part, in a tuple or a list: None for one that learns nothing. A concept without
+    parameters is no part as it stands: ``slot`` of the foundation makes one of it, as in slot(gelu). A part that returns a
+    tuple hands the next one its members as arrays of their own. config goes to every part.
     Returns what the last part returns, and backward: dout -> a gradient for params, dx and one for each of more.
     Raises ValueError unless there is a part, each of them is a function and has an entry in params.
     """
@@ -56,9 +52,15 @@ def chain(params: Any, x: Any, *more: Any, parts: Sequence[Callable], **config: 
     def backward(dout):
         dx, dparams = dout, []                               # (3)
         for backward_of_part, count in reversed(backwards):
-            down, *dxs = backward_of_part(dx)[: 1 + count]   # what was left out (a bias) has no gradient  (4)
-            dparams.append(down)
+            dpart, *dxs = backward_of_part(dx)               # (4)
+            del dxs[count:]                                  # what was left out (a bias) has no gradient
+            dparams.append(dpart)
             dx = dxs[0] if count == 1 else tuple(dxs)
-        return type(params)(dparams[::-1]) if type(params) in (tuple, list) else type(params)(*dparams[::-1]), *dxs
+        return trees.like(params, dparams[::-1]), *dxs
 
     return out, backward
+
+
+def _example(rng: np.random.Generator):
+    maps = (init_linear(rng, 3, 5, dtype=np.float64), None, init_linear(rng, 5, 2, dtype=np.float64))
+    return example(maps, rng.normal(size=(2, 4, 3)), parts=(linear, slot(gelu), linear))

@@ -79,7 +79,7 @@ def _gated(x, gate_of):
 
 def _tanh_gate(x):
     """The approximate gate and its derivative."""
-    square = x * x                                           # never x**3: np.power is a hundred times slower
+    square = x * x                                           # never x**3: np.power is tens of times slower
     gate = square * (_K * _C)
     gate += _K
     gate *= x

@@ -44,8 +44,8 @@ def residual(
     out = (x if scale == 1 else scale * x) + added           # (2)
 
     def backward(dout):
-        dparams, dthrough, *dmore = backward_of_part(dout)[: 2 + len(more)]  # (3)
+        dparams, dthrough, *dmore = backward_of_part(dout)   # (3)
         dx = (dout if scale == 1 else scale * dout) + dthrough  # x is used twice: two gradients  (4)
-        return dparams, dx, *dmore
+        return dparams, dx, *dmore[: len(more)]              # what was left out (a bias) has no gradient
 
     return out, backward

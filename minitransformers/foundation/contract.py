@@ -219,5 +219,8 @@ def _filled(dout: Any, out: Any) -> Any:
     if dout is None:
         return trees.map(np.zeros_like, out)
     if isinstance(out, (tuple, list)):
+        if not isinstance(dout, (tuple, list)) or len(dout) != len(out):
+            got = f"{len(dout)} parts" if isinstance(dout, (tuple, list)) else type(dout).__name__
+            raise invalid("dout", got=got, wants=f"{len(out)} parts, as the output has")
         return type(dout)(map(_filled, dout, out)) if not hasattr(dout, "_fields") else type(dout)(*map(_filled, dout, out))
     return dout

@@ -43,9 +43,9 @@ def test_through_any_depth_the_straight_way_carries_the_whole_gradient():
 
 
 def test_the_scale_weighs_x_and_not_what_is_added():
-    out, backward = residual(PARAMS, X, part=linear, scale=2.5)
-    np.testing.assert_allclose(out, 2.5 * X + linear(PARAMS, X)[0], atol=1e-14)
-    np.testing.assert_allclose(backward(out)[1], 2.5 * out + linear(PARAMS, X)[1](out)[1], atol=1e-13)
+    out, backward = residual(PARAMS, X, part=linear, scale=2.0)
+    np.testing.assert_allclose(out, 2.0 * X + linear(PARAMS, X)[0], atol=1e-14)
+    np.testing.assert_allclose(backward(out)[1], 2.0 * out + linear(PARAMS, X)[1](out)[1], atol=1e-13)
 
 
 def test_what_the_part_takes_beside_x_gets_its_gradients():

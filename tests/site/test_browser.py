@@ -133,10 +133,14 @@ def hosts_asked(browser) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_page(page, browser, address):
+    """All that is looked at on every page, in one visit: a page takes seconds to open and a moment to read."""
     browser.get_log("browser"), browser.get_log("performance")  # what earlier pages left
     open_page(browser, address, page)
     state = browser.execute_script(STATE)
     assert state["katexErrors"] == [] and state["set"] == state["formulas"]
+    if page in BESIDE:
+        assert browser.execute_script(OPENING) == {"page": 0, "inView": True, "open": 0}, "the panel opens at the first numbered line"
+        assert_equations_and_code_light_each_other(browser)
     for width in WIDTHS:
         resize(browser, width)
         assert browser.execute_script(WIDE) == [], f"at {width} pixels"
@@ -145,9 +149,7 @@ def test_page(page, browser, address):
     assert hosts_asked(browser) == {"127.0.0.1"}
 
 
-@pytest.mark.parametrize("page", BESIDE, ids=str)
-def test_equations_and_code_light_each_other(page, browser, address):
-    open_page(browser, address, page)
+def assert_equations_and_code_light_each_other(browser):
     numbers, failures = browser.execute_script(FOCUS_ALL)
     assert numbers and not failures
     assert browser.execute_script(LIT) == {"equations": [], "lines": []}, "nothing has the focus"
@@ -156,12 +158,6 @@ def test_equations_and_code_light_each_other(page, browser, address):
     assert lights(browser, ".panel .row", first)
     point_at(browser, f'.panel .row[data-eq~="{last}"]')
     assert lights(browser, ".equation", last)
-
-
-@pytest.mark.parametrize("page", BESIDE, ids=str)
-def test_the_panel_opens_at_the_first_numbered_line(page, browser, address):
-    open_page(browser, address, page)
-    assert browser.execute_script(OPENING) == {"page": 0, "inView": True, "open": 0}
 
 
 @pytest.mark.parametrize("page", BESIDE[:1], ids=str)
