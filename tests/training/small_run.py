@@ -10,6 +10,7 @@ import builtins
 import os
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -195,6 +196,8 @@ def killed_run(task, folder):
 
 
 def main():
+    with tempfile.TemporaryDirectory() as folder:            # what a run imports late (a figure's library) is paid for here
+        killed_run("classes", folder)
     for line in sys.stdin:
         task, folder, *death = line.split()
         process = os.fork()
