@@ -4,6 +4,7 @@ The equations are those of scaled_dot_product_attention, and so are the numbers 
 
 - Names in _t lie in memory as (..., keys, queries). The softmax then runs down columns, a whole row of queries at a time:
   several times faster than along many short rows, and a transposed first operand costs a product nothing.
+- A piece of at most 16 queries, as decoding has, is computed as (..., queries, keys) in memory: its columns would be short.
 - The scale is applied to the queries, which are fewer numbers than the scores, and the scores become the weights in place.
 - shared is dout . out, a product for each feature of the value in the place of one for each key: the same sum in another order. Where a query sees a
   single key the two sides of (8) should cancel exactly and here they cancel to rounding only (about 1e-7 of dout in float32).
@@ -18,6 +19,8 @@ from numpy import ndarray as Array
 from minitransformers.attention.heads import sum_over_keys, sum_to
 from minitransformers.attention.scaled_dot_product_attention import _example, check_bias
 from minitransformers.foundation import bad, concept, finite
+
+_FEW = 16  # queries
 
 
 @concept(
@@ -37,8 +40,6 @@ def scaled_dot_product_attention_fast(
     scale: Annotated[float, finite] | None = None,
 ):
     """Arguments, results and errors are those of scaled_dot_product_attention."""
-    if query.ndim == key.ndim == value.ndim > 2 and key.shape[-3] == value.shape[-3] == 1 < query.shape[-3]:
-        return _heads_as_rows(query, key, value, bias, mask, scale)
     scores_t, scores_backward = dot_products(query, key, scale)
     out, mix_backward = softmax_mix(scores_t, value, bias, mask)
 
@@ -49,30 +50,13 @@ def scaled_dot_product_attention_fast(
     return out, backward
 
 
-def _heads_as_rows(query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None, scale: float | None):
-    """Heads that read the same keys: their queries are rows of one product, which reads each key once."""
-    heads, queries = query.shape[-3:-1]
-
-    def folded(a: Array) -> Array:                           # (..., heads, queries, x) to (..., 1, heads * queries, x)
-        return np.broadcast_to(a, (*a.shape[:-3], heads, queries, a.shape[-1])).reshape(*a.shape[:-3], 1, heads * queries, a.shape[-1])
-
-    def unfolded(rows: Array) -> Array:
-        return rows.reshape(*rows.shape[:-3], heads, queries, rows.shape[-1])
-
-    rows_bias, rows_mask = (None if a is None else folded(a) for a in (bias, mask))
-    rows, rows_backward = scaled_dot_product_attention_fast(folded(query), key, value, rows_bias, mask=rows_mask, scale=scale)
-
-    def backward(dout):
-        dquery, dkey, dvalue, dbias = rows_backward(dout.reshape(rows.shape))
-        return unfolded(dquery), dkey, dvalue, None if bias is None else sum_to(unfolded(dbias), bias.shape)
-
-    return unfolded(rows), backward
-
-
 def dot_products(query: Array, key: Array, scale: float | None):
     """Scores as (..., keys, queries), the caller's own to write to; backward: dscores_t -> dquery, dkey."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores_t = key @ np.multiply(query.swapaxes(-1, -2), scale, order="C")  # (1)
+    if query.shape[-2] > _FEW:
+        scores_t = key @ np.multiply(query.swapaxes(-1, -2), scale, order="C")  # (1)
+    else:                                                    # rows of few queries are short, and those of keys are not
+        scores_t = (np.multiply(query, scale, order="C") @ key.swapaxes(-1, -2)).swapaxes(-1, -2)  # (1)
 
     def backward(dscores_t):
         dquery = sum_to(dscores_t.swapaxes(-1, -2) @ key, query.shape)

@@ -8,6 +8,8 @@ from minitransformers.attention.scaled_dot_product_attention import scaled_dot_p
 from minitransformers.attention.scaled_dot_product_attention_fast import scaled_dot_product_attention_fast
 from minitransformers.foundation import check_gradients
 
+pytestmark = pytest.mark.usefixtures("few_or_many_queries")
+
 RNG = np.random.default_rng(0)
 HIDDEN = np.where(RNG.random((3, 4, 6)) < 0.3, -np.inf, RNG.normal(size=(3, 4, 6)))
 HIDDEN[1, 2] = -np.inf                                       # a query that may attend to nothing

@@ -12,6 +12,8 @@ from minitransformers.foundation import check_gradients
 
 X = 3 * np.random.default_rng(0).normal(size=(2, 3, 5))
 
+pytestmark = pytest.mark.usefixtures("few_or_many_queries")
+
 
 @pytest.mark.parametrize("cap", [0.5, 2.0, 50.0])
 def test_it_is_the_formula_and_its_gradient_is_autograd_s(cap):

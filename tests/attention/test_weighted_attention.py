@@ -9,6 +9,8 @@ from minitransformers.attention.scaled_dot_product_attention import scaled_dot_p
 from minitransformers.attention.weighted_attention import weighted_attention
 from minitransformers.foundation import check_gradients
 
+pytestmark = pytest.mark.usefixtures("few_or_many_queries")
+
 
 def softened(cold, scores, *, mask):
     """A softmax of cold * scores, with a gradient for cold; None for a factor of 1."""
