@@ -52,29 +52,29 @@ def reach_section():
     x = rng.normal(size=(length, 16))
     changed = x.copy()
     changed[0] += 1.0
-    rows, heard = [], {}
+    rows, changes = [], {}
     for name, stack in stacks.items():
         out, after = (samba(stack, a, num_heads=2, window=window)[0] for a in (x, changed))
         change = np.linalg.norm(after - out, axis=-1)
-        heard[name] = change
+        changes[name] = change
         rows.append([name, int(np.flatnonzero(change)[-1]), *(float(change[k]) for k in (1, 3 * (window - 1), 3 * (window - 1) + 1, length - 1))])
     edge = 3 * (window - 1)
-    chapter.table("reach", ["stack", "heard how far", "change at 1", f"at {edge}", f"at {edge + 1}", f"at {length - 1}"], rows)
+    chapter.table("reach", ["stack", "changes how far", "change at 1", f"at {edge}", f"at {edge + 1}", f"at {length - 1}"], rows)
     chapter.value("reach.window", window)
     chapter.value("reach.edge", edge)
     with chapter.figure("reach") as (_, ax):
-        for name, change in heard.items():
+        for name, change in changes.items():
             shown = np.where(change > 0, change, np.nan)
             ax.semilogy(np.arange(1, length), shown[1:], label=name)
         ax.axvline(edge, color="#808080", linewidth=0.8, linestyle=":")
         ax.set(xlabel="positions after the change", ylabel="change of the output")
         ax.legend(loc="upper right")
     chapter.claim(
-        "Windows hear as far as they reach and no further; one recurrence hears everything",
+        "A change in the input passes through windows as far as they reach and no further; one recurrence carries it to the end",
         paper="Ren et al. 2024, arXiv:2406.07522, section 1: a window's reach is its size times the depth, a state's has no bound",
         expect=f"three windows of {window}: exactly nothing past {edge} positions; with Mamba anywhere in the stack: something at all of {length - 1}",
         measured=f"windows alone: {rows[0][1]} positions, change 0 after; with one Mamba: {rows[1][1]} and {rows[2][1]}, "
-        f"and {heard['Samba, 6 layers'][-1]:.0e} in all of Samba",
+        f"and {changes['Samba, 6 layers'][-1]:.0e} in all of Samba",
         holds=rows[0][1] == edge and all(row[1] == length - 1 for row in rows[1:]),
     )
 
@@ -229,7 +229,7 @@ PERIOD = 8  # of the background, in tokens
 def made_by_hand(d):
     """A layer that looks up by address, for tokens of an address, a value and a question, of d numbers each.
 
-    Nothing is learned. The recurrence hands on the token of PERIOD - 1 positions before, which foretells a periodic text, and
+    Nothing is learned. The recurrence passes on the token of PERIOD - 1 positions before, which foretells a periodic text, and
     adds a running mean of the last 50 tokens or so.
     """
     width = 3 * d

@@ -19,16 +19,9 @@ from minitransformers.training.task import IGNORED, Labelled, labelled_loss
 section = Section(__file__, __doc__, kind="trained")
 TRAINED, LENGTHS, SYMBOLS, LAST = 32, (32, 64, 128, 256), 8, 16
 NOISE, GUESSING = -(0.825 * np.log(0.825) + 7 * 0.025 * np.log(0.025)), np.log(SYMBOLS)  # 0.8 + 0.2 / 8, and 0.2 / 8 for the others
-SCHEMES = {                                                  # what a table calls it: name, settings
-    "none": ("none", {}),
-    "sinusoidal": ("sinusoidal", {}),
-    "learned": ("learned", {}),
-    "rope": ("rope", {}),
-    "alibi": ("alibi", {"learned": False}),                  # the paper's slopes are constants
-    "t5_bias": ("t5_bias", {}),                              # the last bucket begins near 128
-    "t5_bias to 32": ("t5_bias", {"max_distance": 32}),      # all buckets occur in training
-    "toeplitz": ("toeplitz", {}),
-}
+SCHEMES = ("none", "sinusoidal", "learned", "rope", "alibi", "t5_bias", "t5_bias to 32", "toeplitz")
+# The paper's slopes are constants; T5's last bucket begins near 128, and then near 32, so that all buckets occur in training.
+SETTINGS = {"alibi": {"learned": False}, "t5_bias to 32": {"max_distance": 32}}
 ENDS = ("learned", "toeplitz")                               # tables that have no position beyond those of training
 
 
@@ -44,10 +37,9 @@ def draw(rng, *, length, batch_size=32):
 
 def model_at(scheme, length):
     """Its configuration, and the model as a function of parameters and ids."""
-    position, options = SCHEMES[scheme]
     config = LanguageModelConfig(
-        SYMBOLS, context=length, d_model=32, num_layers=1, num_heads=4, position=position, tied=False,
-        options={"channel": {"d_hidden": 64}, "position": options},
+        SYMBOLS, context=length, d_model=32, num_layers=1, num_heads=4, position=scheme.partition(" ")[0], tied=False,
+        options={"channel": {"d_hidden": 64}, "position": SETTINGS.get(scheme, {})},
     )  # fmt: skip
     return config, lambda params, ids: language_model(params, ids=ids, config=config)
 
@@ -140,9 +132,8 @@ def report(found):
     for scheme, of in nats.items():
         name = scheme.replace(" ", "_")
         section.value(f"extrapolation.{name}", of[TRAINED].mean())
-        for n in (128, 256):
-            if n in of:
-                section.value(f"extrapolation.{name}_{n}", of[n].mean())
+        for n in of.keys() & {128, 256}:
+            section.value(f"extrapolation.{name}_{n}", of[n].mean())
     section.value("extrapolation.floor", NOISE)
 
 

@@ -5,59 +5,47 @@ length, rotary ones later, T5's bias later still, ALiBi not at all. The same cha
 """
 
 # %%
+from functools import partial
+
 import numpy as np
 
 from minitransformers.foundation import trees
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model, language_model
-from minitransformers.reporting import Section, bits, counted_pairs, lines, mean_and_spread, processor_seconds, ticks_at
+from minitransformers.reporting import Section, bits_in_windows, counted_pairs, lines, mean_and_spread, processor_seconds, ticks_at
 from minitransformers.training.fit import fit
-from minitransformers.training.task import labelled_loss
 from minitransformers.training.text import Corpus
 from minitransformers.training.workbench import workbench_task
 
 section = Section(__file__, __doc__, kind="trained")
 TRAINED, LENGTHS, STEPS = 128, (128, 256, 512, 1024), 600
 DELETED = "attention deleted"
-SCHEMES = {                                                  # position, its settings
-    "none": ("none", {}),
-    "sinusoidal": ("sinusoidal", {}),
-    "learned": ("learned", {}),                              # the table ends with the trained length
-    "rope": ("rope", {}),
-    "alibi": ("alibi", {"learned": False}),                  # the paper's slopes are constants
-    "t5_bias": ("t5_bias", {}),
-    DELETED: ("none", {}),                                   # every position sees itself alone
-}
+SCHEMES = ("none", "sinusoidal", "learned", "rope", "alibi", "t5_bias", DELETED)
 corpus = Corpus.load(context=TRAINED)
 
 
 # %%
 def configuration(scheme, context):
-    position, settings = SCHEMES[scheme]
-    options = {"position": settings, **({"mixer": {"window": 1}} if scheme == DELETED else {})}
-    return LanguageModelConfig(
-        corpus.vocabulary.size, context=context, d_model=48, num_layers=2, num_heads=4, position=position, tied=False, options=options,
-        mixer="sliding_window_attention" if scheme == DELETED else "multi_head_attention",
-        scale_embedding=scheme == "sinusoidal",              # as in the paper: waves of size 1 would drown embeddings of 0.1
-    )  # fmt: skip
+    changes = {"position": scheme}
+    if scheme == "sinusoidal":                               # as in the paper: waves of size 1 would drown embeddings of 0.1
+        changes["scale_embedding"] = True
+    if scheme == "alibi":                                    # the paper's slopes are constants
+        changes["options"] = {"position": {"learned": False}}
+    if scheme == DELETED:                                    # every position sees itself alone
+        changes |= {"position": "none", "mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}}
+    return LanguageModelConfig(corpus.vocabulary.size, context=context, d_model=48, num_layers=2, num_heads=4, tied=False, **changes)
 
 
 def trained(scheme, rng, *, rate, steps):
     config = configuration(scheme, TRAINED)
-    task = workbench_task(corpus, config, batch_size=4)
-    params = init_language_model(rng, config, std=0.1)
+    params, task = init_language_model(rng, config, std=0.1), workbench_task(corpus, config, batch_size=4)
     return fit(params, task, steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.05, floor=0.1)
 
 
 def bits_at(params, scheme, length):
     """Bits a character of one text of 16,384 characters, cut into windows of this length."""
-    config, text = configuration(scheme, length), corpus.validation[: (2048 if section.quick else 16384) + 1]
-    windows = np.lib.stride_tricks.sliding_window_view(text, length + 1)[::length]
-    nats, count = 0.0, 0
-    for part in np.split(windows, len(windows) * length // 2048):
-        (total, number), _ = labelled_loss(*language_model(params, ids=part[:, :-1], config=config), part[:, 1:])
-        nats, count = nats + float(total), count + number
-    return bits(nats / count)
+    model = partial(language_model, params, config=configuration(scheme, length))
+    return bits_in_windows(model, corpus.validation[: (2048 if section.quick else 16384) + 1], length)
 
 
 @section.tuning
@@ -74,7 +62,7 @@ def experiment(rng):
         with processor_seconds() as spent:
             params = trained(scheme, rng, rate=section.rates[scheme], steps=STEPS)
         yield scheme, "training", {"parameters": trees.count_parameters(params), "seconds": spent()}
-        for length in LENGTHS[:1] if scheme in ("learned", DELETED) else LENGTHS:
+        for length in LENGTHS[:1] if scheme in ("learned", DELETED) else LENGTHS:  # a table ends with the trained length
             yield scheme, length, {"bits": bits_at(params, scheme, length)}
 
 
@@ -141,14 +129,13 @@ def alibi_beats_t5(found):
 
 @section.report
 def report(found):
-    rows = [
-        [scheme, *(mean_and_spread(of[n]) if n in of else None for n in LENGTHS),
-         int(found["parameters"][scheme]["training"][0]), float(f"{found['seconds'][scheme]['training'].mean():.1f}")]
-        for scheme, of in found["bits"].items()
-    ]  # fmt: skip
-    rows.append(["counted pairs of characters", f"{counted_pairs(corpus):.2f}", None, None, None, None, None])
+    rows, pairs = [], counted_pairs(corpus)
+    for scheme, of in found["bits"].items():
+        size, seconds = (found[name][scheme]["training"].mean() for name in ("parameters", "seconds"))
+        rows.append([scheme, *(mean_and_spread(of[n]) if n in of else None for n in LENGTHS), int(size), float(f"{seconds:.1f}")])
+    rows.append(["counted pairs of characters", f"{pairs:.2f}", *[None] * 5])
     section.table("long_text", ["bits a character", *(f"windows of {n:,}" for n in LENGTHS), "parameters", "processor seconds"], rows)
-    for name, number in (("trained", TRAINED), ("steps", STEPS), ("longest", LENGTHS[-1]), ("pairs", counted_pairs(corpus))):
+    for name, number in {"trained": TRAINED, "steps": STEPS, "longest": LENGTHS[-1], "pairs": pairs}.items():
         section.value(f"long_text.{name}", number)
     for scheme, of in found["bits"].items():
         name = scheme.replace(" ", "_")

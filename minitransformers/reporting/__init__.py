@@ -1,13 +1,20 @@
 """What chapters report through: sections, claims over seeds, tables, figures, and the measures that they share."""
 
 from minitransformers.reporting.figures import lines, ticks_at
-from minitransformers.reporting.measures import bits, counted_pairs, fitted_exponent, paired_times, processor_seconds
+from minitransformers.reporting.measures import (
+    bits,
+    bits_in_windows,
+    counted_pairs,
+    fitted_exponent,
+    paired_times,
+    processor_seconds,
+)
 from minitransformers.reporting.run import run_chapter
 from minitransformers.reporting.section import Section
 from minitransformers.reporting.seeds import Found, along
 from minitransformers.reporting.tables import mean_and_spread
 
 __all__ = [
-    "Found", "Section", "along", "bits", "counted_pairs", "fitted_exponent", "lines", "mean_and_spread", "paired_times", "processor_seconds",
+    "Found", "Section", "along", "bits", "bits_in_windows", "counted_pairs", "fitted_exponent", "lines", "mean_and_spread", "paired_times", "processor_seconds",
     "run_chapter", "ticks_at",
 ]  # fmt: skip

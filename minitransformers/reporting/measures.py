@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray as Array
 
+from minitransformers.training.task import labelled_loss
 from minitransformers.training.text import Corpus
 from minitransformers.training.yardsticks import yardsticks
 
@@ -58,6 +60,20 @@ def processor_seconds() -> Iterator[Callable[[], float]]:
 def bits(nats: float) -> float:
     """Nats as bits."""
     return float(nats / np.log(2))
+
+
+def bits_in_windows(model: Callable, text: Array, length: int) -> float:
+    """Bits a token of one text that ``model(ids=ids) -> logits, backward`` reads in windows of this length, about 2,048 tokens at once.
+
+    text is ids (tokens,), the first of which is only read. Every other token is predicted once, from what its window has before it.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(text, length + 1)[::length]
+    nats, count = 0.0, 0
+    for part in np.split(windows, max(1, len(windows) * length // 2048)):
+        logits, backward = model(ids=part[:, :-1])
+        (total, number), _ = labelled_loss(logits, backward, part[:, 1:])
+        nats, count = nats + float(total), count + number
+    return bits(nats / count)
 
 
 def counted_pairs(corpus: Corpus) -> float:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from minitransformers.reporting import along, bits, counted_pairs, fitted_exponent, mean_and_spread, paired_times, processor_seconds
+from minitransformers.reporting import along, bits, bits_in_windows, counted_pairs, fitted_exponent, mean_and_spread, paired_times, processor_seconds
 from minitransformers.reporting.seeds import collect, judge
 from minitransformers.training.text import Corpus
 
@@ -35,6 +35,21 @@ def test_processor_seconds_do_not_count_sleep():
 
 def test_bits():
     assert bits(np.log(8)) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("length", [4, 8, 4096])
+def test_bits_in_windows_predict_every_token_but_the_first_once(length):
+    text, read = np.random.default_rng(0).integers(4, size=4097), []
+
+    def model(ids):
+        """Takes 8 symbols for possible at even places of a window, and the 4 that there are at odd ones."""
+        read.append(ids)
+        logits = np.zeros((*ids.shape, 8))
+        logits[:, 1::2, 4:] = -1e9
+        return logits, None
+
+    assert bits_in_windows(model, text, length) == pytest.approx((3 + 2) / 2, abs=1e-9)
+    np.testing.assert_array_equal(np.concatenate(read).ravel(), text[:-1])
 
 
 def test_counted_pairs_beat_single_characters():
