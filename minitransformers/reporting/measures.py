@@ -68,8 +68,9 @@ def bits_in_windows(model: Callable, text: Array, length: int) -> float:
     text is ids (tokens,), the first of which is only read. Every other token is predicted once, from what its window has before it.
     """
     windows = np.lib.stride_tricks.sliding_window_view(text, length + 1)[::length]
-    nats, count = 0.0, 0
-    for part in np.split(windows, max(1, len(windows) * length // 2048)):
+    nats, count, at_once = 0.0, 0, max(1, 2048 // length)
+    for start in range(0, len(windows), at_once):
+        part = windows[start : start + at_once]
         logits, backward = model(ids=part[:, :-1])
         (total, number), _ = labelled_loss(logits, backward, part[:, 1:])
         nats, count = nats + float(total), count + number

@@ -5,7 +5,16 @@ import time
 import numpy as np
 import pytest
 
-from minitransformers.reporting import along, bits, bits_in_windows, counted_pairs, fitted_exponent, mean_and_spread, paired_times, processor_seconds
+from minitransformers.reporting import (
+    along,
+    bits,
+    bits_in_windows,
+    counted_pairs,
+    fitted_exponent,
+    mean_and_spread,
+    paired_times,
+    processor_seconds,
+)
 from minitransformers.reporting.seeds import collect, judge
 from minitransformers.training.text import Corpus
 
