@@ -10,6 +10,7 @@ from site_pages import DOCS
 from minitransformers import catalogue
 
 RESULTS = {
+    "chapter": "norms",
     "seed": 0,
     "environment": {"numpy": "2.4.0"},
     "values": {"rms_norm": {"cost": {"ratio": 0.7312}, "error": 3.2e-9, "name": "fast", "drop": -0.25, "n": 12345, "count": 23456.7}},
