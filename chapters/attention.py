@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minitransformers.attention.banded_attention import banded_attention
 from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
 from minitransformers.attention.core import causal, softmax_attention
 from minitransformers.attention.cross_attention import CrossAttention, cross_attention, init_cross_attention
@@ -316,7 +317,7 @@ def cost_section():
     dense_sizes, sizes = ([256, 512, 1024],) * 2 if chapter.quick else ([512, 1024, 2048, 4096], [512, 1024, 2048, 4096, 8192, 16384])
 
     keep_freed_memory()                                      # otherwise fresh pages are timed, not arithmetic
-    forms = {"dense mask": partial(banded_attention_blocks, None, window=window), "blocks": partial(banded_attention_blocks, None, window=window)}
+    forms = {"dense mask": partial(banded_attention, None, window=window), "blocks": partial(banded_attention_blocks, None, window=window)}
     times, peaks, worst = {name: [] for name in forms}, {name: [] for name in forms}, 0.0
     inputs = {n: [rng.standard_normal((n, 32), np.float32) for _ in range(3)] for n in sizes}
     # One form after the other: next to the dense form's gigabytes, the blocks would be timed with cold caches.
