@@ -24,7 +24,7 @@ from numpy import ndarray as Array
 
 from minitransformers.foundation import bad, concept, example, finite, invalid, positive
 
-Positions = Annotated[Real[Array, "positions"], finite]
+Positions = Annotated[Real[Array, "*#batch positions"], finite]
 
 
 @concept(
@@ -34,20 +34,21 @@ Positions = Annotated[Real[Array, "positions"], finite]
     roles=("position/rotation",),
     rejects=[bad(x=np.ones((2, 3, 5, 7)))],
 )
-def rope(x: Float[Array, "... positions d_head"], *, positions: Positions | None = None, base: Annotated[float, positive] = 10_000.0):
+def rope(x: Float[Array, "*batch positions d_head"], *, positions: Positions | None = None, base: Annotated[float, positive] = 10_000.0):
     """Turn the feature pairs of queries or keys by the angles of their positions.
 
     positions count tokens from the start (default 0, 1, ...); they may be negative or real, as when a long text is
-    squeezed into a short range. base is about the number of positions that turn the slowest pair by one radian.
+    squeezed into a short range. Texts that start at different places have a row each, (texts, 1, positions) for x (texts, heads,
+    positions, d_head). base is about the number of positions that turn the slowest pair by one radian.
     Returns out, shaped like x, and backward: dout -> dx.
-    Raises ValueError when d_head is odd.
+    Raises ValueError when d_head is odd, or positions have axes that x has not.
     """
-    num_positions, d_head = x.shape[-2:]
+    places, d_head = places_of(x, positions), x.shape[-1]
     if d_head % 2:
         raise invalid("x", got=f"d_head = {d_head}", wants="an even d_head: features are turned in pairs")
     # In float64 whatever x is: a float32 angle is off by 0.002 radians at position 100,000.
     frequency = base ** (-2 * np.arange(d_head // 2) / d_head)  # (1)
-    angle = np.outer(np.arange(num_positions) if positions is None else positions, frequency)  # (positions, d_head / 2)  (2)
+    angle = places[..., None] * frequency                    # (positions, d_head / 2)  (2)
     cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
     x_a, x_b = np.split(x, 2, axis=-1)
     out_a = x_a * cos - x_b * sin                            # (3)
@@ -61,3 +62,12 @@ def rope(x: Float[Array, "... positions d_head"], *, positions: Positions | None
         return np.concatenate([dx_a, dx_b], axis=-1)
 
     return out, backward
+
+
+def places_of(x: Array, positions: Array | None) -> Array:
+    """The positions as they are given, or 0, 1, ...; in float64. Raises ValueError unless they broadcast to the axes of x."""
+    if positions is None:
+        return np.arange(x.shape[-2], dtype=np.float64)
+    if np.broadcast_shapes(positions.shape, x.shape[:-1]) != x.shape[:-1]:
+        raise invalid("positions", got=f"shape {positions.shape}", wants=f"one that broadcasts to {x.shape[:-1]}, the axes of x")
+    return positions.astype(np.float64)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.foundation import bad, concept, example, invalid, positive
-from minitransformers.positional.rope import Positions
+from minitransformers.positional.rope import Positions, places_of
 
 
 @concept(
@@ -24,10 +24,10 @@ from minitransformers.positional.rope import Positions
     rejects=[bad(x=np.ones((2, 3, 5, 7)))],
     form_of="rope",
 )
-def rope_fast(x: Float[Array, "... positions d_head"], *, positions: Positions | None = None, base: Annotated[float, positive] = 10_000.0):
+def rope_fast(x: Float[Array, "*batch positions d_head"], *, positions: Positions | None = None, base: Annotated[float, positive] = 10_000.0):
     """Arguments, results and errors are those of rope."""
-    places = np.arange(x.shape[-2], dtype=np.float64) if positions is None else positions.astype(np.float64)
-    cos, sin = _tables(places.tobytes(), x.shape[-1], base, x.dtype)  # (cos, cos) and (-sin, sin)
+    places = places_of(x, positions)
+    cos, sin = _tables(places.tobytes(), places.shape, x.shape[-1], base, x.dtype)  # (cos, cos) and (-sin, sin)
     out = _turned(x, cos, sin)                               # (3) (4)
 
     def backward(dout):
@@ -41,14 +41,14 @@ def cos_and_sin(positions: Array, d_head: int, base: float, dtype: np.dtype) -> 
     if d_head % 2:
         raise invalid("x", got=f"d_head = {d_head}", wants="an even d_head: features are turned in pairs")
     frequency = base ** (-2 * np.arange(d_head // 2) / d_head)  # (1)
-    angle = np.outer(positions, frequency)                   # (positions, d_head / 2)  (2)
+    angle = positions[..., None] * frequency                 # (positions, d_head / 2)  (2)
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(positions: bytes, d_head: int, base: float, dtype: np.dtype) -> tuple[Array, Array]:
+def _tables(positions: bytes, shape: tuple[int, ...], d_head: int, base: float, dtype: np.dtype) -> tuple[Array, Array]:
     """Read-only, as all calls with these positions share them."""
-    cos, sin = cos_and_sin(np.frombuffer(positions), d_head, base, dtype)
+    cos, sin = cos_and_sin(np.frombuffer(positions).reshape(shape), d_head, base, dtype)
     tables = np.concatenate([cos, cos], axis=-1), np.concatenate([-sin, sin], axis=-1)
     for table in tables:
         table.setflags(write=False)

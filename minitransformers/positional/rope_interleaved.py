@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.foundation import bad, concept, example, positive
-from minitransformers.positional.rope import Positions
+from minitransformers.positional.rope import Positions, places_of
 from minitransformers.positional.rope_fast import cos_and_sin
 
 
@@ -26,11 +26,11 @@ from minitransformers.positional.rope_fast import cos_and_sin
     form_of="rope",
 )
 def rope_interleaved(
-    x: Float[Array, "... positions d_head"], *, positions: Positions | None = None, base: Annotated[float, positive] = 10_000.0
+    x: Float[Array, "*batch positions d_head"], *, positions: Positions | None = None, base: Annotated[float, positive] = 10_000.0
 ):  # fmt: skip
     """Turn neighbouring features as pairs. Arguments, results and errors are those of rope."""
-    places = np.arange(x.shape[-2], dtype=np.float64) if positions is None else positions.astype(np.float64)
-    turns = _turns(places.tobytes(), x.shape[-1], base, x.dtype)
+    places = places_of(x, positions)
+    turns = _turns(places.tobytes(), places.shape, x.shape[-1], base, x.dtype)
     out = _product(x, turns)                                 # (3) (4)
 
     def backward(dout):
@@ -40,9 +40,9 @@ def rope_interleaved(
 
 
 @functools.lru_cache(maxsize=8)
-def _turns(positions: bytes, d_head: int, base: float, dtype: np.dtype) -> Array:
+def _turns(positions: bytes, shape: tuple[int, ...], d_head: int, base: float, dtype: np.dtype) -> Array:
     """Read-only, as all calls with these positions share it."""
-    cos, sin = cos_and_sin(np.frombuffer(positions), d_head, base, dtype)  # (1) (2)
+    cos, sin = cos_and_sin(np.frombuffer(positions).reshape(shape), d_head, base, dtype)  # (1) (2)
     turns = cos + 1j * sin
     turns.setflags(write=False)
     return turns

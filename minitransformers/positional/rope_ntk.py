@@ -26,7 +26,7 @@ from minitransformers.positional.rope_fast import rope_fast
     form_of="rope",
 )
 def rope_ntk(
-    x: Float[Array, "... positions d_head"], *, factor: Annotated[float, at_least(1)], positions: Positions | None = None,
+    x: Float[Array, "*batch positions d_head"], *, factor: Annotated[float, at_least(1)], positions: Positions | None = None,
     base: Annotated[float, positive] = 10_000.0, turn: Callable = rope_fast,
 ):  # fmt: skip
     """Turn with the base factor^(d / (d - 2)) times as large. The rest as in rope.

@@ -21,7 +21,7 @@ from minitransformers.positional.rope_fast import rope_fast
     form_of="rope",
 )
 def rope_partial(
-    x: Float[Array, "... positions d_head"], *, rotary_dim: Annotated[int, at_least(2)], positions: Positions | None = None,
+    x: Float[Array, "*batch positions d_head"], *, rotary_dim: Annotated[int, at_least(2)], positions: Positions | None = None,
     turn: Callable = rope_fast,
 ):  # fmt: skip
     """``turn(x, positions=positions)`` on the first rotary_dim features; rotary_dim stands for d_head in its equations.

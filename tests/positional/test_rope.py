@@ -218,7 +218,7 @@ def test_every_float_stays_what_it_is_in_any_memory_layout(layout, dtype):
 
 
 def test_the_shared_tables_cannot_be_written_to():
-    call = np.array([5.0]).tobytes(), 4, 10_000.0, np.dtype(np.float32)
+    call = np.array([5.0]).tobytes(), (1,), 4, 10_000.0, np.dtype(np.float32)
     for table in (*_tables(*call), _turns(*call)):
         with pytest.raises(ValueError, match="read-only"):
             table[:] = 0
@@ -326,3 +326,17 @@ def test_parity_with_hugging_face_gptj_interleaved():
     out, backward = rope_interleaved(x.swapaxes(1, 2))
     np.testing.assert_allclose(out.swapaxes(1, 2), theirs.detach().numpy(), rtol=0, atol=1e-14)
     np.testing.assert_allclose(backward(dout.swapaxes(1, 2)).swapaxes(1, 2), leaf.grad.numpy(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("turn", [rope, rope_fast, rope_interleaved, partial(rope_linear, factor=2.0), partial(rope_ntk, factor=2.0), partial(rope_partial, rotary_dim=4)])
+def test_texts_may_start_at_different_places(turn):
+    x, rows = np.random.default_rng(0).normal(size=(2, 3, 5, 8)), np.array([[0, 1, 2, 3, 4], [-2, -1, 0, 1, 2]])
+    out, backward = turn(x, positions=rows[:, None])
+    alone = [turn(text, positions=row) for text, row in zip(x, rows, strict=True)]
+    np.testing.assert_array_equal(out, [each for each, _ in alone])
+    np.testing.assert_array_equal(backward(x), [each_backward(text) for text, (_, each_backward) in zip(x, alone, strict=True)])
+    assert check_gradients(turn, x, positions=rows[:, None]).passed
+    with pytest.raises(ValueError, match=r"positions: got shape \(2, 5\)"):
+        turn(x, positions=rows)
+    with pytest.raises(ValueError, match=r"positions: got shape \(2, 1, 5\)"):
+        turn(x[0, 0], positions=rows[:, None])
