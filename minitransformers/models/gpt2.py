@@ -145,8 +145,13 @@ class Gpt2State(NamedTuple):
 
 
 @trusted
-def gpt2_step(params: Gpt2, ids: Int[Array, "*batch new"], state: Gpt2State | None, *, num_heads: int) -> tuple[Array, Gpt2State]:
-    """Logits at a few new positions, given those before; ``state`` is None at the start. Forward only."""
+def gpt2_step(
+    params: Gpt2, ids: Int[Array, "*batch new"], state: Gpt2State | None, *, num_heads: int, mask: Bool[Array, "... new seen"] | None = None
+) -> tuple[Array, Gpt2State]:
+    """Logits at a few new positions, given those before; ``state`` is None at the start. Forward only.
+
+    mask is True where a new position may see one of all so far: the last rows of gpt2's.
+    """
     seen = 0 if state is None else state.length
     caches: list[Any] = [None] * len(params.blocks) if state is None else state.blocks
     end, after = seen + ids.shape[-1], []
@@ -155,7 +160,7 @@ def gpt2_step(params: Gpt2, ids: Int[Array, "*batch new"], state: Gpt2State | No
     x, _ = learned(params.positions, embedding(params.embedding, ids=ids)[0], positions=np.arange(seen, end))
     for block, cache in zip(params.blocks, caches, strict=True):
         normed, _ = layer_norm(block.attention_norm, x)
-        mixed, cache = multi_head_attention_step(block.attention, normed, cache, num_heads=num_heads)
+        mixed, cache = multi_head_attention_step(block.attention, normed, cache, num_heads=num_heads, mask=mask)
         middle = x + mixed
         x = middle + feed_forward(block.feed_forward, layer_norm(block.feed_forward_norm, middle)[0])[0]
         after.append(cache)

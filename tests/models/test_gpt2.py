@@ -178,6 +178,16 @@ def test_a_step_past_the_context_is_refused():
         gpt2_step(params, np.zeros((1, 1), int), state, num_heads=2)
 
 
+def test_a_padded_batch_decodes_as_it_is_read_at_once():
+    params, ids = random_model(12), IDS[:, :6]
+    mask = padding_mask(np.array([4, 6, 1]), 6)[..., ::-1]  # padded left by 2, 0 and 5
+    every, state, logits = np.broadcast_to(mask, (3, 1, 6, 6)), None, []
+    for start, stop in ((0, 1), (1, 4), (4, 6)):
+        part, state = gpt2_step(params, ids[:, start:stop], state, num_heads=2, mask=every[..., start:stop, :stop])
+        logits.append(part)
+    np.testing.assert_allclose(np.concatenate(logits, axis=1), gpt2(params, ids=ids, num_heads=2, mask=mask)[0], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padded_keys_change_nothing(side):
     """Padded left, a text stands further on in the table of positions: the table is moved with it."""

@@ -14,7 +14,7 @@ from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.embedding import Embedding
 from minitransformers.basics.linear import Linear
 from minitransformers.models.workbench.configuration import LanguageModelConfig
-from minitransformers.models.workbench.language_model import _deep_start, init_language_model, language_model
+from minitransformers.models.workbench.language_model import _deep_start, init_language_model, language_model, language_model_step
 from minitransformers.models.workbench.transformer_block import TransformerBlock, transformer_block
 from minitransformers.norms.fix_norm import fix_norm
 
@@ -473,6 +473,33 @@ def test_padded_keys_change_nothing(mixer, side, position):
     found, expected = backward(dpadded), alone_backward(dlogits)
     for (path, own), (_, theirs) in zip(trees.leaves(found), trees.leaves(expected), strict=True):
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-11, err_msg=path)
+
+
+@pytest.mark.parametrize("pieces", [(1, 1, 1, 1, 1, 1), (2, 3, 1), (6,)])
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+@pytest.mark.parametrize("mixer", mixers_with("mask"))
+def test_texts_padded_left_decode_together_as_each_does_alone(mixer, position, pieces):
+    """The first positions may see nothing at all, in both layers."""
+    params, config = noisy_model(24, mixer=mixer, position=position, options={"mixer": NEEDED.get(mixer, {})})
+    text = np.random.default_rng(25).integers(5, size=(2, 4))
+    ids, mask, real = padded("left", text)
+    every = np.broadcast_to(mask, (2, 1, 6, 6))
+    state, logits, start = None, [], 0
+    for size in pieces:
+        rows = every[..., start : start + size, : start + size]
+        part, state = language_model_step(params, ids[:, start : start + size], state, config=config, mask=rows)
+        logits.append(part)
+        start += size
+    found = np.concatenate(logits, axis=1)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, language_model(params, ids=ids, config=config, mask=mask)[0], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found[:, real], language_model(params, ids=text, config=config)[0], rtol=0, atol=1e-12)
+
+
+def test_a_mixer_without_a_place_for_a_mask_refuses_one_in_a_step_too():
+    params, config = noisy_model(26, mixer="mamba", options={"mixer": NEEDED["mamba"]})
+    with pytest.raises(ValueError, match="mask: got a mask, wants None: mamba has no place for one"):
+        language_model_step(params, np.array([[1]]), None, config=config, mask=np.ones((1, 1), bool))
 
 
 @pytest.mark.parametrize("core", [name for name in catalogue.concepts(role="core")])

@@ -135,30 +135,36 @@ class LanguageModelConfig:
 
 
 class BoundMixer(NamedTuple):
-    """A mixer in the form of its role, ``call(params, x, bias, mask=mask) -> out, backward``, or a stack, and its decoding step.
+    """A mixer or a stack in the form of its role, ``call(params, x, bias, mask=mask) -> out, backward``, and its decoding step,
+    ``step(params, x, state, bias=bias, mask=mask) -> out, state``, or None.
 
     A bias on the scores is for those that have scores; a mask that a mixer has no place for raises ValueError.
     """
 
     call: Callable
     step: Any
-    takes_bias: bool
 
     @classmethod
     def of(cls, part: Part, call: Callable, step: Callable | None) -> BoundMixer:
         """The part's function, which may take neither bias nor mask, in the form of the role."""
         takes_bias, takes_mask = part.takes("bias"), part.takes("mask")
 
-        def in_the_role(params: Any, x: Any, bias: Any = None, *, mask: Any = None) -> tuple[Any, Callable]:
+        def masked(mask: Any) -> dict[str, Any]:
             if mask is not None and not takes_mask:
                 raise invalid("mask", got="a mask", wants=f"None: {part.entry.name} has no place for one")
-            masked = {"mask": mask} if takes_mask else {}
+            return {"mask": mask} if takes_mask else {}
+
+        def in_the_role(params: Any, x: Any, bias: Any = None, *, mask: Any = None) -> tuple[Any, Callable]:
             if takes_bias:
-                return call(params, x, bias, **masked)
-            out, backward = call(params, x, **masked)
+                return call(params, x, bias, **masked(mask))
+            out, backward = call(params, x, **masked(mask))
             return out, lambda dout: (*backward(dout), None)
 
-        return cls(in_the_role, step, takes_bias)
+        def a_few(params: Any, x: Any, state: Any, *, bias: Any = None, mask: Any = None) -> tuple[Any, Any]:
+            assert step is not None
+            return step(params, x, state, **masked(mask), **({"bias": bias} if takes_bias else {}))
+
+        return cls(in_the_role, None if step is None else a_few)
 
 
 class Bound(NamedTuple):

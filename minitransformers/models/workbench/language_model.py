@@ -195,11 +195,12 @@ class DecodingState(NamedTuple):
 
 @trusted
 def language_model_step(
-    params: LanguageModel, ids: Array, state: DecodingState | None, *, config: LanguageModelConfig
+    params: LanguageModel, ids: Array, state: DecodingState | None, *, config: LanguageModelConfig, mask: Array | None = None
 ) -> tuple[Array, DecodingState]:
     """Logits at new positions, given the state after those before; ids is (batch, new), state is None at the start of a text.
 
-    Raises ValueError where the mixer has no step, or the text outgrows the context.
+    mask is True where a new position may see one of all so far: the last rows of language_model's, (..., new, seen).
+    Raises ValueError where the mixer has no step or no place for a mask, or the text outgrows the context.
     """
     parts, length = config.bound, state.length if state else 0
     end = length + ids.shape[-1]
@@ -210,19 +211,19 @@ def language_model_step(
     table = state.table if state else fix_norm(params.embedding.weight)[0] if config.fix_norm else params.embedding.weight
     hidden = embedding(Embedding(table), ids=ids)[0]
     hidden *= config.embedding_scale
-    bias = {}
+    bias = None
     if parts.input_position is not None:
         hidden = parts.input_position(params.position, hidden, positions=np.arange(length, end))[0]
     if parts.bias_position is not None:
-        bias["bias"] = parts.bias_position(params.position, num_queries=end - length, num_keys=end)[0]
+        bias = parts.bias_position(params.position, num_queries=end - length, num_keys=end)[0]
     if config.stack is not None:
-        hidden, blocks = parts.mixers[0].step(params.blocks, hidden, state.blocks if state else None)
+        hidden, blocks = parts.mixers[0].step(params.blocks, hidden, state.blocks if state else None, mask=mask)
     else:
         blocks = []
         for i, (block, mixer) in enumerate(zip(params.blocks, parts.mixers, strict=True)):
             hidden, block_state = transformer_block_step(
                 block, hidden, state.blocks[i] if state else None, channel=parts.channel, norm=parts.norm, placement=parts.placement,
-                mixer_step=functools.partial(mixer.step, **bias if mixer.takes_bias else {}),
+                mixer_step=functools.partial(mixer.step, bias=bias, mask=mask),
             )  # fmt: skip
             blocks.append(block_state)
     if params.final_norm is not None:
