@@ -75,7 +75,7 @@ def fading(scores: Float[Array, "... keys"], *, sizes: Sequence[int], weighting:
     weighting(scores) -> weights, backward is any weighting, what it learns bound (functools.partial(scalable_softmax, None)).
     Raises ValueError where there is no size or one is not between 1 and the number of keys.
     """
-    if not len(sizes) or not all(isinstance(n, (int, np.integer)) and 1 <= n <= scores.shape[-1] for n in sizes):
+    if not sizes or not all(1 <= n <= scores.shape[-1] for n in sizes):
         raise invalid("sizes", got=sizes, wants=f"whole numbers of keys from 1 to {scores.shape[-1]}, at least one")
     found = [focus(weighting(scores[..., :n])[0]) for n in sizes]
     return Fading(np.array(sizes), *(np.array([part.mean() for part in parts]) for parts in zip(*found, strict=True)))

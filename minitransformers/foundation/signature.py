@@ -11,6 +11,7 @@ What an annotation may say, and what a call is then held to:
     Linear, Annotated[Linear, "d_model d_hidden"] a tuple of parameters, field by field, in the second form with Linear's
                                                   axes, in the order in which they first appear, named as the caller does
     list[X], X | None, Linear | Embedding         a list of such, such or None, one or the other
+    Sequence[X]                                   a list or a tuple of such
     Any                                           a tree of parameters, each tuple in it checked as what it is
 
 The axis names of a tuple belong to it, but for d_model: a part is as wide as what it is a part of. Stacked items of a list
@@ -24,7 +25,7 @@ import inspect
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
@@ -33,6 +34,7 @@ import numpy as np
 from minitransformers.foundation.ranges import Range, finite
 from minitransformers.foundation.shapes import KINDS, Call, InvalidArgument, Scope, check_array, same_dtype
 
+_LARGEST = 2**63 - 1
 Check = Callable[[Any, str, Scope, Call], Any]
 
 _SHARED = [("d_model", "d_model")]
@@ -153,6 +155,8 @@ def _compile(hint: Any) -> Check | None:
         return _compile_union(arguments)
     if origin is list:
         return _list(_compile(arguments[0]))
+    if origin is Sequence:
+        return _sequence(_compile(arguments[0]))
     if origin is typing.Literal:
         return _literal(arguments)
     if origin is Callable:
@@ -219,6 +223,8 @@ def _number(kind: type, allowed: Range) -> Check:
             if isinstance(value, (bool, np.bool_)) or (kind is float and not _is_number(value)):
                 raise TypeError
             number = operator.index(value) if kind is int else float(value)
+            if kind is int and abs(number) > _LARGEST:       # NumPy counts in 64 bits
+                raise OverflowError
         except (TypeError, ValueError, OverflowError):
             raise InvalidArgument(f"{path}: got {_short(value)}, wants {words}") from None
         if not allowed.allows(number, number):
@@ -289,6 +295,15 @@ def _list(inner: Check | None) -> Check | None:
         for i, item in enumerate(value):
             inner(item, f"{path}.{i}", _inside(scope, _SHARED), call)
         return value
+
+    return check
+
+
+def _sequence(inner: Check | None) -> Check:
+    def check(value: Any, path: str, scope: Scope, call: Call) -> Any:
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            raise InvalidArgument(f"{path}: got {_short(value)}, wants a list or a tuple")
+        return value if inner is None else type(value)(inner(item, f"{path}.{i}", scope, call) for i, item in enumerate(value))
 
     return check
 
