@@ -160,6 +160,8 @@ def outcome(entry: catalogue.Entry, example: catalogue.Example, words: str, *, m
                 kind, message = _of_gradients(entry, example, returned, mild)
     except InvalidArgument as error:
         kind, message = "refused by name", str(error)
+    except MemoryError as error:                             # a window of a million positions may be asked for
+        kind, message = "too large", str(error)
     except Exception as error:
         kind, message = "bare exception", f"{type(error).__name__}: {error}"
     if any(not np.array_equal(a, old, equal_nan=a.dtype.kind in "fc") for a, old in zip(arrays, before, strict=True)):

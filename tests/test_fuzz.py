@@ -15,7 +15,7 @@ def test_no_call_ends_in_anything_but_a_right_result_or_a_refusal_by_name(part):
     found = [fuzz.outcome(*call[:3], mild=call[3]) for call in islice(fuzz.calls(np.random.default_rng(part)), 125)]
     assert [each for each in found if each.kind in fuzz.FAULTS] == []
     kinds = {each.kind for each in found}
-    assert kinds == {"ran", "refused by name"}, "a fuzz in which all calls fare alike tests nothing"
+    assert kinds - {"too large"} == {"ran", "refused by name"}, "a fuzz in which all calls fare alike tests nothing"
 
 
 def faulty(change):

@@ -319,6 +319,8 @@ def _tree(value: Any, path: str, scope: Scope, call: Call) -> Any:
         same_dtype(value.dtype, path, call)
         if 0 in value.shape:
             raise InvalidArgument(f"{path}: got shape {value.shape}, wants no empty axis")
+    elif isinstance(value, (str, bytes)):
+        raise InvalidArgument(f"{path}: got {_short(value)}, wants parameters")
     return value
 
 
