@@ -4,7 +4,7 @@ Near distances have a number each. Farther ones fall into buckets that grow with
 max_distance on falls into the last. So a text of any length has a bias, from a table of a few rows.
 
 Source: Raffel et al. 2020, arXiv:1910.10683, section 2.1; the buckets are those of the authors' code, which the paper
-describes in words only. T5 does not divide its scores by sqrt(d_head): give its core scale=1. One table serves all layers.
+describes in words only. T5 does not divide its scores by sqrt(d_head): give its core scale=1. One table serves a stack.
 
     offset_ij = j - (i + num_keys - num_queries)             (1)
     side = num_buckets, or half of them each way where not causal;  near = floor(side / 2)
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 from minitransformers.positional.offsets import offsets
 
 
@@ -58,7 +58,7 @@ def init_t5_bias(
 def t5_bias(
     params: T5Bias, *, num_queries: Annotated[int, at_least(1)], num_keys: Annotated[int, at_least(1)], causal: bool = True,
     max_distance: Annotated[int, at_least(2)] = 128,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """A bias (heads, num_queries, num_keys) for the scores.
 
     The queries are the last of the positions that the keys span, so a cache of earlier keys needs no offset.
