@@ -101,6 +101,7 @@ BRANCHES = {
     "feed_forward": [with_activation("feed_forward")],
     "gated_feed_forward": [with_activation("gated_feed_forward")],
     "causal_convolution": [bad(past=None), bad(params=CausalConvolution(np.random.default_rng(1).normal(size=(3, 4)), None))],
+    "cross_entropy": [bad(class_weight=np.array([0.5, 2.0, 0.0, 1.0, 3.0])), bad(reduction="none")],
     "discretize": [bad(method="bilinear")],
     "dropout": [bad(rng=None)],
     "scaled_dot_product_attention": [bad(bias=None), bad(query=normal(3, 4, 5)), bad(key=normal(1, 1, 6, 5))],

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.core import softmax_attention
-from minitransformers.foundation import at_least, bad, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, concept, example, invalid
 
 
 @concept(
@@ -40,7 +40,7 @@ def banded_attention(
     ahead: Annotated[int, at_least(0)] = 0,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     core: Callable = softmax_attention,
-):
+) -> tuple[Array, Backward]:
     """A core under a sliding-window mask. A core itself.
 
     Position i attends to i - window < j <= i + ahead; ahead is at most the window. A window longer than the sequence gives

@@ -21,7 +21,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.banded_attention import check_band, example_call
 from minitransformers.attention.core import softmax_attention
-from minitransformers.foundation import at_least, bad, concept
+from minitransformers.foundation import Backward, at_least, bad, concept
 
 
 @concept(
@@ -43,7 +43,7 @@ def banded_attention_blocks(
     ahead: Annotated[int, at_least(0)] = 0,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     core: Callable = softmax_attention,
-):
+) -> tuple[Array, Backward]:
     """What banded_attention gives, without the work that the band forbids; arguments, results and errors are its own."""
     check_band(query, key, window, ahead)
     queries, keys = query.shape[-2], key.shape[-2]

@@ -29,7 +29,7 @@ from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.heads import check_heads, check_per_head, check_scores, merge_heads, split_heads
 from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trusted
 
 
 class CrossAttention(NamedTuple):
@@ -106,7 +106,7 @@ def cross_attention(
     mask: Bool[Array, "*#scores #queries #keys"] | None = None,
     prepare: Callable = unprepared,
     core: Callable = softmax_attention,
-):
+) -> tuple[Array, Backward]:
     """Every position of x gathers from the positions of the memory, in num_heads ways.
 
     bias is added to the scores, mask is True where a query may see a key (False on padding of the memory): both

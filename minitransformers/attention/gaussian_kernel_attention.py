@@ -30,7 +30,7 @@ from numpy import ndarray as Array
 from minitransformers.attention.heads import by_head, sum_over_keys, sum_to
 from minitransformers.attention.scaled_dot_product_attention import check_bias
 from minitransformers.attention.weighted_attention import core_example
-from minitransformers.foundation import bad, concept, positive
+from minitransformers.foundation import Backward, bad, concept, positive
 
 
 class GaussianKernel(NamedTuple):
@@ -50,7 +50,7 @@ def gaussian_kernel_attention(
     params: GaussianKernel | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
     value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Mix the values, for each query, by exp(-|q - k|^2 / (2 bandwidth) + bias). A core.
 
     mask is True where a query may attend; a bias of -inf forbids as well. The output grows with the number of keys nearby; a
@@ -73,7 +73,7 @@ def normalized_gaussian_kernel_attention(
     params: GaussianKernel | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
     value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """The same with the weights of a query divided by their sum: a mean of the values nearby. A core.
 
     Arguments, results and errors are those of gaussian_kernel_attention.

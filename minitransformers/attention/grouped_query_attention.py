@@ -31,7 +31,7 @@ from minitransformers.attention.heads import check_heads, check_per_head, check_
 from minitransformers.attention.multi_head_attention import MultiHeadAttention
 from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trusted
 
 
 class GroupedQueryAttention(NamedTuple):
@@ -88,7 +88,7 @@ def grouped_query_attention_step(
     params: GroupedQueryAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int, num_kv_heads: int,
     bias: Float[Array, "... new seen"] | None = None, mask: Bool[Array, "... new seen"] | None = None,
     prepare: Callable = unprepared, core: Callable = causal_attention, window: int | None = None,
-):  # fmt: skip
+) -> tuple[Array, KeyValueCache]:  # fmt: skip
     """The outputs of a few new positions, given those before; ``state`` is None at the start.
 
     bias and mask, broadcastable to (..., heads, new, seen), are about the new positions and all seen so far. window, for a
@@ -129,7 +129,7 @@ def grouped_query_attention(
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
     prepare: Callable = unprepared,
     core: Callable = causal_attention,
-):
+) -> tuple[Array, Backward]:
     """Every position gathers from the positions that it may see, in num_heads ways from num_kv_heads sources.
 
     bias, mask, prepare and core are those of multi_head_attention; bias and mask broadcast to (..., heads, queries, keys).
@@ -167,8 +167,8 @@ def grouped_query_attention(
     return out, backward
 
 
-def _group(a: Array | None, num_kv_heads: int) -> Array | None:
-    """(..., heads, rows, columns) to (..., num_kv_heads, heads / num_kv_heads, rows, columns), a view; one head for all stays one."""
+def _group(a: Any, num_kv_heads: int) -> Any:
+    """(..., heads, rows, columns) to (..., num_kv_heads, heads / num_kv_heads, rows, columns), a view; one head for all stays one, None None."""
     if a is None or a.ndim < 3:
         return a
     return a.reshape(*a.shape[:-3], 1 if a.shape[-3] == 1 else num_kv_heads, -1, *a.shape[-2:])

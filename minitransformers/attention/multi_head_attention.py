@@ -29,7 +29,7 @@ from minitransformers.attention.core import causal_attention
 from minitransformers.attention.heads import check_heads, check_per_head, check_scores, merge_heads, split_heads
 from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import at_least, bad, checked, concept, example, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, trusted
 
 
 class MultiHeadAttention(NamedTuple):
@@ -63,7 +63,7 @@ def multi_head_attention_step(
     params: MultiHeadAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int,
     bias: Float[Array, "... new seen"] | None = None, mask: Bool[Array, "... new seen"] | None = None,
     prepare: Callable = unprepared, core: Callable = causal_attention,
-):  # fmt: skip
+) -> tuple[Array, KeyValueCache]:  # fmt: skip
     """The outputs of a few new positions, given those before; ``state`` is None at the start.
 
     bias and mask, broadcastable to (..., heads, new, seen), are about the new positions and all seen so far.
@@ -94,7 +94,7 @@ def multi_head_attention(
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
     prepare: Callable = unprepared,
     core: Callable = causal_attention,
-):
+) -> tuple[Array, Backward]:
     """Every position gathers from the positions that it may see, in num_heads ways.
 
     bias is added to the scores, mask is True where a query may see a key: both broadcast to (..., heads, queries, keys).

@@ -23,7 +23,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.heads import check_scores, count_keys
 from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
-from minitransformers.foundation import at_least, bad, concept, example, finite
+from minitransformers.foundation import Backward, at_least, bad, concept, example, finite
 
 
 class PolynomialAttention(NamedTuple):
@@ -46,7 +46,7 @@ def polynomial_weights(
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     decay: Annotated[float, at_least(0)] = 0.5,
-):
+) -> tuple[Array, Backward]:
     """Weights of the keys, of either sign: c_0 + c_1 score + c_2 score^2 + ..., over the number of keys to the decay.
 
     mask is True where a query may attend; decay is dimensionless.
@@ -87,7 +87,7 @@ def polynomial_attention(
     value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
     decay: Annotated[float, at_least(0)] = 0.5,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Attention whose weights are a polynomial of the scores, of either sign. A core.
 
     Arguments and results are those of weighted_attention. decay as in polynomial_weights.

@@ -19,7 +19,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.heads import check_scores, count_keys
 from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
-from minitransformers.foundation import bad, concept, example, finite, slot
+from minitransformers.foundation import Backward, bad, concept, example, finite, slot
 
 
 @concept(
@@ -34,7 +34,7 @@ def relu_weights(
     scores: Float[Array, "*batch queries keys"],
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
-):
+) -> tuple[Array, Backward]:
     """Weights of the keys that are zero or positive and need not sum to 1. mask is True where a query may attend.
 
     Returns weights (*batch, queries, keys), and backward: dweights -> dscores.
@@ -64,7 +64,7 @@ def relu_attention(
     params: None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
     value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Attention that reads the keys whose scores are positive. A core.
 
     Arguments and results are those of weighted_attention.

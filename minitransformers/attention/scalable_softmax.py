@@ -23,7 +23,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.heads import by_head, check_scores, count_keys, dot_over_keys, forbid, sum_over_keys, sum_to
 from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
-from minitransformers.foundation import at_least, bad, checked, concept, example, finite
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, finite
 
 
 class ScalableSoftmax(NamedTuple):
@@ -58,7 +58,7 @@ def scalable_softmax(
     scores: Float[Array, "*batch queries keys"],
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
-):
+) -> tuple[Array, Backward]:
     """Weights of the keys that sum to 1 and stay sharp at any number of them.
 
     scores are finite: the mask forbids, for -inf times log 1 would be NaN. mask is True where a query may attend; a query
@@ -105,7 +105,7 @@ def scalable_softmax_attention(
     params: ScalableSoftmax | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
     value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Attention that stays sharp at any number of keys. A core.
 
     Arguments and results are those of weighted_attention.

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.heads import forbid, sum_to
-from minitransformers.foundation import bad, concept, example, finite, invalid
+from minitransformers.foundation import Backward, bad, concept, example, finite, invalid
 
 
 @concept(
@@ -45,7 +45,7 @@ def scaled_dot_product_attention(
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     scale: Annotated[float, finite] | None = None,
-):
+) -> tuple[Array, Backward]:
     """Mix the values, for each query, by the softmax over the keys of scale q.k + bias.
 
     mask is True where a query may attend to a key; a bias of -inf forbids as well. A query that may attend to nothing

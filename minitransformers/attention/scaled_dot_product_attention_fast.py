@@ -18,7 +18,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.heads import sum_over_keys, sum_to
 from minitransformers.attention.scaled_dot_product_attention import _example, check_bias
-from minitransformers.foundation import bad, concept, finite
+from minitransformers.foundation import Backward, bad, concept, finite
 
 _FEW = 16  # queries
 
@@ -38,7 +38,7 @@ def scaled_dot_product_attention_fast(
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     scale: Annotated[float, finite] | None = None,
-):
+) -> tuple[Array, Backward]:
     """Arguments, results and errors are those of scaled_dot_product_attention."""
     scores_t, scores_backward = dot_products(query, key, scale)
     out, mix_backward = softmax_mix(scores_t, value, bias, mask)

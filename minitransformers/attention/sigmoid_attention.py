@@ -21,7 +21,7 @@ from numpy import ndarray as Array
 from minitransformers.attention.heads import by_head, check_scores, count_keys, forbid, sum_to
 from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
 from minitransformers.basics.sigmoid import sigmoid
-from minitransformers.foundation import bad, concept, example, finite
+from minitransformers.foundation import Backward, bad, concept, example, finite
 
 
 class SigmoidAttention(NamedTuple):
@@ -43,7 +43,7 @@ def sigmoid_weights(
     scores: Float[Array, "*batch queries keys"],
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
-):
+) -> tuple[Array, Backward]:
     """A weight between 0 and 1 for every key, whatever the other keys are.
 
     params.offset is added to all scores of a head; where params is None, -log of the number of keys that the query may see.
@@ -77,7 +77,7 @@ def sigmoid_attention(
     params: SigmoidAttention | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
     value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Attention in which every key is weighted by itself. A core.
 
     Arguments and results are those of weighted_attention.

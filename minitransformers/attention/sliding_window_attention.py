@@ -27,7 +27,7 @@ from minitransformers.attention.grouped_query_attention import (
     init_grouped_query_attention,
 )
 from minitransformers.attention.prepare import unprepared
-from minitransformers.foundation import at_least, bad, concept, example, trusted
+from minitransformers.foundation import Backward, at_least, bad, concept, example, trusted
 
 
 def init_sliding_window_attention(
@@ -46,7 +46,7 @@ def sliding_window_attention_step(
     params: GroupedQueryAttention, x: Float[Array, "... new d_model"], state: KeyValueCache | None, *, num_heads: int, window: int,
     bias: Float[Array, "... new seen"] | None = None, mask: Bool[Array, "... new seen"] | None = None,
     prepare: Callable = unprepared, core: Callable = softmax_attention,
-):  # fmt: skip
+) -> tuple[Array, KeyValueCache]:  # fmt: skip
     """The outputs of a few new positions, given those before, from a cache of ``window`` positions.
 
     Returns out, shaped like x, and the state, None at the start. Forward only.
@@ -78,7 +78,7 @@ def sliding_window_attention(
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
     prepare: Callable = unprepared,
     core: Callable = softmax_attention,
-):
+) -> tuple[Array, Backward]:
     """Grouped-query attention in which a position sees the last ``window`` positions.
 
     There are as many heads of keys as params.key holds, each as wide as a query head. core, inside the window, is any that

@@ -17,7 +17,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.scaled_dot_product_attention_fast import dot_products, softmax_mix
 from minitransformers.attention.weighted_attention import core_example
-from minitransformers.foundation import concept, example, finite, invalid, positive
+from minitransformers.foundation import Backward, concept, example, finite, invalid, positive
 
 
 @concept(
@@ -25,7 +25,7 @@ from minitransformers.foundation import concept, example, finite, invalid, posit
     source="Gemma Team 2024, arXiv:2408.00118, section 2",
     example=lambda rng: example(3 * rng.normal(size=(2, 3, 5)), cap=2.0),
 )
-def soft_cap(x: Float[Array, "..."], *, cap: Annotated[float, positive]):
+def soft_cap(x: Float[Array, "..."], *, cap: Annotated[float, positive]) -> tuple[Array, Backward]:
     """Squash every element into (-cap, cap); cap is in the units of x.
 
     Returns out, shaped like x, and backward: dout -> dx.
@@ -51,7 +51,7 @@ def soft_capped_attention(
     value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
     cap: Annotated[float, positive], mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     scale: Annotated[float, finite] | None = None,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Softmax attention whose scores stay within (-cap, cap) before bias and mask. A core.
 
     The other arguments, results and errors are those of scaled_dot_product_attention; params is None, as nothing is learned.

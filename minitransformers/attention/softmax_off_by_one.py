@@ -22,7 +22,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.heads import by_head, check_scores, dot_over_keys, forbid, sum_over_keys, sum_to
 from minitransformers.attention.weighted_attention import core_example, some_mask, weighted_attention
-from minitransformers.foundation import bad, concept, example, finite
+from minitransformers.foundation import Backward, bad, concept, example, finite
 
 
 class SoftmaxOffByOne(NamedTuple):
@@ -43,7 +43,7 @@ def softmax_off_by_one(
     scores: Float[Array, "*batch queries keys"],
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
-):
+) -> tuple[Array, Backward]:
     """Weights of the keys that sum to less than 1: the rest goes to a place without a value.
 
     params.sink is the logit of that place, 0 where params is None. mask is True where a query may attend.
@@ -81,7 +81,7 @@ def softmax_off_by_one_attention(
     params: SoftmaxOffByOne | None, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
     value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None, scale: Annotated[float, finite] | None = None,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Attention in which a query may read nothing. A core.
 
     Arguments and results are those of weighted_attention.

@@ -26,7 +26,7 @@ from numpy import ndarray as Array
 from minitransformers.attention.heads import sum_to
 from minitransformers.attention.scaled_dot_product_attention import check_bias
 from minitransformers.attention.scaled_dot_product_attention_fast import add, dot_products
-from minitransformers.foundation import bad, concept, example, finite, invalid
+from minitransformers.foundation import Backward, bad, concept, example, finite, invalid
 
 
 @concept(
@@ -45,7 +45,7 @@ def weighted_attention(
     weighting: Callable,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
     scale: Annotated[float, finite] | None = None,
-):
+) -> tuple[Array, Backward]:
     """Mix the values, for each query, by the weights that ``weighting(params, scores, mask=mask)`` makes.
 
     params is what the weighting learns, None for nothing. The weighting sees finite scores, (*batch, queries, keys), and a

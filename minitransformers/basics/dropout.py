@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, from_to_below, invalid
+from minitransformers.foundation import Backward, bad, concept, example, from_to_below, invalid
 
 
 @concept(
@@ -26,7 +26,9 @@ from minitransformers.foundation import bad, concept, example, from_to_below, in
     example=lambda rng: example(rng.normal(size=(2, 3, 5)), rate=0.3, rng=np.random.default_rng(1)),
     rejects=[bad(rate=1 - 1e-9)],
 )
-def dropout(x: Float[Array, "..."], *, rate: Annotated[float, from_to_below(0, 1)], rng: np.random.Generator | None):
+def dropout(
+    x: Float[Array, "..."], *, rate: Annotated[float, from_to_below(0, 1)], rng: np.random.Generator | None
+) -> tuple[Array, Backward]:
     """Set each element to zero with probability ``rate`` and scale the others by 1/(1 - rate).
 
     rng draws the mask, one number an element, the same for every dtype; with rng None (the network is in use, not in

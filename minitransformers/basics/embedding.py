@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 
 
 class Embedding(NamedTuple):
@@ -41,7 +41,7 @@ def init_embedding(
     example=lambda rng: example(Embedding(rng.normal(size=(7, 3))), ids=rng.integers(7, size=(2, 5))),
     rejects=[bad(ids=np.array([[0, 7]])), bad(ids=np.array([[0, -1]]))],
 )
-def embedding(params: Embedding, *, ids: Int[Array, "*batch"]):
+def embedding(params: Embedding, *, ids: Int[Array, "*batch"]) -> tuple[Array, Backward]:
     """The table's row of every id: whole numbers from 0 to vocabulary - 1, in any shape.
 
     Returns out (*batch, d_model), and backward: dout -> Embedding(dweight).

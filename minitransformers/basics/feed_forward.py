@@ -22,7 +22,7 @@ from numpy import ndarray as Array
 
 from minitransformers.basics.gelu import gelu
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import at_least, checked, concept, example, slot
+from minitransformers.foundation import Backward, at_least, checked, concept, example, slot
 
 
 class FeedForward(NamedTuple):
@@ -59,7 +59,9 @@ def init_feed_forward(
     ),
     roles=("channel",),
 )
-def feed_forward(params: FeedForward, x: Float[Array, "... d_model"], *, activation: Callable = slot(gelu)):
+def feed_forward(
+    params: FeedForward, x: Float[Array, "... d_model"], *, activation: Callable = slot(gelu)
+) -> tuple[Array, Backward]:
     """Map each position up, through the activation, and down again.
 
     activation(params.activation, hidden) -> active, backward bends each hidden feature: slot(gelu), slot(relu), ...

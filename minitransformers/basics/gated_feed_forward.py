@@ -25,7 +25,7 @@ from numpy import ndarray as Array
 
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.silu import silu
-from minitransformers.foundation import at_least, checked, concept, example, slot
+from minitransformers.foundation import Backward, at_least, checked, concept, example, slot
 
 
 class GatedFeedForward(NamedTuple):
@@ -67,7 +67,9 @@ def init_gated_feed_forward(
     ),
     roles=("channel",),
 )
-def gated_feed_forward(params: GatedFeedForward, x: Float[Array, "... d_model"], *, activation: Callable = slot(silu)):
+def gated_feed_forward(
+    params: GatedFeedForward, x: Float[Array, "... d_model"], *, activation: Callable = slot(silu)
+) -> tuple[Array, Backward]:
     """Multiply the activated gate into the values, feature by feature, and map down.
 
     activation(params.activation, gate) -> active, backward makes the gate: slot(silu) for SwiGLU, slot(gelu) for GeGLU.

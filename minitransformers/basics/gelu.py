@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import concept, example
+from minitransformers.foundation import Backward, concept, example
 
 _K, _C = sqrt(2 / pi), 0.044715
 _CHUNK = 32_768  # elements worked on at a time, so that the dozen steps between x and slope stay in the cache
@@ -36,7 +36,7 @@ _CHUNK = 32_768  # elements worked on at a time, so that the dozen steps between
     example=lambda rng: example(rng.normal(size=(2, 3, 5))),
     roles=("activation",),
 )
-def gelu(x: Float[Array, "..."]):
+def gelu(x: Float[Array, "..."]) -> tuple[Array, Backward]:
     """x times its gate, a tanh that is nearly the normal distribution function, element by element.
 
     Returns out, shaped like x, and backward: dout -> dx.
@@ -51,7 +51,7 @@ def gelu(x: Float[Array, "..."]):
     roles=("activation",),
     form_of="gelu",
 )
-def gelu_exact(x: Float[Array, "..."]):
+def gelu_exact(x: Float[Array, "..."]) -> tuple[Array, Backward]:
     """x times the normal distribution function of x, element by element.
 
     Returns out, shaped like x, and backward: dout -> dx.

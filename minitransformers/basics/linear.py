@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, checked, concept, example
+from minitransformers.foundation import Backward, at_least, checked, concept, example
 from minitransformers.foundation.trees import decays
 
 
@@ -41,7 +41,7 @@ def init_linear(
     source="Goodfellow, Bengio and Courville 2016, Deep Learning, section 6.1",
     example=lambda rng: example(Linear(rng.normal(size=(5, 3)), rng.normal(size=3)), rng.normal(size=(2, 4, 5))),
 )
-def linear(params: Linear, x: Float[Array, "... d_in"]):
+def linear(params: Linear, x: Float[Array, "... d_in"]) -> tuple[Array, Backward]:
     """Map the last axis of x from d_in to d_out features.
 
     Returns out (..., d_out), and backward: dout -> Linear(dweight, dbias), dx.

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, invalid
+from minitransformers.foundation import Backward, bad, concept, example, invalid
 
 
 @concept(
@@ -24,13 +24,15 @@ from minitransformers.foundation import bad, concept, example, invalid
     example=lambda rng: example(rng.normal(size=(2, 3, 5))),
     rejects=[bad(axis=3), bad(x=np.full((2, 3), -np.inf))],
 )
-def log_softmax(x: Float[Array, "..."], *, axis: int = -1):
+def log_softmax(x: Float[Array, "..."], *, axis: int = -1) -> tuple[Array, Backward]:
     """Logarithm of softmax along ``axis``.
 
     x holds scores (logits); a score of -inf stays -inf.
     Returns out, shaped like x: log-probabilities in nats, at most 0; and backward: dout -> dx.
-    Raises ValueError when x has no such axis, when a slice holds nothing but -inf, and when it holds +inf.
+    Raises ValueError when x has no axis or none such, when a slice holds nothing but -inf, and when it holds +inf.
     """
+    if x.ndim == 0:
+        raise invalid("x", got="shape ()", wants="at least one axis")
     if not -x.ndim <= axis < x.ndim:
         raise invalid("axis", got=axis, wants=f"a whole number from {-x.ndim} to {x.ndim - 1}")
     largest = x.max(axis=axis, keepdims=True)

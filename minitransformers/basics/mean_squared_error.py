@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import concept, example
+from minitransformers.foundation import Backward, concept, example
 
 
 @concept(
@@ -23,7 +23,7 @@ from minitransformers.foundation import concept, example
     source="Goodfellow, Bengio and Courville 2016, Deep Learning, eq. 5.4",
     example=lambda rng: example(rng.normal(size=(2, 3)), rng.normal(size=(2, 3))),
 )
-def mean_squared_error(prediction: Float[Array, "*shape"], target: Float[Array, "*shape"]):
+def mean_squared_error(prediction: Float[Array, "*shape"], target: Float[Array, "*shape"]) -> tuple[np.floating, Backward]:
     """Average the squared difference over all elements.
 
     Returns out, a scalar in squared units of the arguments, and backward: dout -> dprediction, dtarget.

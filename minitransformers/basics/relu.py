@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import concept, example
+from minitransformers.foundation import Backward, concept, example
 
 
 @concept(
@@ -21,7 +21,7 @@ from minitransformers.foundation import concept, example
     example=lambda rng: example(rng.normal(size=(2, 3, 5))),
     roles=("activation",),
 )
-def relu(x: Float[Array, "..."]):
+def relu(x: Float[Array, "..."]) -> tuple[Array, Backward]:
     """The positive part of x, element by element.
 
     Returns out, shaped like x, and backward: dout -> dx.

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.basics.linear import init_linear, linear
-from minitransformers.foundation import bad, concept, example, invalid, positive
+from minitransformers.foundation import Backward, bad, concept, example, invalid, positive
 
 
 @concept(
@@ -31,7 +31,7 @@ from minitransformers.foundation import bad, concept, example, invalid, positive
 )
 def residual(
     params: Any, x: Float[Array, "..."], *more: Any, part: Callable, scale: Annotated[float, positive] = 1.0, **config: Any
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """scale x plus what the part makes of x: ``part(params, x, *more, **config) -> added, backward``.
 
     added has the shape of x. more (a bias on scores, a memory) and config are the part's alone. scale is dimensionless.

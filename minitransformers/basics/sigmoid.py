@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import concept, example
+from minitransformers.foundation import Backward, concept, example
 
 
 @concept(
@@ -23,7 +23,7 @@ from minitransformers.foundation import concept, example
     example=lambda rng: example(rng.normal(size=(2, 3, 5))),
     roles=("activation",),
 )
-def sigmoid(x: Float[Array, "..."]):
+def sigmoid(x: Float[Array, "..."]) -> tuple[Array, Backward]:
     """A number between 0 and 1 for every element of x; 0 is mapped to one half.
 
     Returns out, shaped like x, and backward: dout -> dx.

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import concept, example
+from minitransformers.foundation import Backward, concept, example
 
 _CHUNK = 32_768  # elements worked on at a time, so that the steps between x and slope stay in the cache
 
@@ -26,7 +26,7 @@ _CHUNK = 32_768  # elements worked on at a time, so that the steps between x and
     example=lambda rng: example(rng.normal(size=(2, 3, 5))),
     roles=("activation",),
 )
-def silu(x: Float[Array, "..."]):
+def silu(x: Float[Array, "..."]) -> tuple[Array, Backward]:
     """x times the sigmoid of x, element by element: nearly x where x is large, nearly 0 where it is very negative.
 
     Returns out, shaped like x, and backward: dout -> dx.

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.basics.sigmoid import sigmoid
-from minitransformers.foundation import concept, example
+from minitransformers.foundation import Backward, concept, example
 
 
 @concept(
@@ -24,7 +24,7 @@ from minitransformers.foundation import concept, example
     example=lambda rng: example(rng.normal(size=(2, 3, 5))),
     roles=("activation",),
 )
-def softplus(x: Float[Array, "..."]):
+def softplus(x: Float[Array, "..."]) -> tuple[Array, Backward]:
     """log(1 + exp(x)), element by element: nearly x where x is large, nearly exp(x) where it is very negative.
 
     Returns out, shaped like x, and backward: dout -> dx.

@@ -7,7 +7,6 @@ import ast
 import inspect
 import json
 import re
-import sys
 import textwrap
 import time
 import typing
@@ -25,7 +24,6 @@ from minitransformers.reporting.progress import progress
 from minitransformers.reporting.tables import aligned
 
 _ARXIV = re.compile(r"arXiv:\s*([a-z-]+(?:\.[A-Z]{2})?/\d{7}|\d{4}\.\d{4,5})")
-_EQUATION = re.compile(r"^ {4,}\S.*\(\d+\)$")
 
 
 def list_concepts(arguments: argparse.Namespace) -> int:
@@ -35,7 +33,8 @@ def list_concepts(arguments: argparse.Namespace) -> int:
         known(arguments.chapter, dict.fromkeys(entry.chapter for entry in everything.values()), kind="chapter")
     if arguments.role is not None:
         known(arguments.role, dict.fromkeys([role.split("/")[0] for role in catalogue.ROLES] + list(catalogue.ROLES)), kind="role")
-    found = list(catalogue.entries(role=arguments.role, chapter=arguments.chapter).values())
+    wanted = catalogue.entries(role=arguments.role, chapter=arguments.chapter)
+    found = [entry for entry in _chosen(arguments.names) if entry.name in wanted]
     if arguments.json:
         print(json.dumps([_label(entry) for entry in found], indent=2, ensure_ascii=False))
         return 0
@@ -62,13 +61,11 @@ def show(arguments: argparse.Namespace) -> int:
     print(f"{entry.title}\n{'=' * len(entry.title)}\n")
     print("\n".join(f"{name:<9} {value}" for name, value in facts if value))
     print(f"signature {_signature(entry)}\n")
-    print(textwrap.indent(inspect.getdoc(entry.function) or "", "  "))
+    print(textwrap.indent(inspect.getdoc(inspect.unwrap(entry.function)) or "", "  "))
     if ranges := _ranges(entry):
         print("\n" + aligned(["setting", "wants", "default"], ranges))
-    header = inspect.getdoc(sys.modules[entry.module]) or ""
-    equations = [line for line in header.splitlines() if _EQUATION.match(line)]
-    if equations:
-        print("\n" + "\n".join(equations))
+    if equations := catalogue.equations(entry.module):
+        print("\n" + equations)
     return 0
 
 
@@ -83,7 +80,7 @@ def check(arguments: argparse.Namespace) -> int:
         print(json.dumps(measured, indent=2))
         return int(bool(failures))
     rows = [
-        [name, _number(found["gradient"], ".1e"), _order(found), _number(found["autograd"], ".1e"), found["checks"],
+        [name, _number(found["gradient"], ".1e"), _order(found), _number(found["autograd"], ".1e", found["no autograd"] or "–"), found["checks"],
          "FAILED" if found["failures"] else "passed"]
         for name, found in measured.items()
     ]  # fmt: skip
@@ -114,11 +111,11 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def _chosen(names: list[str]) -> list[Entry]:
-    return [catalogue.find(name) for name in dict.fromkeys(names)] if names else list(catalogue.entries().values())
+    return list((catalogue.choose(names) if names else catalogue.entries()).values())
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _number(value: float | None, form: str, without: str = "–") -> str:
+    return without if value is None else format(value, form)
 
 
 def _order(found: dict[str, Any]) -> str:
@@ -165,8 +162,8 @@ def _ranges(entry: Entry) -> list[list[str]]:
 
 
 def _check(entry: Entry, seed: int) -> dict[str, Any]:
-    """The gradient's three witnesses, how many of the checks passed, and what failed."""
-    found: dict[str, Any] = {"gradient": None, "order": None, "autograd": None}
+    """The gradient's three witnesses, why the third is missing where it is, how many of the checks passed, and what failed."""
+    found: dict[str, Any] = {"gradient": None, "order": None, "autograd": None, "no autograd": "no gradient" if entry.is_procedure else None}
     failures: dict[str, str] = {}
 
     def gradients() -> str:
@@ -174,6 +171,7 @@ def _check(entry: Entry, seed: int) -> dict[str, Any]:
         found["gradient"] = float(report.error) if np.isfinite(report.error) else None
         found["order"] = float(report.order) if np.isfinite(report.order) else None  # infinite: only rounding was left to shrink
         found["autograd"] = None if report.autograd is None else float(report.autograd)
+        found["no autograd"] = report.autograd_reason or None
         return "; ".join(report.failures())
 
     for name, generic in checks.checks_of(entry).items():

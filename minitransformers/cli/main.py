@@ -64,13 +64,14 @@ def _parser() -> Parser:
 
 
 def _concept_commands(command) -> None:
-    add = command("list", "concepts:list_concepts", "list the concepts and procedures", "list --role mixer").add_argument
+    add = command("list", "concepts:list_concepts", "list the concepts and procedures", "list norms --role norm").add_argument
+    add("names", nargs="*", metavar="NAME", help="chapters, concepts and procedures to list (default: all)")
     add("--chapter", metavar="C", help="only this chapter's")
     add("--role", metavar="R", help="only those that fill this role: mixer, stack, channel, activation, norm, position, prepare, core or weighting")
     _json(add)
 
-    add = command("check", "concepts:check", "check gradients and everything else the contract promises", "check rms_norm linear").add_argument
-    add("names", nargs="*", metavar="NAME", help="concepts and procedures to check (default: all)")
+    add = command("check", "concepts:check", "check gradients and everything else the contract promises", "check norms linear").add_argument
+    add("names", nargs="*", metavar="NAME", help="chapters, concepts and procedures to check (default: all)")
     _seed(add)
     _json(add)
     add("--write", action="store_true", help="store the errors in docs/checks.json, which the site shows")
@@ -79,7 +80,7 @@ def _concept_commands(command) -> None:
     add("name", metavar="NAME", help="the concept or procedure")
 
     add = command("bench", "concepts:bench", "time concepts on their examples, in float32, beside linear", "bench rms_norm layer_norm").add_argument
-    add("names", nargs="*", metavar="NAME", help="concepts and procedures to time (default: all)")
+    add("names", nargs="*", metavar="NAME", help="chapters, concepts and procedures to time (default: all)")
     _seed(add)
     _json(add)
 

@@ -1,6 +1,7 @@
 """What every concept stands on: the contract, its proof, trees of parameters and the catalogue. It knows no concept."""
 
 from minitransformers.foundation.contract import (
+    Backward,
     bad,
     checked,
     concept,
@@ -27,6 +28,7 @@ from minitransformers.foundation.reparameterize import reparameterize
 from minitransformers.foundation.shapes import InvalidArgument
 
 __all__ = [
+    "Backward",
     "InvalidArgument",
     "Range",
     "above",

@@ -10,11 +10,14 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -123,6 +126,36 @@ def register(entry: Entry) -> None:
     if other is not None and _place(other.function) != _place(entry.function):
         raise ValueError(f"{what}: the name is taken by {other.module}")
     _entries[entry.name] = entry
+    if ours and file == entry.name:
+        sys.modules[entry.module].__class__ = ConceptModule
+
+
+class ConceptModule(ModuleType):
+    """A module that bears the name of the concept in it, and says so where it is called in the concept's place.
+
+    ``from minitransformers.positional import rope`` gives the module: Python says only that a module is not callable.
+    """
+
+    def __call__(self, *args: Any, **config: Any) -> NoReturn:
+        """Raise TypeError that says where the concept is."""
+        name = self.__name__.rpartition(".")[2]
+        place = self.__name__ if name in READING_ORDER else "minitransformers"  # at the top, a chapter's name is the chapter
+        raise TypeError(f"{self.__name__} is the module of {name}, not {name} itself: from {place} import {name}")
+
+
+_NUMBERED = re.compile(r"^ {4,}\S.*\(\d+\)$", re.MULTILINE)
+
+
+def equations(module: str) -> str:
+    """The blocks of a module's header whose lines end in numbers, as they stand there; empty where it has none."""
+    header = inspect.cleandoc(getattr(sys.modules.get(module), "__doc__", None) or "")
+    return "\n\n".join(block for block in header.split("\n\n") if _NUMBERED.search(block))
+
+
+def explained(function: Callable) -> str | None:
+    """A function's docstring, after the equations that it computes: what ``help`` shows of a concept."""
+    own, displayed = inspect.getdoc(function), equations(function.__module__)
+    return f"{textwrap.dedent(displayed)}\n\n{own}" if own and displayed else own
 
 
 def _place(function: Callable) -> tuple:
@@ -163,13 +196,31 @@ def procedures(*, chapter: str | None = None) -> dict[str, Entry]:
 
 
 def find(name: str, *, role: str | None = None) -> Entry:
-    """The entry of that name. Raises ValueError that suggests the nearest name."""
+    """The entry of that name. Raises ValueError that suggests the nearest, and where a role is asked for names all that fill it."""
+    known = entries(role=role)
+    if name not in known:
+        raise _unknown(role or "concept or procedure", name, known, every=f"known: {', '.join(known)}" if role else _TOO_MANY)
+    return known[name]
+
+
+def choose(names: Iterable[str]) -> dict[str, Entry]:
+    """The entries of those names, in that order; a chapter's name stands for all that is in it. Raises ValueError as find does."""
+    known = entries()
+    chapters = dict.fromkeys(entry.chapter for entry in known.values())
+    chosen: dict[str, Entry] = {}
+    for name in names:
+        if name not in chapters and name not in known:
+            raise _unknown("chapter, concept or procedure", name, [*chapters, *known], every=_TOO_MANY)
+        chosen |= entries(chapter=name) if name in chapters else {name: known[name]}
+    return chosen
+
+
+_TOO_MANY = "`minitransformers list` shows all"
+
+
+def _unknown(kind: str, name: str, known: Iterable[str], *, every: str) -> ValueError:
     import difflib
 
-    known = entries(role=role)
-    if name in known:
-        return known[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    kind = f"{role} " if role else "concept or procedure "
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {kind}{name!r}{hint} (known: {', '.join(known)})")
+    return ValueError(f"unknown {kind} {name!r}{hint} ({every})")

@@ -27,6 +27,7 @@ from minitransformers.foundation.shapes import InvalidArgument
 from minitransformers.foundation.signature import check_arguments, check_gradients_fit, check_like
 
 F = TypeVar("F", bound=Callable)
+Backward = Callable[[Any], Any]  # dout -> a gradient for each positional argument
 
 _running = threading.local()
 
@@ -91,6 +92,7 @@ def concept(
 
             return out, checked_backward
 
+        outermost.__doc__ = catalogue.explained(function)
         catalogue.register(
             catalogue.Entry(
                 **_said(function, outermost), title=title, source=source, make_example=example, roles=tuple(roles), rejects=tuple(rejects),
@@ -118,6 +120,7 @@ def procedure(
 
     def label(function: F) -> F:
         outermost = checked(function)
+        outermost.__doc__ = catalogue.explained(function)
         catalogue.register(
             catalogue.Entry(
                 **_said(function, outermost), title=title, source=source, make_example=example, roles=tuple(roles), rejects=tuple(rejects),

@@ -326,7 +326,7 @@ def _autograd(forward: Callable, values: list, dout: Any, analytic: list) -> tup
         import autograd
         import autograd.numpy as anp
     except ImportError:
-        return None, "autograd is not installed"
+        return None, "not installed"
     weights = [leaf for _, leaf in trees.leaves(dout)]
 
     def loss(boxes: list) -> Any:
@@ -345,12 +345,32 @@ def _autograd(forward: Callable, values: list, dout: Any, analytic: list) -> tup
             warnings.simplefilter("error")
             traced = autograd.grad(loss)([v.copy() for v in values])
     except Exception as error:  # whatever a tracer meets: slice assignment, out=, a function it does not know
-        return None, f"not traceable: {type(error).__name__}"
+        return None, f"not traceable: {_untraced(error)}"
     worst = 0.0
     for theirs, own in zip(traced, analytic, strict=True):
         scale = max(np.max(np.abs(own), initial=0), max((np.max(np.abs(a), initial=0) for a in analytic), default=0) * 1e-3, 1e-300)
         worst = float(np.maximum(worst, np.max(np.abs(theirs - own), initial=0) / scale))  # Python's max loses a NaN
     return worst, ""
+
+
+# What HIPS autograd says of a forward that it cannot trace, and what it was that it could not: the first that fits.
+_UNTRACED = (
+    (r"__array_ufunc__\(.* out=\(", "out="),                  # a write into an array that is there; x += y is one
+    (r"__array_ufunc__\(<ufunc '(\w+)'>", r"np.\1"),
+    (r"unexpected keyword argument '(\w+)'", r"\1="),
+    (r"'ArrayBox' object has no attribute '(\w+)'", r".\1"),
+    (r"a box inside a box|ArrayBox|array element with a sequence|got object|array of references|numpy.object_", "object array"),
+)
+
+
+def _untraced(error: Exception) -> str:
+    """What stopped the tracer, in a word or two; the error's type where its message is not known."""
+    import re
+
+    for pattern, words in _UNTRACED:
+        if found := re.search(pattern, str(error), re.DOTALL):
+            return found.expand(words)
+    return type(error).__name__
 
 
 def _boxed_as_constant(leaf: Any) -> bool:

@@ -260,7 +260,7 @@ def _literal(allowed: tuple) -> Check:
 
 def _function(value: Any, path: str, scope: Scope, call: Call) -> Any:
     """A function; of a functools.partial the settings that it holds are checked and converted as well."""
-    if not callable(value):
+    if not callable(value) or isinstance(value, types.ModuleType):
         raise InvalidArgument(f"{path}: got {_short(value)}, wants a function")
     if type(value) is functools.partial and value.keywords and hasattr(value.func, "__wrapped__"):
         checks = compiled(value.func)[2]
@@ -303,7 +303,7 @@ def _sequence(inner: Check | None) -> Check:
     def check(value: Any, path: str, scope: Scope, call: Call) -> Any:
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
             raise InvalidArgument(f"{path}: got {_short(value)}, wants a list or a tuple")
-        return value if inner is None else type(value)(inner(item, f"{path}.{i}", scope, call) for i, item in enumerate(value))
+        return value if inner is None else tuple(inner(item, f"{path}.{i}", scope, call) for i, item in enumerate(value))
 
     return check
 

@@ -44,7 +44,7 @@ from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.heads import check_heads, check_per_head, merge_heads, split_heads
 from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import at_least, bad, checked, concept, example
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example
 from minitransformers.hybrids.eidetic_memory import Memory, Window, eidetic_mask, innovation
 from minitransformers.state_space.causal_convolution import CausalConvolution
 from minitransformers.state_space.mamba import Mamba, init_mamba, mamba
@@ -88,7 +88,7 @@ def init_bmojo(
 def bmojo(
     params: Bmojo, x: Float[Array, "*batch positions d_model"], *, num_heads: Annotated[int, at_least(1)], window: Window = 16,
     memory: Memory = 16, prepare: Callable = unprepared, core: Callable = softmax_attention,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Each position attends to the last window tokens, to memory surprising older ones, and to window fading tokens.
 
     prepare and core are those of multi_head_attention; keys are told the positions of their tokens, and core is any that

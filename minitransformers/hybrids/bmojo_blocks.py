@@ -24,7 +24,7 @@ from minitransformers.attention.heads import merge_heads, split_heads
 from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.embedding import Embedding, embedding
 from minitransformers.basics.linear import linear
-from minitransformers.foundation import at_least, bad, concept, trusted
+from minitransformers.foundation import Backward, at_least, bad, concept, trusted
 from minitransformers.foundation.signature import check_arguments
 from minitransformers.hybrids.bmojo import Bmojo, check_parts, example_call, init_bmojo
 from minitransformers.hybrids.eidetic_memory import Eidetic, Memory, Predictor, Window, admit, choose, innovation
@@ -101,7 +101,7 @@ def bmojo_step(
 def bmojo_blocks(
     params: Bmojo, x: Float[Array, "*batch positions d_model"], *, num_heads: Annotated[int, at_least(1)], window: Window = 16,
     memory: Memory = 16, prepare: Callable = unprepared, core: Callable = softmax_attention,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """What bmojo gives, at a cost that grows with positions (window + memory); arguments, results and errors are its own."""
     check_parts(params, num_heads)
     positions = x.shape[-2]

@@ -36,7 +36,7 @@ from minitransformers.attention.sliding_window_attention import (
 from minitransformers.basics.chain import chain
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward, init_gated_feed_forward
 from minitransformers.basics.residual import residual
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trees, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trees, trusted
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.state_space.mamba import Mamba, init_mamba, mamba, mamba_step
 
@@ -92,7 +92,7 @@ def samba_layer(params: SambaLayer, x: Float[Array, "... positions d_model"], *,
 def samba_step(
     params: list[SambaLayer], x: Float[Array, "... new d_model"], state: list[Any] | None, *, num_heads: int, window: int,
     prepare: Callable = unprepared, core: Callable = softmax_attention,
-):  # fmt: skip
+) -> tuple[Array, list[Any]]:  # fmt: skip
     """The outputs of a few new positions; a state is Mamba's or a cache of ``window`` positions, of fixed size both.
 
     Raises ValueError where x or the number of states does not fit the layers.
@@ -120,7 +120,7 @@ def samba_step(
 def samba(
     params: list[SambaLayer], x: Float[Array, "... positions d_model"], *, num_heads: Annotated[int, at_least(1)],
     window: Annotated[int, at_least(1)], prepare: Callable = unprepared, core: Callable = softmax_attention,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """A stack of layers whose mixers are Mamba and sliding-window attention, alternating; causal.
 
     The settings are those of sliding_window_attention, the same in every layer that has one: window counts the positions that

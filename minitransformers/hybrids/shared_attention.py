@@ -38,7 +38,7 @@ from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward
 from minitransformers.basics.gelu import gelu_exact
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, slot, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trusted
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 
 
@@ -126,7 +126,7 @@ def init_shared_call(
 def shared_attention(
     params: SharedAttention, call: SharedCall, x: Float[Array, "*batch positions d_model"], embedded: Float[Array, "*batch positions d_model"],
     *, num_heads: Annotated[int, at_least(1)], prepare: Callable = unprepared,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """The output of the shared block at one call, from the stream x and the embeddings that the stack began with; causal.
 
     prepare is that of multi_head_attention.
@@ -169,7 +169,7 @@ def shared_attention(
 def shared_attention_step(
     params: SharedAttention, call: SharedCall, x: Array, embedded: Array, state: KeyValueCache | None, *, num_heads: int,
     prepare: Callable = unprepared,
-):  # fmt: skip
+) -> tuple[Array, KeyValueCache]:  # fmt: skip
     """The output of one call at a few new positions, given the call's own cache of those before; None at the start."""
     attention, channel = _for_call(params, call)
     normed, _ = rms_norm(params.attention_norm, np.concatenate([x, embedded], axis=-1))

@@ -28,7 +28,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.chain import chain
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trees, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trees, trusted
 from minitransformers.hybrids.samba import check_stack
 from minitransformers.hybrids.shared_attention import (
     SharedAttention,
@@ -90,7 +90,7 @@ def init_zamba(
 @trusted
 def zamba_step(
     params: Zamba, x: Float[Array, "... new d_model"], state: list[Any] | None, *, num_heads: int, prepare: Callable = unprepared
-):
+) -> tuple[Array, list[Any]]:
     """The outputs of a few new positions; a layer's state is its recurrence's, and its own cache where it calls.
 
     Raises ValueError where x or the number of states does not fit the layers.
@@ -117,7 +117,9 @@ def zamba_step(
     rejects=[bad(num_heads=3), bad(x=np.ones((2, 3, 5)))],
     step=zamba_step,
 )
-def zamba(params: Zamba, x: Float[Array, "... positions d_model"], *, num_heads: Size, prepare: Callable = unprepared):
+def zamba(
+    params: Zamba, x: Float[Array, "... positions d_model"], *, num_heads: Size, prepare: Callable = unprepared
+) -> tuple[Array, Backward]:
     """A stack of recurrences, some of which read the output of a shared attention block; causal. x is the embeddings.
 
     num_heads heads of 2 d_model / num_heads features share the block; prepare is that of multi_head_attention, the same at

@@ -37,7 +37,7 @@ from minitransformers.basics.embedding import Embedding, embedding, init_embeddi
 from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, linear
 from minitransformers.basics.residual import residual
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trusted
 from minitransformers.models.weights import Names, packed, plain, read_arrays
 from minitransformers.norms.layer_norm import LayerNorm, init_layer_norm, layer_norm
 from minitransformers.positional.learned import Learned, init_learned, learned
@@ -106,7 +106,7 @@ def gpt2_block(params: Gpt2Block, x: Float[Array, "... positions d_model"], *, n
 def gpt2(
     params: Gpt2, *, ids: Int[Array, "*batch positions"], num_heads: Annotated[int, at_least(1)] = 12,
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Logits for the token after each position, given that position and those before it.
 
     mask, broadcastable to (*batch, heads, queries, keys), is True where a query may see a key besides (padding_mask).

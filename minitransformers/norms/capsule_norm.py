@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 
 
 class CapsuleNorm(NamedTuple):
@@ -55,7 +55,9 @@ def init_capsule_norm(
     roles=("norm",),
     rejects=[bad(num_capsules=4)],
 )
-def capsule_norm(params: CapsuleNorm, x: Float[Array, "... d_model"], *, num_capsules: Annotated[int, at_least(1)] = 1):
+def capsule_norm(
+    params: CapsuleNorm, x: Float[Array, "... d_model"], *, num_capsules: Annotated[int, at_least(1)] = 1
+) -> tuple[Array, Backward]:
     """Give every capsule the length gain n^2 / (1 + n^2) where it had n; its direction stays.
 
     A capsule of zeros stays zero and sends no gradient: both slopes vanish there. One whose squares add

@@ -25,7 +25,7 @@ from typing import Annotated, NamedTuple
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, checked, concept, example, positive
+from minitransformers.foundation import Backward, at_least, checked, concept, example, positive
 from minitransformers.norms.layer_norm import LayerNorm, layer_norm
 
 
@@ -68,7 +68,7 @@ def deep_norm(
     *,
     alpha: Annotated[float, positive],
     eps: Annotated[float, at_least(0)] = 1e-5,
-):
+) -> tuple[Array, Backward]:
     """Layer norm of alpha x + added: the stream x, scaled by alpha, and what a layer adds to it.
 
     alpha is dimensionless, see deep_norm_constants; eps as in layer_norm. With eps above 0, the output is the bias where x

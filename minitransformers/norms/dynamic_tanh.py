@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, checked, concept, example, invalid, positive
+from minitransformers.foundation import Backward, at_least, checked, concept, example, invalid, positive
 
 
 class DynamicTanh(NamedTuple):
@@ -55,7 +55,7 @@ def init_dynamic_tanh(
     example=lambda rng: example(DynamicTanh(np.array(0.7), rng.normal(size=7), rng.normal(size=7)), rng.normal(size=(2, 3, 7))),
     roles=("norm",),
 )
-def dynamic_tanh(params: DynamicTanh, x: Float[Array, "... d_model"]):
+def dynamic_tanh(params: DynamicTanh, x: Float[Array, "... d_model"]) -> tuple[Array, Backward]:
     """Squash each feature by tanh(alpha x); then scale by the gain and add the bias.
 
     alpha has the units of 1/x. Features beyond a few times 1/alpha come out as gain + bias or bias - gain and send no

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import concept, example, positive
+from minitransformers.foundation import Backward, concept, example, positive
 
 
 @concept(
@@ -30,7 +30,7 @@ from minitransformers.foundation import concept, example, positive
     source="Nguyen and Chiang 2018, arXiv:1710.01329; Nguyen and Salazar 2019, arXiv:1910.05895, section 2.3",
     example=lambda rng: _example(rng),
 )
-def fix_norm(weight: Float[Array, "vocabulary d_model"], *, eps: Annotated[float, positive] = 1e-12):
+def fix_norm(weight: Float[Array, "vocabulary d_model"], *, eps: Annotated[float, positive] = 1e-12) -> tuple[Array, Backward]:
     """Divide every row of a table by its length.
 
     eps is the least length that a row is divided by, in the units of the table. A row of zeros stays zero, and its

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 
 
 class LayerNorm(NamedTuple):
@@ -48,7 +48,9 @@ def init_layer_norm(rng: np.random.Generator, d_model: Annotated[int, at_least(1
     roles=("norm",),
     rejects=[bad("x", x=np.ones((2, 3, 1)), params=LayerNorm(np.ones(1), np.ones(1)))],
 )
-def layer_norm(params: LayerNorm, x: Float[Array, "... d_model"], *, eps: Annotated[float, at_least(0)] = 1e-5):
+def layer_norm(
+    params: LayerNorm, x: Float[Array, "... d_model"], *, eps: Annotated[float, at_least(0)] = 1e-5
+) -> tuple[Array, Backward]:
     """Centre the last axis and divide it by its standard deviation; then scale by the gain and add the bias.
 
     eps is added to the variance, so it has the units of x squared (1e-5 in GPT-2, 1e-12 in BERT). Where it is above 0 in

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Real
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, checked, concept, example, invalid
 from minitransformers.norms.rms_norm import RmsNorm, rms_norm
 
 
@@ -59,7 +59,7 @@ def qk_norm(
     *,
     positions: Real[Array, "..."] | None = None,
     eps: Annotated[float, at_least(0)] = 1e-6,
-):
+) -> tuple[tuple[Array, Array], Backward]:
     """Divide each query and each key by its root mean square, then scale by its gains.
 
     The last axis is what is normalised together: (..., heads, positions, d_head) normalises each head, as Qwen3 does,

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, checked, concept, example
+from minitransformers.foundation import Backward, at_least, checked, concept, example
 
 
 class RmsNorm(NamedTuple):
@@ -44,7 +44,9 @@ def init_rms_norm(
     example=lambda rng: example(RmsNorm(rng.normal(size=7)), rng.normal(size=(2, 3, 7)), offset=1.0),
     roles=("norm",),
 )
-def rms_norm(params: RmsNorm, x: Float[Array, "... d_model"], *, eps: Annotated[float, at_least(0)] = 1e-6, offset: float = 0.0):
+def rms_norm(
+    params: RmsNorm, x: Float[Array, "... d_model"], *, eps: Annotated[float, at_least(0)] = 1e-6, offset: float = 0.0
+) -> tuple[Array, Backward]:
     """Divide the last axis by its root mean square, then scale by gain + offset.
 
     eps is added to the mean square, so it has the units of x squared (1e-6 in T5 and Gemma, 1e-5 in Llama 2 and 3). Where

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, checked, concept, example, positive
+from minitransformers.foundation import Backward, at_least, checked, concept, example, positive
 
 
 class ScaleNorm(NamedTuple):
@@ -41,7 +41,9 @@ def init_scale_norm(rng: np.random.Generator, d_model: Annotated[int, at_least(1
     example=lambda rng: _example(rng),
     roles=("norm",),
 )
-def scale_norm(params: ScaleNorm, x: Float[Array, "... d_model"], *, eps: Annotated[float, positive] = 1e-5):
+def scale_norm(
+    params: ScaleNorm, x: Float[Array, "... d_model"], *, eps: Annotated[float, positive] = 1e-5
+) -> tuple[Array, Backward]:
     """Divide the last axis by its length, then multiply it by g.
 
     eps is the least length that x is divided by, in the units of x. A position of zeros stays zero, and its gradient is

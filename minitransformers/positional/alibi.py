@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, checked, concept, example, trees
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, trees
 from minitransformers.positional.offsets import offsets
 
 
@@ -48,7 +48,7 @@ def init_alibi(rng: np.random.Generator, *, num_heads: Annotated[int, at_least(1
 )
 def alibi(
     params: Alibi, *, num_queries: Annotated[int, at_least(1)], num_keys: Annotated[int, at_least(1)], learned: bool = True
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """A bias (heads, num_queries, num_keys) for the scores, after their scaling.
 
     The queries are the last of the positions that the keys span, so a cache of earlier keys needs no offset. Where

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from minitransformers.basics.embedding import Embedding, embedding
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 
 
 class Hierarchical(NamedTuple):
@@ -56,7 +56,7 @@ def init_hierarchical(
 )
 def hierarchical(
     params: Hierarchical, x: Float[Array, "*batch positions d_model"], *, ids: Annotated[Int[Array, "*batch levels positions"], at_least(0)]
-):
+) -> tuple[Array, Backward]:
     """Add to every token, for each level, the weighted row of its place there.
 
     ids hold a token's place at each level, from 0, in the order of the tables; ``places_of`` makes them from the

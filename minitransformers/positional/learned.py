@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from minitransformers.basics.embedding import Embedding, embedding
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 
 
 class Learned(NamedTuple):
@@ -48,7 +48,7 @@ def init_learned(
 )
 def learned(
     params: Learned, x: Float[Array, "... positions d_model"], *, positions: Annotated[Int[Array, "positions"], at_least(0)] | None = None
-):
+) -> tuple[Array, Backward]:
     """Add to every position of x the table's row for it.
 
     positions count tokens from the start (default 0, 1, ...); they may repeat.

@@ -13,7 +13,7 @@ Source: Haviv et al. 2022, arXiv:2203.16634; Kazemnejad et al. 2023, arXiv:2305.
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import concept, example
+from minitransformers.foundation import Backward, concept, example
 
 
 @concept(
@@ -22,7 +22,7 @@ from minitransformers.foundation import concept, example
     example=lambda rng: example(rng.normal(size=(2, 5, 3))),
     roles=("position/input",),
 )
-def none(x: Float[Array, "... positions d_model"]):
+def none(x: Float[Array, "... positions d_model"]) -> tuple[Array, Backward]:
     """Leave x as it is: a scheme of its own among the positions, so that a model can choose it by name.
 
     Returns x itself, not a copy, and backward: dout -> dx.

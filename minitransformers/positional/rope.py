@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Real
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, finite, invalid, positive
+from minitransformers.foundation import Backward, bad, concept, example, finite, invalid, positive
 
 Positions = Annotated[Real[Array, "*#batch positions"], finite]
 
@@ -30,11 +30,13 @@ Positions = Annotated[Real[Array, "*#batch positions"], finite]
 @concept(
     title="Rotary position embedding (RoPE)",
     source="Su et al. 2021, arXiv:2104.09864, eq. 34",
-    example=lambda rng: example(rng.normal(size=(2, 3, 5, 8)), positions=np.array([3, 0, 1, 7, 1]), base=100.0),
+    example=lambda rng: example(rng.normal(size=(2, 3, 5, 8)), positions=rng.integers(-2, 9, size=(2, 1, 5)), base=100.0),
     roles=("position/rotation",),
     rejects=[bad(x=np.ones((2, 3, 5, 7)))],
 )
-def rope(x: Float[Array, "*batch positions d_head"], *, positions: Positions | None = None, base: Annotated[float, positive] = 10_000.0):
+def rope(
+    x: Float[Array, "*batch positions d_head"], *, positions: Positions | None = None, base: Annotated[float, positive] = 10_000.0
+) -> tuple[Array, Backward]:
     """Turn the feature pairs of queries or keys by the angles of their positions.
 
     positions count tokens from the start (default 0, 1, ...); they may be negative or real, as when a long text is

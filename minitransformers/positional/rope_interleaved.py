@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, positive
+from minitransformers.foundation import Backward, bad, concept, example, positive
 from minitransformers.positional.rope import Positions, places_of
 from minitransformers.positional.rope_fast import cos_and_sin
 
@@ -20,14 +20,14 @@ from minitransformers.positional.rope_fast import cos_and_sin
 @concept(
     title="RoPE, interleaved",
     source="Su et al. 2021, arXiv:2104.09864, eq. 34",
-    example=lambda rng: example(rng.normal(size=(2, 3, 5, 8)), positions=np.array([3, 0, 1, 7, 1]), base=100.0),
+    example=lambda rng: example(rng.normal(size=(2, 3, 5, 8)), positions=rng.integers(-2, 9, size=(2, 1, 5)), base=100.0),
     roles=("position/rotation",),
     rejects=[bad(x=np.ones((2, 3, 5, 7)))],
     form_of="rope",
 )
 def rope_interleaved(
     x: Float[Array, "*batch positions d_head"], *, positions: Positions | None = None, base: Annotated[float, positive] = 10_000.0
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Turn neighbouring features as pairs. Arguments, results and errors are those of rope."""
     places = places_of(x, positions)
     turns = _turns(places.tobytes(), places.shape, x.shape[-1], base, x.dtype)

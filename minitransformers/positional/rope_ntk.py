@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, concept, example, invalid, positive
+from minitransformers.foundation import Backward, at_least, bad, concept, example, invalid, positive
 from minitransformers.positional.rope import Positions
 from minitransformers.positional.rope_fast import rope_fast
 
@@ -20,7 +20,7 @@ from minitransformers.positional.rope_fast import rope_fast
 @concept(
     title="RoPE, NTK-aware",
     source="bloc97 2023; Peng et al. 2023, arXiv:2309.00071, section 3.1",
-    example=lambda rng: example(rng.normal(size=(2, 3, 5, 8)), positions=np.array([3, 0, 1, 7, 1]), base=100.0, factor=2.5),
+    example=lambda rng: example(rng.normal(size=(2, 3, 5, 8)), positions=rng.integers(-2, 9, size=(2, 1, 5)), base=100.0, factor=2.5),
     roles=("position/rotation",),
     rejects=[bad(x=np.ones((2, 3, 5, 2))), bad(factor=1e308)],
     form_of="rope",
@@ -28,7 +28,7 @@ from minitransformers.positional.rope_fast import rope_fast
 def rope_ntk(
     x: Float[Array, "*batch positions d_head"], *, factor: Annotated[float, at_least(1)], positions: Positions | None = None,
     base: Annotated[float, positive] = 10_000.0, turn: Callable = rope_fast,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Turn with the base factor^(d / (d - 2)) times as large. The rest as in rope.
 
     Raises ValueError where there is one pair only, which would be the slowest and the fastest, and where the base overflows.

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, concept, example, invalid
 from minitransformers.positional.rope import Positions
 from minitransformers.positional.rope_fast import rope_fast
 
@@ -15,7 +15,7 @@ from minitransformers.positional.rope_fast import rope_fast
 @concept(
     title="RoPE, on a part of the features",
     source="Black et al. 2022 (GPT-NeoX-20B), arXiv:2204.06745, section 2.1.1",
-    example=lambda rng: example(rng.normal(size=(2, 3, 5, 8)), positions=np.array([3, 0, 1, 7, 1]), rotary_dim=6),
+    example=lambda rng: example(rng.normal(size=(2, 3, 5, 8)), positions=rng.integers(-2, 9, size=(2, 1, 5)), rotary_dim=6),
     roles=("position/rotation",),
     rejects=[bad(rotary_dim=3), bad(rotary_dim=10)],
     form_of="rope",
@@ -23,7 +23,7 @@ from minitransformers.positional.rope_fast import rope_fast
 def rope_partial(
     x: Float[Array, "*batch positions d_head"], *, rotary_dim: Annotated[int, at_least(2)], positions: Positions | None = None,
     turn: Callable = rope_fast,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """``turn(x, positions=positions)`` on the first rotary_dim features; rotary_dim stands for d_head in its equations.
 
     Returns out, shaped like x, and backward: dout -> dx.

@@ -31,7 +31,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.heads import check_scores, forbid, sum_to
 from minitransformers.attention.scaled_dot_product_attention import check_bias
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 from minitransformers.positional.offsets import offsets
 
 
@@ -71,7 +71,7 @@ def shaw(
     bias: Float[Array, "*#batch #queries #keys"] | None = None,
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
-):
+) -> tuple[Array, Backward]:
     """Attention whose keys and values know their offset from the query, up to (offsets - 1) / 2 positions to each side. A core.
 
     The rows of a table before the middle one are for earlier keys. The queries are the last of the positions that the keys

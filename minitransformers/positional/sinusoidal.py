@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, concept, example, invalid, positive
+from minitransformers.foundation import Backward, at_least, bad, concept, example, invalid, positive
 
 
 @concept(
@@ -34,7 +34,7 @@ from minitransformers.foundation import at_least, bad, concept, example, invalid
 def sinusoidal(
     x: Float[Array, "... positions d_model"], *, positions: Annotated[Int[Array, "positions"], at_least(0)] | None = None,
     base: Annotated[float, positive] = 10_000.0,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Add to every position of x the sines and cosines of its angles.
 
     positions count tokens from the start (default 0, 1, ...); the slowest wave takes nearly 2 pi base positions for one period.

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 from minitransformers.positional.offsets import offsets
 
 
@@ -45,7 +45,9 @@ def init_toeplitz(
     roles=("position/bias",),
     rejects=[bad("params.table", params=Toeplitz(np.ones((3, 10)))), bad(num_keys=7), bad(num_queries=6)],
 )
-def toeplitz(params: Toeplitz, *, num_queries: Annotated[int, at_least(1)], num_keys: Annotated[int, at_least(1)]):
+def toeplitz(
+    params: Toeplitz, *, num_queries: Annotated[int, at_least(1)], num_keys: Annotated[int, at_least(1)]
+) -> tuple[Array, Backward]:
     """A bias (heads, num_queries, num_keys) for the scores, constant along diagonals.
 
     The queries are the last of the positions that the keys span, so a cache of earlier keys needs no offset.

@@ -38,7 +38,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.heads import by_head, check_scores, forbid, sum_to
 from minitransformers.attention.scaled_dot_product_attention import check_bias
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, positive
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, positive
 from minitransformers.positional.offsets import offsets
 
 
@@ -83,7 +83,7 @@ def transformer_xl_relative(
     bias: Float[Array, "*#batch #queries #keys"] | None = None,
     *,
     mask: Bool[Array, "*#batch #queries #keys"] | None = None,
-):
+) -> tuple[Array, Backward]:
     """Causal attention whose scores see content and distance apart. A core, causal by itself.
 
     The queries are the last of the positions that the keys span; what comes before is memory. mask is True where a query may

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 from minitransformers.foundation.trees import decays
 
 
@@ -50,7 +50,7 @@ def init_causal_convolution(
 )
 def causal_convolution(
     params: CausalConvolution, x: Float[Array, "*batch positions d_model"], past: Float[Array, "*batch before d_model"] | None = None
-):
+) -> tuple[Array, Backward]:
     """Mix each feature with its own last width - 1 values; no feature sees another.
 
     past holds the width - 1 inputs before the first of x, oldest first; None stands for zeros. At width 1 there is none to give.

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, finite, invalid, positive
+from minitransformers.foundation import Backward, bad, concept, example, finite, invalid, positive
 from minitransformers.state_space.matrix_exponential import matrix_exponential
 
 
@@ -93,7 +93,7 @@ def discretize(
     step: Annotated[Float[Array, "*systems"], positive],
     *,
     method: Literal["zoh", "bilinear"] = "zoh",
-):
+) -> tuple[tuple[Array, Array], Backward]:
     """The recurrence that a continuous system is when it is read every ``step``.
 
     A and B are rates for each unit of time, step is in that unit and above 0. method is "zoh" or "bilinear". Any A is legal:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.heads import sum_to
-from minitransformers.foundation import concept, example
+from minitransformers.foundation import Backward, concept, example
 
 
 @concept(
@@ -26,7 +26,7 @@ from minitransformers.foundation import concept, example
     source="Gu, Goel and Re 2021 (S4), arXiv:2111.00396, section 2.4; Cooley and Tukey 1965",
     example=lambda rng: example(rng.normal(size=(2, 3, 7)), rng.normal(size=(1, 3, 5))),
 )
-def fft_convolution(x: Float[Array, "*#batch positions"], kernel: Float[Array, "*#batch taps"]):
+def fft_convolution(x: Float[Array, "*#batch positions"], kernel: Float[Array, "*#batch taps"]) -> tuple[Array, Backward]:
     """out_t = sum over l of kernel_l x_{t-l}, along the last axis; before its start x is zero.
 
     Leading axes broadcast: a kernel (channels, taps) serves every sequence of x (batch, channels, positions). Taps beyond the

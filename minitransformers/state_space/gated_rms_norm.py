@@ -24,7 +24,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.basics.silu import silu
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, positive
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, positive
 
 
 class GatedRmsNorm(NamedTuple):
@@ -54,7 +54,7 @@ def gated_rms_norm(
     *,
     groups: Annotated[int, at_least(1)] = 1,
     eps: Annotated[float, positive] = 1e-5,
-):
+) -> tuple[Array, Backward]:
     """Multiply x by silu(z), divide each group of features by its root mean square, scale by the gain.
 
     groups are equal runs of neighbouring features; eps has the units of (x silu(z))^2. The sum of a group's squares must

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, concept, example
+from minitransformers.foundation import Backward, at_least, concept, example
 
 
 def scan(decay: Array, drive: Array, state: Array, *, form: str = "sequential", chunk: int = 64) -> Array:
@@ -93,7 +93,7 @@ def linear_scan(
     *,
     form: Literal["sequential", "associative", "chunked"] = "sequential",
     chunk: Annotated[int, at_least(1)] = 64,
-):
+) -> tuple[Array, Backward]:
     """Every state of the recurrence; lanes run side by side and do not meet.
 
     state is what stands before the first position (None: zeros). form is "sequential", "associative" or "chunked", in

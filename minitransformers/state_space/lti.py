@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import bad, concept, example, finite, positive
+from minitransformers.foundation import Backward, bad, concept, example, finite, positive
 from minitransformers.state_space.discretize import discretize
 from minitransformers.state_space.fft_convolution import fft_convolution
 
@@ -115,7 +115,7 @@ def lti(
     *,
     discretization: Literal["zoh", "bilinear"] = "zoh",
     view: Literal["convolution", "recurrent"] = "convolution",
-):
+) -> tuple[Array, Backward]:
     """Send every sequence of u, one channel each, through the one system that starts at rest.
 
     A and B are rates for each unit of time, step is in that unit and above 0. discretization is "zoh" or "bilinear", view is

@@ -35,7 +35,7 @@ from numpy import ndarray as Array
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softplus import softplus
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trusted
 from minitransformers.foundation.ranges import Range
 from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.state_space.selective_scan_blocks import selective_scan_blocks
@@ -186,7 +186,9 @@ def _example_params(rng: np.random.Generator, d_model: int = 3, d_inner: int = 4
     ],
     step=mamba_step,
 )
-def mamba(params: Mamba, x: Float[Array, "... positions d_model"], *, scan: Callable = selective_scan_blocks):
+def mamba(
+    params: Mamba, x: Float[Array, "... positions d_model"], *, scan: Callable = selective_scan_blocks
+) -> tuple[Array, Backward]:
     """Mix positions by a recurrence whose steps, writing and reading the input decides; no position sees a later one.
 
     scan(u, delta, A, B, C, D, z, state) -> (y, last), backward is the recurrence: selective_scan, or selective_scan_blocks

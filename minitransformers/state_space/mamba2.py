@@ -36,7 +36,7 @@ from numpy import ndarray as Array
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softplus import softplus
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, positive, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, positive, trusted
 from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.state_space.gated_rms_norm import GatedRmsNorm, gated_rms_norm, init_gated_rms_norm
 from minitransformers.state_space.mamba import log_rate
@@ -199,7 +199,7 @@ def _example_params(rng: np.random.Generator) -> Mamba2:
 def mamba2(
     params: Mamba2, x: Float[Array, "... positions d_model"], *, num_groups: Annotated[int, at_least(1)] = 1, mix: Callable = ssd,
     eps: Annotated[float, positive] = 1e-5,
-):  # fmt: skip
+) -> tuple[Array, Backward]:  # fmt: skip
     """Mix positions by SSD: each writes to and reads from a state that fades at a rate the input decides.
 
     num_groups is the number of B and C, each shared by as many heads, and of the norm's groups; eps is the norm's.

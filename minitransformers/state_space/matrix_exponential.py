@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import concept, example, finite
+from minitransformers.foundation import Backward, concept, example, finite
 
 # By bytes a number: the degree m, and the largest norm at which it is right to the last digit.
 _DEGREE = {4: (7, 3.925724783138660), 8: (13, 5.371920351148152)}
@@ -60,7 +60,7 @@ def _norm(A):
     # Norms on both sides of theta.
     example=lambda rng: example(rng.normal(size=(2, 3, 3)) - np.array([[2.5], [9.0]])[..., None] * np.eye(3)),
 )
-def matrix_exponential(A: Annotated[Float[Array, "... d_state d_state"], finite]):
+def matrix_exponential(A: Annotated[Float[Array, "... d_state d_state"], finite]) -> tuple[Array, Backward]:
     """exp(A) = I + A + A^2/2 + A^3/6 + ... of each square matrix.
 
     A is dimensionless: a rate times a time. A number of exp(A) that exceeds the dtype overflows, as exp of a number does.

@@ -39,7 +39,7 @@ import numpy as np
 from jaxtyping import Complex, Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, checked, concept, example, finite, invalid, positive, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, finite, invalid, positive, trusted
 from minitransformers.foundation.ranges import Range
 from minitransformers.state_space.fft_convolution import fft_convolution
 from minitransformers.state_space.hippo import hippo_legs
@@ -167,7 +167,9 @@ _VIEWS = {"convolution": _convolution, "recurrent": _recurrent}
 
 
 @trusted
-def s4d_step(params: S4D, x: Float[Array, "... new d_model"], state: Complex[Array, "... d_model modes"] | None):
+def s4d_step(
+    params: S4D, x: Float[Array, "... new d_model"], state: Complex[Array, "... d_model modes"] | None
+) -> tuple[Array, Array]:
     """The outputs of a few new positions, given the state that those before left; ``state`` is None at the start.
 
     Returns out, shaped like x, and the new state: modes complex numbers a channel, however long the past. Forward only.
@@ -199,7 +201,9 @@ def s4d_step(params: S4D, x: Float[Array, "... new d_model"], state: Complex[Arr
     ],
     step=s4d_step,
 )
-def s4d(params: S4D, x: Float[Array, "... positions d_model"], *, view: Literal["convolution", "recurrent"] = "convolution"):
+def s4d(
+    params: S4D, x: Float[Array, "... positions d_model"], *, view: Literal["convolution", "recurrent"] = "convolution"
+) -> tuple[Array, Backward]:
     """Send every channel of x through a diagonal linear system of its own, which starts at rest. Causal.
 
     view is "convolution" (all positions at once, by FFT) or "recurrent" (one after the other): two ways to the same numbers.

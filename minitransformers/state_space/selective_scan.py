@@ -39,7 +39,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.basics.silu import silu
-from minitransformers.foundation import at_least, concept, example, negative
+from minitransformers.foundation import Backward, at_least, concept, example, negative
 
 
 @concept(
@@ -56,7 +56,7 @@ def selective_scan(
     D: Float[Array, "d_inner"] | None = None,
     z: Float[Array, "*batch positions d_inner"] | None = None,
     state: Float[Array, "*batch d_inner d_state"] | None = None,
-):
+) -> tuple[tuple[Array, Array], Backward]:
     """Read u through a state that fades by exp(delta A), is written along B and read along C.
 
     delta, in units of time, is at least 0 (0 is softplus underflown: the position is passed over); A, per unit of time,

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.basics.silu import silu
-from minitransformers.foundation import at_least, concept, negative
+from minitransformers.foundation import Backward, at_least, concept, negative
 from minitransformers.state_space.linear_scan import scan
 from minitransformers.state_space.selective_scan import example_call
 
@@ -44,7 +44,7 @@ def selective_scan_blocks(
     *,
     form: Literal["sequential", "associative", "chunked"] = "sequential",
     chunk: Annotated[int, at_least(1)] = 64,
-):
+) -> tuple[tuple[Array, Array], Backward]:
     """What selective_scan gives, faster and in less memory; arguments, results and errors are its own.
 
     form is as in linear_scan: "sequential" takes blocks of ``chunk`` positions (fewer where states are very wide), the other two

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_most, concept, example
+from minitransformers.foundation import Backward, at_most, concept, example
 
 _SHORT = 128  # positions up to which a product with a triangle of ones is quicker than a running sum
 
@@ -78,7 +78,7 @@ def semiseparable(
     log_decay: Annotated[Float[Array, "*batch positions"], at_most(0)],
     B: Float[Array, "*batch positions d_state"],
     C: Float[Array, "*batch positions d_state"],
-):
+) -> tuple[Array, Backward]:
     """The matrix M of the recurrence: row i is what output i takes from each input.
 
     log_decay is the logarithm of the decay at each position, 0 or less (dimensionless); log_decay[0] has no part in M.

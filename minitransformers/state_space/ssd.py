@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, bad, concept, example, invalid, negative
+from minitransformers.foundation import Backward, at_least, bad, concept, example, invalid, negative
 from minitransformers.state_space.ssd_chunked import ssd_chunked
 from minitransformers.state_space.ssd_quadratic import ssd_quadratic
 from minitransformers.state_space.ssd_recurrent import THREE_GROUPS, ssd_recurrent
@@ -47,7 +47,7 @@ def ssd(
     *,
     form: Literal["chunked", "recurrent", "quadratic"] = "chunked",
     chunk: Annotated[int, at_least(1)] = 32,
-):
+) -> tuple[tuple[Array, Array], Backward]:
     """Move information along the sequence through a state of d_head x d_state numbers a head.
 
     delta is the step of each position, at least 0 (0: the position is not noticed), A the rate of decay a unit of step,

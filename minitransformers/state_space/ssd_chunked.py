@@ -34,7 +34,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, at_most, concept
+from minitransformers.foundation import Backward, at_least, at_most, concept
 from minitransformers.state_space.semiseparable import segsum, sum_over_crossings
 from minitransformers.state_space.ssd_recurrent import THREE_GROUPS, check_groups, example_call
 
@@ -53,7 +53,7 @@ def ssd_chunked(
     state: Float[Array, "*batch heads d_head d_state"] | None = None,
     *,
     chunk: Annotated[int, at_least(1)] = 32,
-):
+) -> tuple[tuple[Array, Array], Backward]:
     """The recurrence in chunks of so many positions, each worked on by matrix products; the last may be shorter.
 
     chunk, at least 1, changes the speed and the rounding, nothing else. Arguments, results and errors are those of ssd_recurrent.

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_most, concept
+from minitransformers.foundation import Backward, at_most, concept
 from minitransformers.state_space.semiseparable import segsum, sum_over_crossings
 from minitransformers.state_space.ssd_recurrent import THREE_GROUPS, check_groups, example_call
 
@@ -44,7 +44,7 @@ def ssd_quadratic(
     B: Float[Array, "*batch positions groups d_state"],
     C: Float[Array, "*batch positions groups d_state"],
     state: Float[Array, "*batch heads d_head d_state"] | None = None,
-):
+) -> tuple[tuple[Array, Array], Backward]:
     """Every output as a weighted sum of the inputs up to it, the weights C_i . B_j times the decay between the two.
 
     Arguments, results and errors are those of ssd_recurrent.

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_most, bad, concept, example, invalid
+from minitransformers.foundation import Backward, at_most, bad, concept, example, invalid
 
 THREE_GROUPS = bad("B", B=np.ones((2, 5, 3, 6)), C=np.ones((2, 5, 3, 6)))  # for four heads: every form refuses it
 
@@ -42,7 +42,7 @@ def ssd_recurrent(
     B: Float[Array, "*batch positions groups d_state"],
     C: Float[Array, "*batch positions groups d_state"],
     state: Float[Array, "*batch heads d_head d_state"] | None = None,
-):
+) -> tuple[tuple[Array, Array], Backward]:
     """Carry a state along the sequence: fade it, add to it, read it.
 
     log_decay is 0 or less; state is what came before the first position (None: zeros).

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,15 @@ class Checkpoint(NamedTuple):
                 raise ValueError(f"{what}: {place} is {found[place].dtype}, should be {leaf.dtype}")
         return trees.from_paths(template, found, what=what)
 
+    def field(self, name: str, fits: Callable[[Any], bool], *, wants: str) -> Any:
+        """One field of the state. Raises ValueError that names it where it is missing or does not fit."""
+        if name not in self.state:
+            raise ValueError(f"{self.path}: {name}: got nothing, wants {wants}")
+        value = self.state[name]
+        if not fits(value):
+            raise ValueError(f"{self.path}: {name}: got {short(value)}, wants {wants}")
+        return value
+
     def require(self, **wanted: Any) -> None:
         """Raise ValueError that says where the state differs from what is wanted."""
         for key, value in wanted.items():
@@ -76,7 +85,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path}: is not a checkpoint of this version: its format is {metadata.get('format')!r}, wants {_FORMAT!r}")
     if metadata.get("sha256") != _fingerprint(arrays, metadata["state"]):
         raise ValueError(f"{path}: is damaged: its contents do not have the fingerprint that was written with them")
-    return Checkpoint(path, arrays, json.loads(metadata["state"]))
+    try:
+        state = json.loads(metadata["state"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: state: is not JSON: {error}") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: state: got {short(state)}, wants an object with fields")
+    return Checkpoint(path, arrays, state)
 
 
 def differences(saved: Any, wanted: Any, path: str) -> list[str]:
@@ -86,11 +101,15 @@ def differences(saved: Any, wanted: Any, path: str) -> list[str]:
         return [line for key in keys for line in differences(saved.get(key), wanted.get(key), f"{path}.{key}")]
     if saved == wanted:
         return []
-    return [f"{path} is {_short(saved)} there and {_short(wanted)} here"]
+    return [f"{path} is {short(saved)} there and {short(wanted)} here"]
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def short(value: Any) -> str:
+    """A value of JSON as a message shows it, whatever it is."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):                      # nested too deeply, or a number with too many digits
+        text = f"a {type(value).__name__} too large to be shown"
     return text if len(text) <= 40 else f"{text[:20]}…{text[-16:]}"
 
 

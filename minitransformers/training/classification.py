@@ -23,7 +23,7 @@ class Classification(Labelled):
 
     @checked
     def __init__(
-        self, model: Callable, train: Any, test: Any, *, batch_size: Annotated[int, at_least(1)], random: bool = False, described: Any = None,
+        self, model: Callable, train: Any, test: Any, *, batch_size: Annotated[int, at_least(1)], random: bool = False, described: object = None,
     ) -> None:  # fmt: skip
         for name, (inputs, labels) in (("train", train), ("test", test)):
             for path, leaf in trees.leaves(inputs, "inputs"):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minitransformers.foundation import invalid
 from minitransformers.foundation.atomic import write_atomically
+from minitransformers.training.checkpoint import short
 
 
 class Record(NamedTuple):
@@ -41,12 +44,54 @@ def write_history(folder: str | Path, history: Sequence[Record], summary: dict[s
 
 
 def read_history(path: str | Path) -> list[Record]:
-    """The records of a history.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
+    """The records of a history.csv. Raises ValueError that names the file, and the line, where it is not whole."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        header, *rows = csv.reader(io.StringIO(text))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, csv.Error) as error:                  # bytes that are no text, or nothing at all
+        raise ValueError(f"{path}: is not a history: {error}") from None
     own = len(Record._fields) - 1
-    measured = ({name: float(cell) for name, cell in zip(header[own:], row[own:], strict=True) if cell} or None for row in rows)
-    return [Record._make([int(row[0]), *map(float, row[1:own]), found]) for row, found in zip(rows, measured, strict=True)]
+    if tuple(header[:own]) != Record._fields[:own]:
+        raise ValueError(f"{path}: is not a history: it begins with {short(header)}, wants {', '.join(Record._fields[:own])}")
+    if not text.endswith("\n"):
+        raise ValueError(f"{path}: is cut off in line {len(rows) + 1}")
+    return [_record_of_cells(row, header, f"{path}: line {i}") for i, row in enumerate(rows, 2)]
+
+
+def _record_of_cells(row: Sequence[str], header: Sequence[str], place: str) -> Record:
+    own = len(Record._fields) - 1
+    try:
+        numbers = [int(row[0]), *map(float, row[1:own])]
+        measured = {name: float(cell) for name, cell in zip(header[own:], row[own:], strict=True) if cell}
+        if all(map(is_finite, [*numbers, *measured.values()])):
+            return Record._make([*numbers, measured or None])
+    except (ValueError, TypeError, IndexError):              # a cell that is no number, too few cells
+        pass
+    raise ValueError(f"{place}: got {short(row)}, wants a finite number for each of {', '.join(header)}")
+
+
+def records_of_json(rows: Any, *, steps: int) -> list[Record]:
+    """The records that json wrote as lists, one for each of the steps. Raises ValueError that names the first that is none."""
+    if not isinstance(rows, list) or len(rows) != steps:
+        raise invalid("history", got=f"{len(rows)} records" if isinstance(rows, list) else short(rows), wants=f"{steps} records, one a step")
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or not _is_record(row, step=i + 1):
+            raise invalid(f"history.{i}", got=short(row), wants=f"step {i + 1} and its {', '.join(Record._fields[1:])}")
+    return [Record(*row) for row in rows]
+
+
+def _is_record(row: list[Any], *, step: int) -> bool:
+    if len(row) != len(Record._fields) or not all(map(is_finite, row[:-1])) or type(row[0]) is not int or row[0] != step:
+        return False
+    return row[-1] is None or (isinstance(row[-1], dict) and len(row[-1]) > 0 and all(map(is_finite, row[-1].values())))
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number of JSON's that float can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def draw_curve(path: str | Path, history: Sequence[Record], *, per_nat: float = 1.0) -> bool:

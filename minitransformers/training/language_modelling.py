@@ -25,7 +25,7 @@ class LanguageModelling(Labelled):
     @checked
     def __init__(
         self, corpus: Corpus, model: Callable, *, context: Annotated[int, at_least(1)], batch_size: Annotated[int, at_least(1)],
-        eval_windows: Annotated[int, at_least(1)] | None = None, random: bool = False, described: Any = None, model_defaults: Any = None,
+        eval_windows: Annotated[int, at_least(1)] | None = None, random: bool = False, described: object = None, model_defaults: object = None,
     ) -> None:  # fmt: skip
         if context >= len(corpus.train):
             raise invalid("context", got=context, wants=f"fewer than the {len(corpus.train)} tokens to train on")

@@ -6,11 +6,12 @@ the same bits as one that was not, on the same machine with the same libraries: 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minitransformers.foundation import trees
+from minitransformers.foundation.atomic import sole_writer
 from minitransformers.training.config import TrainingConfig
 from minitransformers.training.history import Record, draw_curve, write_history
 from minitransformers.training.memory import keep_freed_memory
@@ -54,13 +56,19 @@ def train(
 
     Into folder, where one is given, go checkpoint.safetensors (and .json, for people), history.csv, history.json and, where
     matplotlib is installed, curve.svg. resume continues the run whose checkpoint lies there, or starts where there is none;
-    without it, a folder that holds a checkpoint is refused. A progress bar is on stderr unless quiet.
+    without it, a folder that holds a checkpoint is refused, and so is one in which another run is training. A progress bar is on stderr unless quiet.
     Raises ValueError where a checkpoint cannot be used, and TrainingDiverged where a loss, a gradient or a parameter is not
     finite; the last checkpoint is then as it was.
     """
     run = Run(task=task, init=init, config=config)
-    checkpoint = _prepare(folder, run, resume)
-    keep_freed_memory()
+    with _prepared(folder, run, resume) as checkpoint:
+        keep_freed_memory()
+        _learn(run, task=task, config=config, checkpoint=checkpoint, quiet=quiet)
+    return TrainingResult(run.params.tree, run.history, **_summary(run))
+
+
+def _learn(run: Run, *, task: Task, config: TrainingConfig, checkpoint: Path | None, quiet: bool) -> None:
+    """Take the steps that are left."""
     recent: dict[str, float] = {}
     pace = 0.0
 
@@ -105,28 +113,34 @@ def train(
     if checkpoint is not None:
         write_history(checkpoint.parent, run.history, _summary(run))
         draw_curve(checkpoint.parent / "curve.svg", run.history, per_nat=task.per_nat)
-    return TrainingResult(run.params.tree, run.history, **_summary(run))
 
 
-def _prepare(folder: str | Path | None, run: Run, resume: bool) -> Path | None:
-    """The checkpoint's path, the folder made, the run restored where it should be."""
+@contextlib.contextmanager
+def _prepared(folder: str | Path | None, run: Run, resume: bool) -> Iterator[Path | None]:
+    """The checkpoint's path: the folder is made and this run's alone while it lasts, the run restored where it should be."""
     if folder is None:
         if resume:
             raise ValueError("resume: wants a folder to resume from")
-        return None
+        yield None
+        return
     folder = Path(folder)
-    checkpoint = folder / CHECKPOINT
-    if checkpoint.exists():
-        if not resume:
-            raise ValueError(f"{checkpoint}: there is a checkpoint already: resume it, or choose another folder")
-        run.restore(checkpoint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{folder}: cannot be made a folder: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{folder}: cannot be written to")  # better now than at the first checkpoint
-    return checkpoint
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(sole_writer(folder))
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another run is training here: wait until it ends, or choose another folder") from None
+        checkpoint = folder / CHECKPOINT
+        if checkpoint.exists():
+            if not resume:
+                raise ValueError(f"{checkpoint}: there is a checkpoint already: resume it, or choose another folder")
+            run.restore(checkpoint)
+        yield checkpoint
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from minitransformers.foundation import trees
-from minitransformers.training.checkpoint import load_checkpoint, save_checkpoint
+from minitransformers.foundation import invalid, trees
+from minitransformers.training.checkpoint import load_checkpoint, save_checkpoint, short
 from minitransformers.training.config import TrainingConfig
 from minitransformers.training.flat_tree import FlatTree
-from minitransformers.training.history import Record
+from minitransformers.training.history import Record, is_finite, records_of_json
 from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.task import Task
 from minitransformers.training.update import Learner
@@ -62,26 +62,45 @@ class Run:
     def restore(self, path: Path) -> None:
         """Take over a checkpoint.
 
-        Raises ValueError where it cannot be read, was made with another configuration (and says which field differs) or
-        does not hold this model's arrays; nothing is taken over then.
+        Raises ValueError where it cannot be read, was made with another configuration (and says which field differs), does not
+        hold this model's arrays, or says of the run what cannot be (and names the field); nothing is taken over then.
         """
         checkpoint = load_checkpoint(path)
-        checkpoint.state["config"] = _beneath(self.defaults, checkpoint.state["config"])
+        checkpoint.state["config"] = _beneath(self.defaults, checkpoint.state.get("config"))
         checkpoint.require(config=self.config)
         groups = self._groups()
         found = {name: checkpoint.tree(name, flat.tree) for name, flat in groups.items()}
+        steps = self.config["training"]["steps"]
+        step = checkpoint.field("step", lambda n: type(n) is int and 0 <= n <= steps, wants=f"a whole number from 0 to the {steps} steps")
+        seconds = checkpoint.field("seconds", lambda n: is_finite(n) and n >= 0, wants="a finite number of at least 0")
+        counted = checkpoint.field("counted", lambda n: type(n) is int and n >= 0, wants="a whole number of at least 0")
+        random = checkpoint.field("random", lambda states: isinstance(states, dict), wants="the state of each generator")
+        try:
+            generators = {name: _generator(random.get(name), f"random.{name}") for name in self.random}
+            history = records_of_json(checkpoint.state.get("history"), steps=step)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
         for name, tree in found.items():
             groups[name].assign(tree)
-        state = checkpoint.state
-        for name, rng in self.random.items():
-            rng.bit_generator.state = state["random"][name]
-        self.step = self.learner.optimizer.steps = state["step"]
-        self.seconds, self.counted = state["seconds"], state["counted"]
-        self.history = [Record(*record) for record in state["history"]]
+        self.step = self.learner.optimizer.steps = step
+        self.random, self.seconds, self.counted, self.history = generators, seconds, counted, history
 
     def _groups(self) -> dict[str, FlatTree]:
         optimizer = self.learner.optimizer
         return {"parameters": self.params, "gradient_sum": optimizer.gradient_sum, "square_sum": optimizer.square_sum}
+
+
+def _generator(state: Any, name: str) -> np.random.Generator:
+    """A generator in a state. Raises ValueError, with the name, where it cannot be in it."""
+    rng = np.random.default_rng(0)
+    try:
+        rng.bit_generator.state = state
+        if rng.bit_generator.state == state:                  # NumPy takes a fraction for a whole number
+            return rng
+    except (TypeError, ValueError, KeyError, OverflowError):
+        pass
+    raise invalid(name, got=short(state), wants=f"the state of a {type(rng.bit_generator).__name__}")
 
 
 def _beneath(defaults: Mapping[str, Any], saved: Any) -> Any:

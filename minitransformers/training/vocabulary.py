@@ -47,7 +47,7 @@ class CharacterVocabulary:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids. Raises ValueError for an id outside the vocabulary."""
+        """The text of some ids. Raises ValueError for what is no whole number, or outside the vocabulary."""
         return "".join(self.symbols[i] for i in _checked(ids, self.size))
 
     def to_json(self) -> dict[str, Any]:
@@ -63,10 +63,13 @@ class ByteVocabulary:
 
     def encode(self, text: str) -> Array:
         """Ids, one a byte of UTF-8. Raises ValueError for half a surrogate pair, which UTF-8 does not have."""
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.intp)
+        try:
+            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.intp)
+        except UnicodeEncodeError as error:
+            raise invalid("text", got=f"{text[error.start]!r} at character {error.start}", wants="characters that UTF-8 has") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; bytes that are not UTF-8, as a model may write, become U+FFFD."""
+        """The text of some ids; bytes that are not UTF-8, as a model may write, become U+FFFD. Raises ValueError as above."""
         return bytes(_checked(ids, 256)).decode("utf-8", errors="replace")
 
     def to_json(self) -> dict[str, Any]:
@@ -97,8 +100,13 @@ def vocabulary_from_json(values: Mapping[str, Any]) -> Vocabulary:
 
 
 def _checked(ids: Iterable[int], size: int) -> list[int]:
-    numbers = [int(i) for i in ids]
-    for i in numbers:
-        if not 0 <= i < size:
-            raise invalid("ids", got=i, wants=f"ids from 0 to {size - 1}")
+    """The ids as Python's integers. Nothing is rounded: 1.9 is no id, and neither is True."""
+    listed, numbers, wants = ids.tolist() if isinstance(ids, np.ndarray) else ids, [], f"whole numbers from 0 to {size - 1}"
+    if not isinstance(listed, Iterable):
+        raise invalid("ids", got=f"{listed!r} alone", wants=wants)
+    for i in listed:
+        number = i.item() if isinstance(i, np.generic) else i
+        if type(number) is not int or not 0 <= number < size:
+            raise invalid("ids", got=repr(number), wants=wants)
+        numbers.append(number)
     return numbers

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray as Array
 
-from minitransformers.foundation import trees
+from minitransformers.foundation import invalid, trees
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
 from minitransformers.training.checkpoint import load_checkpoint
@@ -46,19 +48,65 @@ class TrainedModel(NamedTuple):
 def load_trained(path: str | Path) -> TrainedModel:
     """Read the model of a run from its folder or its checkpoint file.
 
-    Raises ValueError that names the file when it is missing, damaged, or does not hold the model it says it holds.
+    Raises ValueError that names the file when it is missing, damaged, or does not hold the model it says it holds. A model that
+    is described as larger than what is there is refused before it is made: the description may be a stranger's.
     """
     path = Path(path)
     path = path / CHECKPOINT if path.is_dir() else path
     checkpoint = load_checkpoint(path)
+    held = {name.removeprefix("parameters."): array for name, array in checkpoint.arrays.items() if name.startswith("parameters.")}
     try:
         task = checkpoint.state["config"]["task"]
+        _check_sizes(task["model"], held)
         config = LanguageModelConfig.from_json(task["model"])
         vocabulary = vocabulary_from_json(task["corpus"]["vocabulary"])
-        dtype = checkpoint.arrays["parameters.embedding.weight"].dtype.type
-        template = init_language_model(np.random.default_rng(0), config, dtype=dtype)
+        if config.vocabulary_size != vocabulary.size:
+            raise invalid("vocabulary_size", got=config.vocabulary_size, wants=f"{vocabulary.size}, as the vocabulary has")
+        dtype = held["embedding.weight"].dtype.type
+        template = init_language_model(_Sparing(1_000_000 + 100 * sum(array.size for array in held.values())), config, dtype=dtype)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, ZeroDivisionError, MemoryError) as error:
         raise ValueError(f"{path}: it does not say what model it holds: {type(error).__name__}, {error}") from None
-    return TrainedModel(checkpoint.tree("parameters", template), config, vocabulary, checkpoint.state["step"])
+    step = checkpoint.field("step", lambda n: type(n) is int and n >= 0, wants="a whole number of at least 0")
+    return TrainedModel(checkpoint.tree("parameters", template), config, vocabulary, step)
+
+
+def _check_sizes(described: Mapping[str, Any], held: Mapping[str, Array]) -> None:
+    """Raise ValueError for more layers than there are, and for a width that is wider than any array.
+
+    Both cost time or memory before a number is drawn.
+    """
+    blocks = {name.split(".")[1] for name in held if name.startswith("blocks.")}
+    layers, stack = described.get("num_layers"), described.get("stack")
+    if type(layers) is int and layers > len(blocks) and stack is None:
+        raise invalid("num_layers", got=layers, wants=f"the {len(blocks)} layers whose parameters are there")
+    widest = 2 * max((size for array in held.values() for size in array.shape), default=0)  # S4D keeps one of two states
+    for role, options in described.get("options", {}).items():
+        for name, value in options.items():
+            if name.rpartition(".")[2].startswith("d_") and type(value) is int and value > widest:
+                raise invalid(f"options.{role}.{name}", got=value, wants="a width that one of the arrays has")
+
+
+class _Sparing(np.random.Generator):
+    """A generator for a skeleton that will be filled: it draws the smallest number each time, and not more than so many."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(np.random.PCG64(0))
+        self._left = most
+
+    def _all(self, number: float, size: Any) -> Any:
+        shape = () if size is None else tuple(np.atleast_1d(size).tolist())
+        self._left -= math.prod(shape)
+        if self._left < 0:
+            raise ValueError("it describes a model that is far larger than the parameters that are there")
+        return np.full(shape, number, np.float64)
+
+    def standard_normal(self, size: Any = None, *args: Any, **settings: Any) -> Any:
+        return self._all(0.0, size)
+
+    def normal(self, loc: Any = 0.0, scale: Any = 1.0, size: Any = None) -> Any:
+        return self._all(loc, size)
+
+    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
+        return self._all(low, size)

@@ -121,9 +121,9 @@ def test_the_entropy_is_that_of_scipy():
     np.testing.assert_allclose(focus(weights).entropy, stats.entropy(weights, axis=-1), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("sizes", [[], [2.5], [0]])
+@pytest.mark.parametrize("sizes", [[], [2.5], [0], 2, "12"])
 def test_sizes_are_whole_numbers_of_keys(sizes):
-    with pytest.raises(ValueError, match="sizes: got"):
+    with pytest.raises(ValueError, match=r"sizes(\.0)?: got"):
         fading(np.zeros((2, 4)), sizes=sizes)
 
 

@@ -166,8 +166,9 @@ def test_a_core_gets_the_heads_the_bias_and_the_mask_of_the_call():
         seen.append((own, query.shape, key.shape, value.shape, bias, mask))
         return softmax_attention(None, query, key, value, bias, mask=mask)
 
-    multi_head_attention(params._replace(core="learned"), x, bias, num_heads=2, mask=mask, core=core)
-    assert seen == [("learned", (2, 2, 4, 2), (2, 2, 4, 2), (2, 2, 4, 4), bias, mask)]
+    learned = np.ones(2)
+    multi_head_attention(params._replace(core=learned), x, bias, num_heads=2, mask=mask, core=core)
+    assert seen == [(learned, (2, 2, 4, 2), (2, 2, 4, 2), (2, 2, 4, 4), bias, mask)]
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 1, 3)])

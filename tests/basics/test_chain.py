@@ -99,8 +99,8 @@ def test_the_check_refuses_a_walk_in_the_order_of_the_forward():
 @pytest.mark.parametrize(
     ("params", "parts", "message"),
     [
-        ((), (), "parts: got 0 parts"),
-        ((None,), ("linear",), "parts: got 1 parts, 0 of them functions"),
+        ((), (), "parts: got no parts"),
+        ((None,), ("linear",), r"parts\.0: got 'linear', wants a function"),
         ((None,), (slot(relu), slot(relu)), "params: got 1 entries, wants a tuple with an entry for each of the 2 parts"),
         (np.ones(2), (slot(relu), slot(relu)), "params: got ndarray"),
     ],

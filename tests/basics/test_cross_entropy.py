@@ -174,16 +174,65 @@ def test_parity_with_torch(smoothing, reduction):
     np.testing.assert_allclose(backward(np.float64(0.7)), theirs_logits.grad.numpy(), atol=1e-12)
 
 
-@pytest.mark.parametrize("ignored", [np.nan, np.inf, -np.inf])
-@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")
-def test_a_position_that_is_ignored_may_hold_anything(ignored):
-    logits, targets = np.zeros((3, 4)), np.array([2, -100, -100])
-    logits[1, 0], logits[2] = -np.inf, ignored
-    out, backward = cross_entropy(logits, targets=targets)
-    assert out == pytest.approx(np.log(4))
+@pytest.mark.parity
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_class_weights_and_no_reduction_are_pytorchs(weighted, smoothing, reduction):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(12)
+    logits, targets, weight = rng.normal(size=(2, 7, 5)), rng.integers(0, 5, size=(2, 7)), np.array([0.5, 2.0, 0.0, 1.0, 3.0])
+    targets[0, 3] = -100
+    theirs_logits = torch.tensor(logits, requires_grad=True)
+    theirs = torch.nn.functional.cross_entropy(
+        theirs_logits.transpose(1, 2), torch.tensor(targets), weight=torch.tensor(weight) if weighted else None,
+        label_smoothing=smoothing, reduction=reduction,
+    )  # fmt: skip
+    dout = rng.normal(size=theirs.shape)
+    theirs.backward(torch.tensor(dout))
+    settings = {"label_smoothing": smoothing, "reduction": reduction, "class_weight": weight if weighted else None}
+    out, backward = cross_entropy(logits, targets=targets, **settings)
+    np.testing.assert_allclose(out, theirs.detach().numpy(), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(backward(dout), theirs_logits.grad.numpy(), atol=1e-12)
+    report = check_gradients(cross_entropy, logits, targets=targets, **settings)
+    assert report.passed, str(report)
+
+
+def test_equal_weights_change_nothing_in_a_mean_and_a_class_without_weight_is_not_learned():
+    rng = np.random.default_rng(13)
+    logits, targets = rng.normal(size=(6, 4)), np.array([0, 1, 2, 3, 1, 0])
+    plain, equal = (cross_entropy(logits, targets=targets, class_weight=w)[0] for w in (None, np.full(4, 7.0)))
+    np.testing.assert_allclose(equal, plain, rtol=1e-14)
+    _, backward = cross_entropy(logits, targets=targets, class_weight=np.array([1.0, 0.0, 1.0, 1.0]), reduction="none")
+    np.testing.assert_array_equal(np.flatnonzero(backward(np.ones(6)).any(-1)), [0, 2, 3, 5])
+
+
+ANYTHING = {
+    "nan": [np.nan] * 4, "inf": [np.inf] * 4, "-inf": [-np.inf] * 4, "one inf": [np.inf, 0, 0, 0], "both": [np.inf, -np.inf, 0, 1],
+    "all three": [np.nan, np.inf, -np.inf, 0], "the largest": [1e308, -1e308, 1e308, -1e308],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ignored", ANYTHING.values(), ids=ANYTHING)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_a_position_that_is_ignored_may_hold_anything(ignored, reduction, smoothing):
+    """Without a warning, which would be an error here."""
+    settings = {"label_smoothing": smoothing, "reduction": reduction}
+    kept = np.random.default_rng(11).normal(size=(2, 4))
+    logits, targets = np.stack([kept[0], ignored, kept[1], ignored]), np.array([2, -100, 0, -100])
+    out, backward = cross_entropy(logits, targets=targets, **settings)
+    out_kept, backward_kept = cross_entropy(kept, targets=targets[[0, 2]], **settings)
+    assert out == out_kept
     dlogits = backward(np.ones_like(out))
-    np.testing.assert_allclose(dlogits[0], [0.25, 0.25, -0.75, 0.25])
-    np.testing.assert_array_equal(dlogits[1:], 0)
+    np.testing.assert_array_equal(dlogits[[0, 2]], backward_kept(np.ones_like(out)))
+    np.testing.assert_array_equal(dlogits[[1, 3]], 0)
+
+
+def test_the_sum_over_nothing_is_zero_whatever_is_ignored():
+    out, backward = cross_entropy(np.full((2, 4), np.nan), targets=np.array([-100, -100]), reduction="sum")
+    assert out == 0
+    np.testing.assert_array_equal(backward(np.ones_like(out)), np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])

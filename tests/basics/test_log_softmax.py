@@ -81,6 +81,12 @@ def test_the_checker_refuses_a_mean_for_the_sum():
     assert not report.passed and report.error > 1e-2
 
 
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_a_single_number_has_no_axis_to_sum_over(axis):
+    with pytest.raises(ValueError, match=r"^x: got shape \(\), wants at least one axis$"):
+        log_softmax(np.array(1.0), axis=axis)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_parity_with_torch(axis):

@@ -101,6 +101,12 @@ def test_not_a_number_goes_through_and_is_seen():
     assert np.isnan(softmax(np.array([1.0, np.nan]))[0]).all()
 
 
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_a_single_number_has_no_axis_to_sum_over(axis):
+    with pytest.raises(ValueError, match=r"^x: got shape \(\), wants at least one axis$"):
+        softmax(np.array(1.0), axis=axis)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_parity_with_torch(axis):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -52,6 +53,38 @@ def test_check_gives_a_row_a_concept_and_states_the_worst(run):
     assert [row.split()[0] for row in rows[2:4]] == ["linear", "rms_norm"]
     assert all(row.endswith("passed") for row in rows[2:4])
     assert re.search(r"2 checked, 0 failed; worst gradient error \d\.\de-\d\d \((linear|rms_norm)\)\n", found.out)
+
+
+def test_list_and_check_take_chapters_and_single_names(run):
+    norms = list(catalogue.entries(chapter="norms"))
+    listed = json.loads(run("list", "norms", "rope", "rms_norm", "--json").out)
+    assert [entry["name"] for entry in listed] == [*norms, "rope"]
+    assert [entry["name"] for entry in json.loads(run("list", "norms", "linear", "--role", "norm", "--json").out)] == [
+        name for name in norms if catalogue.find(name).has_role("norm")
+    ]
+    found = run("check", "norms", "linear")
+    assert found.status == 0
+    assert [row.split()[0] for row in found.out.splitlines()[2:-2]] == [*norms, "linear"]
+
+
+@pytest.mark.parametrize("command", ["list", "check", "bench"])
+def test_an_unknown_name_suggests_a_chapter_too_and_does_not_print_all(refuses, command):
+    line = refuses(command, "nroms")
+    assert line == "minitransformers: unknown chapter, concept or procedure 'nroms'; did you mean 'norms'? (`minitransformers list` shows all)\n"
+
+
+def test_an_unknown_name_does_not_print_all_where_nothing_is_near(refuses):
+    assert refuses("check", "zzz") == "minitransformers: unknown chapter, concept or procedure 'zzz' (`minitransformers list` shows all)\n"
+    assert len(refuses("show", "zzz")) < 120
+
+
+def test_check_says_why_autograd_found_nothing(run, monkeypatch):
+    assert re.search(r"^silu .*  not traceable: out=  ", run("check", "silu").out, re.MULTILINE)
+    assert re.search(r"^causal_mask  –  .*  no gradient  ", run("check", "causal_mask").out, re.MULTILINE)
+    assert json.loads(run("check", "rms_norm", "--json").out)["rms_norm"]["no autograd"] == "not traceable: np.vecdot"
+    assert json.loads(run("check", "linear", "--json").out)["linear"]["no autograd"] is None
+    monkeypatch.setitem(sys.modules, "autograd", None)
+    assert re.search(r"^linear .*  not installed  ", run("check", "linear").out, re.MULTILINE)
 
 
 def test_check_as_json(run):
@@ -133,7 +166,7 @@ def test_show_prints_the_ranges_of_settings(run):
 
 def test_a_procedure_is_checked_and_timed_and_has_no_gradient(run):
     (row,) = run("check", "key_value_cache").out.splitlines()[2:3]
-    assert row.split()[1:4] == ["–", "–", "–"] and row.endswith("passed")
+    assert row.split()[1:5] == ["–", "–", "no", "gradient"] and row.endswith("passed")
     assert run("bench", "key_value_cache").status == 0
 
 

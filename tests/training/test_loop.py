@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_run import SmallConfig, corpus, init_small, language_task, run, small, small_train
 
-from minitransformers.foundation import trees
+from minitransformers.foundation import atomic, trees
 from minitransformers.training.config import TrainingConfig
 from minitransformers.training.history import read_history
 from minitransformers.training.language_modelling import LanguageModelling
@@ -173,6 +173,26 @@ def test_a_checkpoint_is_not_overwritten_by_a_new_run(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors: there is a checkpoint already"):
         small_train(folder=tmp_path, seed=1)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.skipif(atomic.fcntl is None, reason="this system has no locks on folders")
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_folder_in_which_another_run_trains_is_refused_and_not_touched(tmp_path, resume):
+    inner = []
+
+    def second(*args, **settings):
+        if not inner:
+            before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+            with pytest.raises(ValueError, match="another run is training here") as caught:
+                small_train(folder=tmp_path, resume=resume)
+            inner.append(str(caught.value))
+            assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        return small(*args, **settings)
+
+    first = small_train(folder=tmp_path, model=second)
+    assert inner[0].startswith(f"{tmp_path}: ")
+    trees.map(np.testing.assert_array_equal, first.params, small_train().params)
+    small_train(folder=tmp_path, resume=True)                # it has ended
 
 
 class Breaking:

@@ -35,11 +35,28 @@ def test_an_unknown_character_is_shown(text, message):
         CharacterVocabulary.of("abcei").encode(text)
 
 
-def test_ids_outside_a_vocabulary_are_refused():
+@pytest.mark.parametrize("wrong", [-1, 256, 2**70, 1.9, 1.0, np.nan, True, "1", None, np.float64(1.9), np.int64(-1), np.True_, [1]], ids=repr)
+def test_what_is_no_id_of_a_vocabulary_is_refused_by_name(wrong):
     for vocabulary in (CharacterVocabulary("abc"), ByteVocabulary()):
-        for wrong in (-1, vocabulary.size):
-            with pytest.raises(ValueError, match="ids"):
-                vocabulary.decode([0, wrong])
+        with pytest.raises(ValueError, match=rf"^ids: got .*, wants whole numbers from 0 to {vocabulary.size - 1}$"):
+            vocabulary.decode([0, wrong])
+
+
+@pytest.mark.parametrize("wrong", [1, 1.5, np.array(1), np.array([1.9]), np.array([[0, 1]]), np.array([True]), "01"], ids=repr)
+def test_ids_are_a_list_of_whole_numbers(wrong):
+    for vocabulary in (CharacterVocabulary("abc"), ByteVocabulary()):
+        with pytest.raises(ValueError, match=r"^ids: got .*, wants whole numbers from 0 to"):
+            vocabulary.decode(wrong)
+
+
+@pytest.mark.parametrize("ids", [[1, 2], (1, 2), range(1, 3), iter([1, 2]), [np.int64(1), np.uint8(2)], np.array([1, 2], np.uint8)])
+def test_ids_of_any_integer_kind_are_decoded(ids):
+    assert CharacterVocabulary("abc").decode(ids) == "bc"
+
+
+def test_half_a_surrogate_pair_has_no_bytes():
+    with pytest.raises(ValueError, match=r"^text: got '\\udcff' at character 1, wants characters that UTF-8 has$"):
+        ByteVocabulary().encode("a\udcff")
 
 
 def test_bytes_that_are_no_text_are_marked():

@@ -31,7 +31,7 @@ from numpy import ndarray as Array
 from minitransformers.basics.dropout import dropout
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.foundation import at_least, bad, checked, concept, example, invalid, trees, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trees, trusted
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.transformer_block import TransformerBlock, transformer_block, transformer_block_step
 from minitransformers.norms.fix_norm import fix_norm
@@ -114,7 +114,7 @@ def language_model(
     config: LanguageModelConfig,
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
     rng: np.random.Generator | None = None,
-) -> tuple[Float[Array, "*batch positions vocabulary"], Callable]:
+) -> tuple[Float[Array, "*batch positions vocabulary"], Backward]:
     """Logits for the token after each position, given that position and those before it.
 
     mask, broadcastable to (*batch, heads, queries, keys), is True where a query may see a key besides (padding_mask, segment_mask).

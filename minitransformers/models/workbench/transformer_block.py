@@ -25,7 +25,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
 from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
-from minitransformers.foundation import checked, concept, example, positive
+from minitransformers.foundation import Backward, checked, concept, example, positive
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
 
 
@@ -82,7 +82,7 @@ def transformer_block(
     placement: Callable = pre_norm,
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
     drop: Callable | None = None,
-):
+) -> tuple[Array, Backward]:
     """One block of parts: ``mixer(params, x, bias, mask=mask)``, ``channel(params, x)`` and ``norm(params, x)``.
 
     placement is pre_norm, post_norm, or partial(post_norm, alpha=...). drop, if any, is a parameter-free concept (dropout)
@@ -108,7 +108,7 @@ def transformer_block(
 
 def transformer_block_step(
     params: TransformerBlock, x: Array, state: Any, *, mixer_step: Callable, channel: Callable, norm: Callable, placement: Callable = pre_norm
-):
+) -> tuple[Array, Any]:
     """The same block over a few new positions, the mixer's state carried: returns out and the new state."""
     def mix(h):
         nonlocal state
