@@ -4,6 +4,9 @@ from minitransformers.attention.banded_attention import banded_attention as band
 from minitransformers.attention.banded_attention_blocks import banded_attention_blocks as banded_attention_blocks
 from minitransformers.attention.cache import KeyValueCache as KeyValueCache
 from minitransformers.attention.cache import key_value_cache as key_value_cache
+from minitransformers.attention.core import causal as causal
+from minitransformers.attention.core import causal_attention as causal_attention
+from minitransformers.attention.core import softmax_attention as softmax_attention
 from minitransformers.attention.cross_attention import CrossAttention as CrossAttention
 from minitransformers.attention.cross_attention import CrossAttentionState as CrossAttentionState
 from minitransformers.attention.cross_attention import cross_attention as cross_attention
@@ -33,6 +36,7 @@ from minitransformers.attention.multi_head_attention import multi_head_attention
 from minitransformers.attention.polynomial_attention import PolynomialAttention as PolynomialAttention
 from minitransformers.attention.polynomial_attention import polynomial_attention as polynomial_attention
 from minitransformers.attention.polynomial_attention import polynomial_weights as polynomial_weights
+from minitransformers.attention.prepare import on_both as on_both
 from minitransformers.attention.relu_attention import relu_attention as relu_attention
 from minitransformers.attention.relu_attention import relu_weights as relu_weights
 from minitransformers.attention.scalable_softmax import ScalableSoftmax as ScalableSoftmax
@@ -84,6 +88,7 @@ from minitransformers.basics.softplus import softplus as softplus
 from minitransformers.foundation import assert_gradients as assert_gradients
 from minitransformers.foundation import catalogue as catalogue
 from minitransformers.foundation import check_gradients as check_gradients
+from minitransformers.foundation import slot as slot
 from minitransformers.foundation import trees as trees
 from minitransformers.hybrids.bmojo import Bmojo as Bmojo
 from minitransformers.hybrids.bmojo import bmojo as bmojo

@@ -15,11 +15,16 @@ from minitransformers.foundation.atomic import write_atomically
 from minitransformers.foundation.catalogue import READING_ORDER
 
 PACKAGE = Path(__file__).parent
-# What is offered besides the chapters' own: the tools, and what language_model takes that is no tree of parameters.
+# What is offered besides the chapters' own: the tools, what goes into slots, and what language_model takes that is no tree of parameters.
 BESIDES = (
+    ("minitransformers.attention.core", "causal"),
+    ("minitransformers.attention.core", "causal_attention"),
+    ("minitransformers.attention.core", "softmax_attention"),
+    ("minitransformers.attention.prepare", "on_both"),
     ("minitransformers.foundation", "assert_gradients"),
     ("minitransformers.foundation", "catalogue"),
     ("minitransformers.foundation", "check_gradients"),
+    ("minitransformers.foundation", "slot"),
     ("minitransformers.foundation", "trees"),
     ("minitransformers.models.workbench.configuration", "LanguageModelConfig"),
 )
