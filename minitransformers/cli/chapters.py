@@ -14,6 +14,7 @@ from typing import Any
 from minitransformers.cli import repository
 from minitransformers.reporting.arguments import UsageError, known
 from minitransformers.reporting.progress import progress
+from minitransformers.training.threads import hold_blas
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise UsageError(f"{chapter} has no sections: it is one script")
             scripts[name] = sections[known(name, sections, kind="section")]
     options = ["--seed", str(arguments.seed), *(["--quick"] if arguments.quick else [])]
+    if arguments.quick:
+        hold_blas()
     results, failed = {}, []
     for i, name in enumerate(chosen, 1):
         if len(chosen) > 1:
@@ -54,6 +57,8 @@ def tour(arguments: argparse.Namespace) -> int:
     if not scripts:
         raise UsageError("there are no chapter scripts in chapters/")
     site.require_tools()
+    if not arguments.full:
+        hold_blas()
     failed = []
     width = max(map(len, scripts))
     for name in progress(list(scripts), "chapters"):

@@ -6,10 +6,13 @@ import argparse
 import ast
 import inspect
 import json
+import os
 import re
 import textwrap
 import time
 import typing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from minitransformers.foundation.catalogue import Entry
 from minitransformers.reporting.arguments import known
 from minitransformers.reporting.progress import progress
 from minitransformers.reporting.tables import aligned
+from minitransformers.training.threads import hold_blas
 
 _ARXIV = re.compile(r"arXiv:\s*([a-z-]+(?:\.[A-Z]{2})?/\d{7}|\d{4}\.\d{4,5})")
 
@@ -72,7 +76,7 @@ def show(arguments: argparse.Namespace) -> int:
 def check(arguments: argparse.Namespace) -> int:
     """``minitransformers check``: one row a concept; 1 where one fails."""
     entries = _chosen(arguments.names)
-    measured = {entry.name: _check(entry, arguments.seed) for entry in progress(entries, "checking")}
+    measured = _measured(entries, arguments.seed)
     failures = {name: found["failures"] for name, found in measured.items() if found["failures"]}
     if arguments.write:
         _write(measured, complete=not arguments.names)
@@ -159,6 +163,24 @@ def _ranges(entry: Entry) -> list[list[str]]:
             shown = "" if default is parameter.empty else getattr(default, "__name__", repr(default))
             found.append([name, words, shown])
     return found
+
+
+_FEW = 8  # entries, which are checked before another process has started
+
+
+def _measured(entries: Sequence[Entry], seed: int) -> dict[str, dict[str, Any]]:
+    """What _check finds of each entry; of many, a process for each core works on one at a time."""
+    hold_blas()
+    names, cores = [entry.name for entry in entries], os.cpu_count() or 1
+    if len(names) < _FEW or cores == 1:
+        return {name: _check(entry, seed) for name, entry in zip(names, progress(entries, "checking"), strict=True)}
+    with ProcessPoolExecutor(cores) as pool:
+        found = pool.map(_check_named, names, [seed] * len(names))
+        return dict(zip(names, progress(found, "checking", total=len(names)), strict=True))
+
+
+def _check_named(name: str, seed: int) -> dict[str, Any]:
+    return _check(catalogue.find(name), seed)
 
 
 def _check(entry: Entry, seed: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from minitransformers.training.loop import CHECKPOINT
 from minitransformers.training.loop import train as run_training
 from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.text import Corpus
+from minitransformers.training.threads import hold_blas
 from minitransformers.training.vocabulary import Vocabulary
 from minitransformers.training.workbench import load_trained, workbench_task
 from minitransformers.training.yardsticks import yardsticks
@@ -34,6 +35,8 @@ ROLES = ("mixer", "stack", "channel", "norm", "position")
 def train(arguments: argparse.Namespace) -> int:
     """``minitransformers train``."""
     small = arguments.quick
+    if small:
+        hold_blas()
 
     def chosen(name: str, default: Any, quick: Any) -> Any:
         value = getattr(arguments, name)

@@ -8,7 +8,9 @@ NumPy lets other threads run while it computes, and a concept shares no state wi
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,6 +34,20 @@ def side_by_side(*parts: Sequence[Any], function: Callable) -> list[Any]:
         return list(map(function, *parts))
     with _blas().limit(limits=1, user_api="blas"):
         return in_threads(*parts, function=function)
+
+
+def hold_blas() -> None:
+    """Hold BLAS to one thread in this process and in those that it starts, unless the user has said how many.
+
+    Where arrays are tiny its threads only wait for one another, and on a busy machine for long. Where threadpoolctl is not
+    installed, this process is left as it is.
+    """
+    if "OPENBLAS_NUM_THREADS" not in os.environ:
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        with contextlib.suppress(ImportError):
+            from threadpoolctl import threadpool_limits
+
+            threadpool_limits(1, "blas")
 
 
 @functools.cache  # finding the libraries costs a third of a millisecond
