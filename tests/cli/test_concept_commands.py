@@ -23,7 +23,7 @@ def test_every_help_ends_with_an_example(run, command):
     assert re.search(rf"\nexample:\n  minitransformers {command}\b.*\n\Z", help_text)
 
 
-@pytest.mark.parametrize("command", [(), ("foo",), ("check", "--sed", "1"), ("show",), ("check", "linear", "--seed", "-1")])
+@pytest.mark.parametrize("command", [("foo",), ("check", "--sed", "1"), ("show",), ("check", "linear", "--seed", "-1")])
 def test_a_wrong_call_is_one_line(refuses, command):
     refuses(*command)
 
