@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             status, results[name], _ = _measure(scripts[name], options, stderr=None)
         else:
-            status, _, _ = _finished(subprocess.Popen([sys.executable, str(scripts[name]), *options]))
+            status, _, _ = _finished(subprocess.Popen([sys.executable, str(scripts[name]), *options], env=_environment()))
         if status:
             failed.append(name)
     if arguments.json:
@@ -69,21 +70,38 @@ def tour(arguments: argparse.Namespace) -> int:
         _above_the_bar(f"{name:<{width}}  {time.perf_counter() - start:5.1f} s  {'FAILED: ' if status else ''}{counts}")
         if status:
             failed.append(name)
-            _above_the_bar("\n".join(f"    {line}" for line in errors.strip().splitlines()[-5:]))
+            _above_the_bar("\n".join(f"    {line}" for line in _why(results, errors)))
     start = time.perf_counter()
-    folder = site.build()
-    print(f"{'the site':<{width}}  {time.perf_counter() - start:5.1f} s  {'FAILED' if folder is None else folder}")
-    if folder is not None:
+    folder = repository.root() / "site"
+    built = site.build(folder)
+    print(f"{'the site':<{width}}  {time.perf_counter() - start:5.1f} s  {folder if built else 'FAILED'}")
+    if built:
         print(f"\nOpen {folder / 'index.html'} in a browser, or run `minitransformers docs` and open http://127.0.0.1:8000")
     if failed:
         print(f"minitransformers: failed: {', '.join(failed)}", file=sys.stderr)
-    return int(bool(failed) or folder is None)
+    return int(bool(failed) or not built)
+
+
+def _why(results: Any, errors: str) -> list[str]:
+    """The claims that fail or are not as recorded, by name; without one, the end of what the script had to say."""
+    claims = results["claims"] if results else []
+    lines = [f"fails: {claim['name']}" for claim in claims if "fails" in (claim["verdict"], claim.get("state"))]
+    lines += [line for line in errors.splitlines() if line.startswith("not as recorded: ")]
+    return lines or errors.strip().splitlines()[-5:]
+
+
+def _environment() -> dict[str, str]:
+    """For a script that prints where we print: what the console cannot show, it replaces as we do."""
+    return {**os.environ, "PYTHONIOENCODING": f"{sys.stdout.encoding or 'utf-8'}:{sys.stdout.errors or 'replace'}"}
 
 
 def _measure(script: Path, options: list[str], *, stderr: int | None) -> tuple[int, Any, str]:
     """Exit code, results (None where there are none) and stderr of a script."""
     command = [sys.executable, str(script), "--json", *options]
-    status, out, errors = _finished(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8"))
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # whatever the console shows, a pipe takes all
+    status, out, errors = _finished(
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8", errors="replace", env=environment)
+    )
     try:
         return status, json.loads(out), errors or ""
     except json.JSONDecodeError:

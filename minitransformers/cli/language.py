@@ -142,6 +142,10 @@ def _pieces(vocabulary: Vocabulary, ids: Iterable[int]) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
+def _cut(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:40]!r}…"
+
+
 def _options(given: list[str]) -> dict[str, dict[str, Any]]:
     """``["mixer.window=32"]`` as ``{"mixer": {"window": 32}}``; values are JSON, or else text."""
     found: dict[str, dict[str, Any]] = {}
@@ -149,10 +153,20 @@ def _options(given: list[str]) -> dict[str, dict[str, Any]]:
         path, equals, text = option.partition("=")
         role, dot, key = path.partition(".")
         if not equals or not dot or not key or role not in ROLES:
-            raise UsageError(f"--option: got {option!r}, wants PART.KEY=VALUE with PART one of {', '.join(ROLES)}")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        found.setdefault(role, {})[key] = value
+            raise UsageError(f"--option: got {_cut(option)}, wants PART.KEY=VALUE with PART one of {', '.join(ROLES)}")
+        found.setdefault(role, {})[key] = _value(text, f"--option {path}")
     return found
+
+
+def _value(text: str, what: str) -> Any:
+    """JSON, or else the text itself. Raises UsageError for JSON that no checkpoint could hold."""
+    if (brackets := text.count("[") + text.count("{")) > 100:
+        raise UsageError(f"{what}: got {_cut(text)} with {brackets} brackets, wants at most 100")
+    try:
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)
+    except json.JSONDecodeError:
+        return text
+    except ValueError:                                       # NaN, 1e999, a number with thousands of digits
+        raise UsageError(f"{what}: got {_cut(text)}, wants finite numbers") from None
+    return value

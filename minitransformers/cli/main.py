@@ -1,162 +1,87 @@
-"""The command ``minitransformers``: what it offers, and what becomes of errors.
+"""The command ``minitransformers``: what becomes of its output and of errors. What it offers is in parser.
 
-A command lives in a module of its own, which is imported when the command is asked for. A mistake of the caller ends in
-one line on stderr and exit code 2; a check, a claim or a chapter that fails in 1; Ctrl-C in 130.
+A mistake of the caller, and what the machine cannot do, ends in one line on stderr and exit code 2; a check, a claim or a
+chapter that fails in 1; Ctrl-C in 130. Nothing large is imported before: Ctrl-C is as quiet then as it is later.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from minitransformers.reporting.arguments import Parser, UsageError, natural, positive
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        arguments = _parser().parse_args(argv)
-        module, _, function = arguments.run.partition(":")
-        return getattr(importlib.import_module(f"minitransformers.cli.{module}"), function)(arguments)
+        _prepare_streams()
+        try:
+            return _run(argv)
+        finally:
+            _flush()
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        status = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        status = 128 + signal.SIGPIPE
     except OSError as error:
-        return _explain(f"{error.filename}: {error.strerror}" if error.filename else error)
+        status = _explain(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
     except MemoryError as error:
-        return _explain(f"not enough memory: {error}")
-    except (UsageError, ValueError) as error:
+        status = _explain(f"not enough memory: {error}")
+    except ValueError as error:
+        status = _explain(error)
+    _drop_what_cannot_be_written()
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from minitransformers.cli.parser import make_parser
+    from minitransformers.reporting.arguments import UsageError
+
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.run is None:
+        parser.print_help()
+        return 0
+    module, _, function = arguments.run.partition(":")
+    try:
+        return getattr(importlib.import_module(f"minitransformers.cli.{module}"), function)(arguments)
+    except UsageError as error:
         return _explain(error)
 
 
 def _explain(error: object) -> int:
-    print("minitransformers:", " ".join(str(error).split()), file=sys.stderr)
+    with contextlib.suppress(OSError):                       # there is nowhere to say it
+        print("minitransformers:", " ".join(str(error).split()), file=sys.stderr)
     return 2
 
 
-def _parser() -> Parser:
-    from minitransformers import __version__
-
-    parser = Parser(
-        prog="minitransformers",
-        description="Every idea of the Transformer era once, in NumPy, its backward pass written out beside its forward pass.",
-        example="minitransformers tour",
-    )
-    parser.add_argument("--version", action="version", version=f"minitransformers {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-
-    def command(name: str, run: str, help: str, example: str) -> Parser:
-        found = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", example=f"minitransformers {example}")
-        found.set_defaults(run=run)
-        return found
-
-    _concept_commands(command)
-    _chapter_commands(command)
-    _language_commands(command)
-    return parser
+def _prepare_streams() -> None:
+    """A character that the console cannot show is shown as "?", and a stream that the shell has closed takes what comes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
-def _concept_commands(command) -> None:
-    add = command("list", "concepts:list_concepts", "list the concepts and procedures", "list norms --role norm").add_argument
-    add("names", nargs="*", metavar="NAME", help="chapters, concepts and procedures to list (default: all)")
-    add("--chapter", metavar="C", help="only this chapter's")
-    add("--role", metavar="R", help="only those that fill this role: mixer, stack, channel, activation, norm, position, prepare, core or weighting")
-    _json(add)
-
-    add = command("check", "concepts:check", "check gradients and everything else the contract promises", "check norms linear").add_argument
-    add("names", nargs="*", metavar="NAME", help="chapters, concepts and procedures to check (default: all)")
-    _seed(add)
-    _json(add)
-    add("--write", action="store_true", help="store the errors in docs/checks.json, which the site shows")
-
-    add = command("show", "concepts:show", "show what a concept or procedure is: source, signature, ranges, equations", "show rms_norm").add_argument
-    add("name", metavar="NAME", help="the concept or procedure")
-
-    add = command("bench", "concepts:bench", "time concepts on their examples, in float32, beside linear", "bench rms_norm layer_norm").add_argument
-    add("names", nargs="*", metavar="NAME", help="chapters, concepts and procedures to time (default: all)")
-    _seed(add)
-    _json(add)
+def _flush() -> None:
+    """Write what print has kept back: an error is a line of ours here, and one of Python's once we have returned."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
-def _chapter_commands(command) -> None:
-    add = command("run", "chapters:run", "run chapters, or single sections of them", "run norms positional/relative --quick").add_argument
-    add("chapters", nargs="*", metavar="CHAPTER", help="chapters, or sections as CHAPTER/SECTION (default: all chapters)")
-    add("--quick", action="store_true", help="a few seconds each; nothing is written")
-    _seed(add)
-    add("--json", action="store_true", help="print {chapter: results} as JSON to stdout, everything else to stderr")
-
-    add = command("tour", "chapters:tour", "run every chapter quickly, then build the site into ./site", "tour").add_argument
-    add("--full", action="store_true", help="run the chapters in full, which renews docs/*/results")
-
-    add = command("docs", "site:serve", "serve the site on 127.0.0.1, built first where it is out of date", "docs --port 8000").add_argument
-    add("--port", type=_port, default=8000, metavar="N", help="port to listen on (default: 8000; 0 takes any that is free)")
-
-
-def _language_commands(command) -> None:
-    train = command("train", "language:train", "train a language model of chosen parts on text", "train --quick --norm rms_norm --position rope --out runs/first")
-    add = train.add_argument_group("parts", "every concept that `minitransformers list --role` names fits").add_argument
-    add("--mixer", default="multi_head_attention", metavar="NAME", help="moves information between positions; several, joined by commas, alternate (default: %(default)s)")
-    add("--stack", metavar="NAME", help="in the place of all blocks, with mixers and channels of its own")
-    add("--channel", default="feed_forward", metavar="NAME", help="works within a position (default: %(default)s)")
-    add("--norm", default="layer_norm", metavar="NAME", help="(default: %(default)s)")
-    add("--position", default="learned", metavar="NAME", help="or none (default: %(default)s)")
-    add("--placement", default="pre", choices=("pre", "post", "deep"), help="norm before or after each part, or after it as DeepNorm has it (default: %(default)s)")
-    add("--option", action="append", default=[], metavar="PART.KEY=VALUE", help="setting of one part, such as mixer.num_kv_heads=2 or mixer.prepare=qk_norm; may be repeated")
-    add("--untied", action="store_true", help="a head of its own instead of the embeddings")
-    add("--scale-embedding", action="store_true", help="embeddings times the root of the width, as sinusoidal positions need it")
-    add("--fix-norm", action="store_true", help="FixNorm: every word at length one at both ends, times the root of the width at the input")
-    add = train.add_argument_group("sizes").add_argument
-    add("--layers", type=positive, metavar="N", help="(default: 4; quick: 2)")
-    add("--heads", type=positive, metavar="N", help="(default: 4; quick: 2)")
-    add("--width", type=positive, metavar="N", help="features of a position (default: 128; quick: 32)")
-    add("--context", type=positive, metavar="N", help="tokens the model sees at once (default: 64; quick: 32)")
-    add = train.add_argument_group("text").add_argument
-    add("--text", type=Path, metavar="FILE", help="UTF-8 text to learn (default: Python's own help topics)")
-    add("--vocabulary", default="character", choices=("character", "byte"), help="what a token is (default: %(default)s)")
-    add = train.add_argument_group("training").add_argument
-    add("--batch", type=positive, metavar="N", help="sequences in a step (default: 16; quick: 8)")
-    add("--threads", type=positive, default=1, metavar="N", help="parts of a batch side by side; 2 helps small models (default: %(default)s)")
-    add("--steps", type=positive, metavar="N", help="(default: 1000; quick: 300)")
-    add("--learning-rate", type=float, metavar="X", help="at its highest (default: 0.001; quick: 0.01)")
-    add("--warmup", type=natural, metavar="N", help="steps until then (default: a tenth of all, at most 100)")
-    add("--weight-decay", type=float, default=0.1, metavar="X", help="(default: %(default)s)")
-    add("--clip", type=float, default=1.0, metavar="X", help="largest norm of the gradient (default: %(default)s)")
-    add("--dropout", type=float, default=0.0, metavar="X", help="(default: %(default)s)")
-    _seed(add)
-    add("--quick", action="store_true", help="a small model for a few seconds")
-    add = train.add_argument_group("results").add_argument
-    add("--out", type=Path, default=Path("runs/model"), metavar="DIR", help="folder of the checkpoint (default: %(default)s)")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    _json(add)
-
-    add = command("generate", "language:generate", "continue a text with a trained model", 'generate runs/first --prompt "The " --tokens 200 --temperature 0.8').add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `minitransformers train` wrote")
-    add("--prompt", required=True, metavar="TEXT", help="text to continue, in characters that the model knows")
-    add("--tokens", type=natural, default=200, metavar="N", help="tokens to add (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token (default: %(default)s)")
-    add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens")
-    add("--top-p", type=float, metavar="X", help="draw from the likeliest tokens that hold this much probability together")
-    _seed(add)
-    add("--no-cache", action="store_true", help="read the whole window for every token")
-
-
-def _seed(add) -> None:
-    add("--seed", type=natural, default=0, metavar="N", help="seed of every random number (default: %(default)s)")
-
-
-def _json(add) -> None:
-    add("--json", action="store_true", help="print JSON to stdout")
-
-
-def _port(text: str) -> int:
-    number = natural(text)
-    if number > 65535:
-        raise argparse.ArgumentTypeError(f"got {text}, wants at most 65535")
-    return number
+def _drop_what_cannot_be_written() -> None:
+    """Let go of it here: Python would try once more at its end, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

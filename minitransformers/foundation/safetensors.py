@@ -34,17 +34,17 @@ _LARGEST_HEADER = 100_000_000  # as the reference has it
 def write_safetensors(path: str | Path, arrays: Mapping[str, Array], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays by name, and a map of text to text, atomically: the file is the old or the new one.
 
-    Raises ValueError for a dtype that the format does not know, and a name that is taken.
+    Raises ValueError for a dtype that the format does not know, a name that is taken, and text that UTF-8 does not have.
     """
-    if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
-        raise ValueError(f"metadata: got {metadata}, wants a map of text to text")
+    if not all(_is_text(text) for pair in (metadata or {}).items() for text in pair):
+        raise invalid("metadata", got=f"{dict(metadata or {})!r:.200}", wants="a map of text to text, without half a surrogate pair")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     parts, offset = [], 0
     # Wide items first: every array then starts at a multiple of its item size, so a reader may map the file.
     for name in sorted(arrays, key=lambda name: -np.asarray(arrays[name]).dtype.itemsize):
         array = np.asarray(arrays[name])
         little = array.dtype.newbyteorder("<")
-        if name == "__metadata__" or not isinstance(name, str):
+        if name == "__metadata__" or not _is_text(name):
             raise invalid("arrays", got=f"the name {name!r}", wants="another name")
         if little not in _NAMES:
             raise invalid(name, got=str(array.dtype), wants=f"one of {', '.join(map(str, _NAMES))}")
@@ -101,11 +101,13 @@ def _read(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]], dict[
     if not isinstance(header, dict):
         raise damaged("the header is not a JSON object")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(_is_text(text) for pair in metadata.items() for text in pair):
         raise damaged("__metadata__ is not a map of text to text")
 
     data, entries = content[8 + size :], {}
     for name, entry in header.items():
+        if not _is_text(name):
+            raise damaged(f"{name!r:.80} is no name: it holds half a surrogate pair")
         try:
             dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
             numbers = [*shape, begin, end]
@@ -114,11 +116,13 @@ def _read(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]], dict[
         if len(entry) != 3 or not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in numbers):
             raise damaged(f"{name} has a shape or offsets that are no whole numbers")
         if not isinstance(dtype, str) or dtype not in _SIZES:
-            raise damaged(f"{name} has the dtype {dtype!r}, wants one of {', '.join(_SIZES)}")
+            raise damaged(f"{name} has the dtype {dtype!r:.80}, wants one of {', '.join(_SIZES)}")
+        if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:  # NumPy leaves empty axes out, too, when it counts bytes
+            raise damaged(f"{name} has a shape that no array can have")
+        if max(begin, end) > len(data):
+            raise damaged(f"{name} has offsets beyond the {len(data)} bytes that follow the header")
         if end - begin != math.prod(shape) * _SIZES[dtype]:
             raise damaged(f"{name} has {end - begin} bytes, but {dtype} of shape {shape} takes {math.prod(shape) * _SIZES[dtype]}")
-        if len(shape) > 64 or max(shape, default=0) >= 2**63:
-            raise damaged(f"{name} has a shape that no array can have")
         entries[name] = dtype, shape, begin, end
     reached = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
@@ -128,6 +132,14 @@ def _read(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]], dict[
     if reached != len(data):
         raise damaged(f"the arrays should take {reached} bytes, but {len(data)} follow the header")
     return entries, metadata, data
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that UTF-8 has: JSON can write half a surrogate pair, the reference refuses it."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

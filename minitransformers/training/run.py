@@ -73,7 +73,7 @@ class Run:
         steps = self.config["training"]["steps"]
         step = checkpoint.field("step", lambda n: type(n) is int and 0 <= n <= steps, wants=f"a whole number from 0 to the {steps} steps")
         seconds = checkpoint.field("seconds", lambda n: is_finite(n) and n >= 0, wants="a finite number of at least 0")
-        counted = checkpoint.field("counted", lambda n: type(n) is int and n >= 0, wants="a whole number of at least 0")
+        counted = checkpoint.field("counted", lambda n: type(n) is int and 0 <= n < 2**63, wants="a whole number of at least 0")
         random = checkpoint.field("random", lambda states: isinstance(states, dict), wants="the state of each generator")
         try:
             generators = {name: _generator(random.get(name), f"random.{name}") for name in self.random}

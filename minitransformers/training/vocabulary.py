@@ -96,7 +96,7 @@ def vocabulary_from_json(values: Mapping[str, Any]) -> Vocabulary:
         return CharacterVocabulary(symbols)
     if kind == "bytes":
         return ByteVocabulary()
-    raise invalid("vocabulary", got=dict(values), wants='{"kind": "characters", "symbols": "..."} or {"kind": "bytes"}')
+    raise invalid("vocabulary", got=f"{dict(values)!r:.80}", wants='{"kind": "characters", "symbols": "..."} or {"kind": "bytes"}')
 
 
 def _checked(ids: Iterable[int], size: int) -> list[int]:

@@ -14,7 +14,7 @@ from numpy import ndarray as Array
 from minitransformers.foundation import invalid, trees
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
-from minitransformers.training.checkpoint import load_checkpoint
+from minitransformers.training.checkpoint import load_checkpoint, short
 from minitransformers.training.language_modelling import LanguageModelling
 from minitransformers.training.loop import CHECKPOINT
 from minitransformers.training.text import Corpus
@@ -57,6 +57,7 @@ def load_trained(path: str | Path) -> TrainedModel:
     held = {name.removeprefix("parameters."): array for name, array in checkpoint.arrays.items() if name.startswith("parameters.")}
     try:
         task = checkpoint.state["config"]["task"]
+        _check_kinds(task["model"])
         _check_sizes(task["model"], held)
         config = LanguageModelConfig.from_json(task["model"])
         vocabulary = vocabulary_from_json(task["corpus"]["vocabulary"])
@@ -66,26 +67,37 @@ def load_trained(path: str | Path) -> TrainedModel:
         template = init_language_model(_Sparing(1_000_000 + 100 * sum(array.size for array in held.values())), config, dtype=dtype)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except (KeyError, TypeError, AttributeError, OverflowError, ZeroDivisionError, MemoryError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, ZeroDivisionError, MemoryError) as error:
         raise ValueError(f"{path}: it does not say what model it holds: {type(error).__name__}, {error}") from None
     step = checkpoint.field("step", lambda n: type(n) is int and n >= 0, wants="a whole number of at least 0")
     return TrainedModel(checkpoint.tree("parameters", template), config, vocabulary, step)
 
 
-def _check_sizes(described: Mapping[str, Any], held: Mapping[str, Array]) -> None:
-    """Raise ValueError for more layers than there are, and for a width that is wider than any array.
+def _check_kinds(described: Mapping[str, Any]) -> None:
+    """Raise ValueError for a setting of another kind than its default: LanguageModelConfig itself trusts its caller there."""
+    also = {float: (float, int), type(None): (str, type(None))}  # a rate may be 0, and the stack has a name or is none
+    for name, default in LanguageModelConfig(vocabulary_size=1).to_json().items():
+        value, kinds = described.get(name, default), also.get(type(default), (type(default),))
+        if type(value) not in kinds or (type(value) is int and abs(value) > _LARGEST):
+            raise invalid(name, got=short(value), wants=" or ".join(_WORDS[kind] for kind in kinds))
 
-    Both cost time or memory before a number is drawn.
-    """
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", dict: "an object"}
+_LARGEST = 2**31 - 1  # what a size can be; more overflows somewhere
+
+
+def _check_sizes(described: Mapping[str, Any], held: Mapping[str, Array]) -> None:
+    """Raise ValueError for more layers than there are, and for heads or a width that no array has: what costs time or memory
+    before a number is drawn."""
     blocks = {name.split(".")[1] for name in held if name.startswith("blocks.")}
-    layers, stack = described.get("num_layers"), described.get("stack")
-    if type(layers) is int and layers > len(blocks) and stack is None:
-        raise invalid("num_layers", got=layers, wants=f"the {len(blocks)} layers whose parameters are there")
+    if described.get("stack") is None and described.get("num_layers", 0) > len(blocks):
+        raise invalid("num_layers", got=described["num_layers"], wants=f"the {len(blocks)} layers whose parameters are there")
     widest = 2 * max((size for array in held.values() for size in array.shape), default=0)  # S4D keeps one of two states
-    for role, options in described.get("options", {}).items():
-        for name, value in options.items():
-            if name.rpartition(".")[2].startswith("d_") and type(value) is int and value > widest:
-                raise invalid(f"options.{role}.{name}", got=value, wants="a width that one of the arrays has")
+    options = {f"options.{role}.{name}": value for role, own in described.get("options", {}).items() for name, value in own.items()}
+    widths = {name: value for name, value in options.items() if name.rpartition(".")[2].startswith("d_")}
+    for name, value in {"num_heads": described.get("num_heads"), **widths}.items():
+        if type(value) is int and value > widest:
+            raise invalid(name, got=short(value), wants="at most the width of the arrays that are there")
 
 
 class _Sparing(np.random.Generator):

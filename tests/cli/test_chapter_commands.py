@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 import minitransformers
-from minitransformers.cli import repository
+from minitransformers.cli import repository, site
 
 
 def test_run_shows_the_chapters_own_output(run, small_repository):
@@ -79,41 +80,110 @@ def test_tour_visits_every_chapter_reports_what_failed_and_builds_the_site(run, 
     assert re.search(r"^the site +\d+\.\d s  FAILED$", found.out, re.MULTILINE)
 
 
-def test_docs_serves_on_this_machine_only_until_ctrl_c(small_repository):
-    (small_repository / "site").mkdir()
-    (small_repository / "site" / "index.html").write_text("<title>small</title>")
-    program = (
-        "import sys; from pathlib import Path; from minitransformers.cli import repository; from minitransformers.cli.main import main;"
-        "import minitransformers.cli.site as site; site._out_of_date = lambda root: False;"
-        f"repository.root = lambda: Path({str(small_repository)!r}); sys.exit(main(['docs', '--port', '0']))"
-    )
-    server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+FAILING = '''
+"""Norms at work."""
+from minitransformers.reporting.chapter import Chapter
+
+chapter = Chapter("norms", __doc__)
+chapter.claim("it holds", paper="p", expect="e", measured="m", holds=True)
+chapter.claim("snow is black → ☃", paper="p", expect="e", measured="m", holds=False)
+chapter.claim("grass is red", paper="p", expect="e", measured="m", holds=False)
+print("much", *range(20), sep="\\n")
+chapter.finish()
+'''
+
+
+def test_tour_names_the_claims_that_fail(run, small_repository):
+    pytest.importorskip("mkdocs")
+    (small_repository / "chapters" / "norms.py").write_text(FAILING)
+    relative = small_repository / "chapters" / "positional" / "relative.py"
+    relative.write_text(relative.read_text().replace("[0] == 0", "[0] == 1"))
+    found = run("tour")
+    assert found.status == 1
+    assert re.search(r"^norms +\d+\.\d s  FAILED: 1 holds, 2 fails\n    fails: snow is black → ☃\n    fails: grass is red\n", found.out, re.MULTILINE)
+    assert re.search(r"^positional +\d+\.\d s  FAILED: 1 fails\n    fails: it is relative\n", found.out, re.MULTILINE)
+
+
+def test_tour_names_the_claims_that_are_not_as_recorded(run, small_repository):
+    pytest.importorskip("mkdocs")
+    for name in ("norms", "attention"):
+        (small_repository / "chapters" / f"{name}.py").unlink()
+    assert run("run", "positional").status == 0
+    results = small_repository / "docs" / "positional" / "results" / "results.json"
+    results.write_text(results.read_text().replace('"state": "exact"', '"state": "fails"').replace('"verdict": "exact"', '"verdict": "it was so"'))
+    found = run("tour")
+    assert found.status == 1
+    assert re.search(r"^positional .*FAILED: 1 exact\n    not as recorded: it is relative: it was: it was so; it is: exact\n", found.out, re.MULTILINE)
+
+
+DOCS = """
+import sys
+from pathlib import Path
+from minitransformers.cli import repository
+from minitransformers.cli.main import main
+repository.root = lambda: Path(sys.argv[1])
+sys.exit(main(["docs", "--port", sys.argv[2]]))
+"""
+
+
+def test_docs_serves_on_this_machine_only_until_ctrl_c_and_writes_nothing_into_the_checkout(small_repository):
+    pytest.importorskip("mkdocs")
+    before = sorted(small_repository.rglob("*"))
+    command = [sys.executable, "-c", DOCS, str(small_repository)]
+    server = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         address = re.search(r"http://127\.0\.0\.1:(\d+)", server.stdout.readline())
         with urllib.request.urlopen(address.group(), timeout=10) as page:
-            assert b"small" in page.read()
-        # Another server cannot have the port, and says so in one line.
-        other = subprocess.run([sys.executable, "-c", program.replace("'0'", f"'{address.group(1)}'")], capture_output=True, text=True, timeout=30)
+            assert b"Small" in page.read()
+        caches = small_repository / "caches"
+        assert [path for path in sorted(small_repository.rglob("*")) if caches not in (path, *path.parents)] == before
+        assert [path.name[:5] for path in (caches / "minitransformers").iterdir()] == ["site-"]
+        # Another server cannot have the port, and says so in one line. It builds nothing: the site is up to date.
+        other = subprocess.run([*command, address.group(1)], capture_output=True, text=True, timeout=30)
         assert other.returncode == 2
         assert re.fullmatch(rf"minitransformers: port {address.group(1)}: .*\n", other.stderr)
     finally:
         server.send_signal(signal.SIGINT)
         _, errors = server.communicate(timeout=10)
     assert server.returncode == 130
-    assert errors == ""
+    assert errors == "building the site ...\n"
+
+
+def test_docs_that_cannot_be_built_leave_the_site_as_it_was(run, small_repository):
+    pytest.importorskip("mkdocs")
+    folder = site.cache(small_repository)
+    folder.mkdir(parents=True)
+    (folder / "index.html").write_text("old")
+    os.utime(folder / "index.html", (1e9, 1e9))
+    (small_repository / "docs" / "index.md").write_text("# Small\n\n[gone](gone.md)\n")
+    for _ in range(2):                                       # what was not built to its end is not served the second time either
+        found = run("docs", "--port", "0")
+        assert found.status == 1 and "gone.md" in found.err
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+        assert (folder / "index.html").read_text() == "old"
+
+
+def test_the_site_of_docs_is_among_the_users_caches_one_for_each_checkout(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    one, other = site.cache(tmp_path / "one"), site.cache(tmp_path / "other")
+    assert one == site.cache(tmp_path / "one") != other and one.parent == other.parent == tmp_path / "minitransformers"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    for platform, place in [("linux", ".cache"), ("darwin", "Library/Caches"), ("win32", "AppData/Local")]:
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.delenv("LOCALAPPDATA", raising=False)
+        assert site.cache(tmp_path).parent == Path.home() / place / "minitransformers"
 
 
 def test_docs_builds_where_a_page_is_newer_than_the_site(small_repository):
-    from minitransformers.cli.site import _out_of_date
-
-    assert _out_of_date(small_repository)
-    (small_repository / "site").mkdir()
-    built = small_repository / "site" / "index.html"
-    built.write_text("")
-    os.utime(built, (4e9, 4e9))
-    assert not _out_of_date(small_repository)
+    folder = site.cache(small_repository)
+    assert site._out_of_date(small_repository, folder)
+    folder.mkdir(parents=True)
+    (folder / "index.html").write_text("")
+    os.utime(folder / "index.html", (4e9, 4e9))
+    assert not site._out_of_date(small_repository, folder)
     os.utime(small_repository / "docs" / "index.md", (5e9, 5e9))
-    assert _out_of_date(small_repository)
+    assert site._out_of_date(small_repository, folder)
 
 
 def test_docs_refuses_a_port_that_does_not_exist(refuses):
@@ -122,9 +192,3 @@ def test_docs_refuses_a_port_that_does_not_exist(refuses):
 
 def test_the_real_repository_is_found():
     assert (repository.root() / "pyproject.toml").is_file()
-
-
-def test_a_reader_that_stops_early_is_no_error():
-    command = f"{sys.executable} -m minitransformers list --json | head -1"
-    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30)
-    assert (found.stdout, found.stderr) == ("[\n", "")

@@ -1,6 +1,8 @@
 """train and generate: the happy paths at tiny sizes, and every mistake that a caller can make."""
 
+import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from minitransformers.foundation import atomic
 from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.training import checkpoint
 from minitransformers.training.checkpoint import load_checkpoint
@@ -174,7 +177,20 @@ def test_resume_refuses_another_configuration(train, tmp_path):
         (("--mixer", "grouped_query_attention", "--option", "mixer.num_kv_heads=3"), "num_kv_heads: got 3"),
         (("--context", "2000"), "too short"),
         (("--threads", "3"), "--threads: got 3"),
+        (("--steps=--",), "--steps: got '--'"),
+        (("--learning-rate=--",), "--learning-rate: invalid float value: '--'"),
+        (("--option=--",), "--option: got '--'"),
+        (("--option", "mixer.x=" + "[" * 9000), "--option mixer.x: got '[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[['… with 9000 brackets"),
+        (("--option", "channel.d_hidden=" + "[" * 980 + "]" * 980), "--option channel.d_hidden: got '[["),
+        (("--option", "channel.d_hidden=" + "[" * 90 + "]" * 9), "options.channel.d_hidden: got '[["),
+        (("--option", "mixer.prepare=" + '{"a":' * 980 + "1" + "}" * 980), "--option mixer.prepare: got '{"),
+        (("--option", "norm.eps=NaN"), "--option norm.eps: got 'NaN', wants finite numbers"),
+        (("--option", "norm.eps=1e999"), "--option norm.eps: got '1e999', wants finite numbers"),
+        (("--option", "norm.eps=" + "9" * 5000), "--option norm.eps: got '999"),
+        (("--out=",), "--out: wants the name of a folder"),
+        (("--out", "run\udcff"), "--out: wants the name of a folder"),
     ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
 def test_train_refuses(refuses_to_train, options, message):
     assert message in refuses_to_train(*options)
@@ -192,6 +208,49 @@ def test_train_refuses_a_text(refuses, tmp_path, content, message):
     line = refuses("train", "--text", path, *SIZES, "--out", tmp_path / "run")
     assert str(path) in line and message in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_is_full_is_one_line_and_the_checkpoint_is_as_it_was(train, model, monkeypatch, call):
+    rewrite(model, lambda arrays: None, lambda state: (state.update(step=3), state["history"].pop()))  # one step is left
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    found = train("--resume")
+    assert (found.status, found.out) == (2, "") and "Traceback" not in found.err
+    assert found.err.splitlines()[-1] == f"minitransformers: {model / CHECKPOINT}: No space left on device"
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+@pytest.mark.skipif(atomic.fcntl is None, reason="this system has no locks on folders")
+@pytest.mark.parametrize("options", [(), ("--resume",)])
+def test_a_second_run_in_one_folder_is_refused_in_one_line_and_a_killed_one_is_in_nobodys_way(train, tmp_path, options):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    program = "import sys, time; from minitransformers.foundation.atomic import sole_writer\nwith sole_writer(sys.argv[1]): print(); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True) as first:
+        first.stdout.readline()
+        second = train(*options)
+        assert (second.status, second.out) == (2, "")
+        assert second.err == f"minitransformers: {folder}: another run is training here: wait until it ends, or choose another folder\n"
+        assert list(folder.iterdir()) == []
+        first.kill()
+    assert train(*options).status == 0
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_that_cannot_show_a_character_of_the_text_shows_another(tmp_path, encoding):
+    (tmp_path / "text.txt").write_text("☃ → α β γ. 日本 " * 40, encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for arguments in (["train", "--text", "text.txt", *map(str, SIZES), "--out", "run"], ["generate", "run", "--prompt", "☃ →", "--tokens", "20"]):
+        command = [sys.executable, "-m", "minitransformers", *arguments]
+        found = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path, timeout=60)
+        assert found.returncode == 0, found.stderr
+        assert "?" in found.stdout.decode(encoding)
 
 
 def test_a_diverged_run_says_so_in_its_last_line(train):
@@ -233,6 +292,8 @@ def test_the_cache_changes_nothing(run, model):
         (("--temperature", "nan"), "temperature: got nan"),
         (("--tokens", "-1"), "--tokens: got -1"),
         (("--prompt", ""), "--prompt: got no text"),
+        (("--prompt=--",), "--prompt: text: got '-' (U+002D) at character 0"),
+        (("--prompt", "a\udcff"), "--prompt: text: got '\\udcff' (U+DCFF) at character 1"),
         (("--prompt", "a cat ☃"), "--prompt: text: got '☃' (U+2603) at character 6"),
     ],
 )
@@ -267,6 +328,33 @@ def test_a_flipped_bit_is_noticed(refuses, model):
 def test_a_checkpoint_that_does_not_say_what_it_holds_is_refused(refuses, model):
     rewrite(model, lambda arrays: None, lambda state: state["config"]["task"].pop("model"))
     assert "does not say what model it holds" in refuses("generate", model, "--prompt", "the")
+
+
+@pytest.mark.timeout(30)
+def test_a_checkpoint_that_describes_more_than_it_holds_is_refused_at_once(refuses, model):
+    rewrite(model, lambda arrays: None, lambda state: state["config"]["task"]["model"].update(num_layers=1_000_000_000))
+    line = refuses("generate", model, "--prompt", "the")
+    assert line == f"minitransformers: {model / CHECKPOINT}: num_layers: got 1000000000, wants the 1 layers whose parameters are there\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("step", None), ("step", -1), ("seconds", "1"), ("counted", None), ("random", []), ("history", None), ("history", [None] * 4)]
+)
+def test_a_state_that_no_run_can_have_is_refused_by_file_and_field(run, train, model, field, value):
+    rewrite(model, lambda arrays: None, lambda state: state.update({field: value}))
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    found = train("--resume")
+    assert (found.status, found.out) == (2, "")
+    assert re.fullmatch(rf"minitransformers: {re.escape(str(model / CHECKPOINT))}: {field}(\.0)?: got .*, wants .*\n", found.err)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+@pytest.mark.parametrize("state", ["{", "[]", "[" * 50_000])
+def test_a_state_that_is_no_object_is_refused(refuses, model, state):
+    loaded = load_checkpoint(model / CHECKPOINT)
+    metadata = {"format": checkpoint._FORMAT, "state": state, "sha256": checkpoint._fingerprint(loaded.arrays, state)}
+    write_safetensors(model / CHECKPOINT, loaded.arrays, metadata=metadata)
+    assert f"{model / CHECKPOINT}: state: " in refuses("generate", model, "--prompt", "the")
 
 
 def drop(arrays):

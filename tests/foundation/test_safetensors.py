@@ -126,6 +126,20 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more):
         ({"x": entry(shape=(True, 2))}, 8, "no whole numbers"),
         ({"x": entry(more=1)}, 8, "no whole numbers"),
         ({"x": entry(shape=(0, 2**70), offsets=(0, 0))}, 0, "no array can have"),
+        ({"x": entry(shape=(0, 2**62), offsets=(0, 0))}, 0, "no array can have"),  # NumPy counts without the empty axis
+        ({"x": entry(dtype="BF16", shape=(2**61, 0), offsets=(0, 0))}, 0, "no array can have"),
+        ({"x": entry(shape=(2**40, 2**40), offsets=(0, 2**82))}, 8, "no array can have"),
+        ({"x": entry(shape=(2**62,), offsets=(0, 2**64))}, 8, "no array can have"),
+        ({"x": entry(shape=(0,) * 65, offsets=(0, 0))}, 0, "no array can have"),
+        ({"x": entry(shape=(10**4000,) * 64)}, 8, "no array can have"),
+        ({"x": entry(offsets=(2**64, 2**64 + 8))}, 8, "x has offsets beyond the 8 bytes"),
+        ({"x": entry(offsets=(0, 10**4200))}, 8, "x has offsets beyond the 8 bytes"),
+        (b'{"x":{"dtype":"F32","shape":[%s],"data_offsets":[0,8]}}' % (b"9" * 5000), 8, "not JSON"),
+        (b'{"x":{"dtype":%s,"shape":[2],"data_offsets":[0,8]}}' % (b"[" * 800 + b"]" * 800), 8, "dtype"),
+        ({"x\ud800": entry()}, 8, r"'x\\ud800' is no name: it holds half a surrogate pair"),
+        ({"\udfff": entry()}, 8, "half a surrogate pair"),
+        ({"__metadata__": {"a": "\ud800"}}, 0, "__metadata__ is not a map of text"),
+        ({"__metadata__": {"\ud800": "a"}}, 0, "__metadata__ is not a map of text"),
         ({"x": {"dtype": "F32"}}, 8, "wants a dtype, a shape and two data_offsets"),
         ({"x": 3}, 8, "wants a dtype"),
         ({"__metadata__": {"a": 1}}, 0, "__metadata__"),
@@ -142,7 +156,21 @@ def test_wrong_headers_are_refused(tmp_path, header, size, message):
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
     with pytest.raises(ValueError, match=message) as caught:
         read_safetensors(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path):
+    header = b'{"\\ud83d\\ude00":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    assert list(read_safetensors(tmp_path / "a.safetensors")[0]) == ["\U0001f600"]
+
+
+@pytest.mark.parametrize("metadata", [None, {"a": "\ud800"}, {"\ud800": "a"}, {"a": 1}, {1: "a"}])
+def test_text_that_utf_8_does_not_have_is_not_written(tmp_path, metadata):
+    arrays = {"x" if metadata else "x\ud800": np.ones(2)}
+    with pytest.raises(ValueError, match=r"^(metadata: got|arrays: got the name)"):
+        write_safetensors(tmp_path / "a.safetensors", arrays, metadata=metadata)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_enormous_header_is_refused_before_it_is_read(tmp_path):

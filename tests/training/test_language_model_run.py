@@ -1,6 +1,6 @@
 """The workbench's model in the real loop, and what is read back from the folder of a run."""
 
-import json
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -112,22 +112,73 @@ def test_a_trained_model_writes(tmp_path):
         (lambda state: state["config"]["task"]["model"].update(mixer="mamboo"), "unknown mixer 'mamboo'; did you mean 'mamba'"),
         (lambda state: state["config"]["task"]["model"].update(d_model=16), "parameters: wrong shape: "),
         (lambda state: state["config"]["task"]["model"].update(depth=3), "configuration: unknown fields depth"),
+        (lambda state: state["config"]["task"]["corpus"]["vocabulary"].update(symbols="abc"), "vocabulary_size: got .*, wants 3, as the vocabulary has"),
+        (lambda state: state["config"]["task"]["model"].update(tied=1), "tied: got 1, wants true or false"),
+        (lambda state: state["config"]["task"]["model"].update(num_heads=True), "num_heads: got True, wants a whole number"),
+        (lambda state: state["config"]["task"]["model"].update(num_layers=2.0), "num_layers: got 2.0, wants a whole number"),
+        (lambda state: state["config"]["task"]["model"].update(num_layers=None), "num_layers: got None, wants a whole number"),
+        (lambda state: state["config"]["task"]["model"].update(options=[]), r"options: got \[\], wants an object"),
+        (lambda state: state["config"].update(task=7), "it does not say what model it holds: TypeError"),
+        (lambda state: state.pop("step"), "step: got nothing, wants a whole number of at least 0"),
+        (lambda state: state.update(step=None), "step: got None, wants a whole number of at least 0"),
+        (lambda state: state.update(step=-1), "step: got -1, wants a whole number of at least 0"),
     ],
 )
-def test_a_checkpoint_that_does_not_hold_what_it_says_is_refused_by_name(tmp_path, spoil, message):
-    run(tmp_path, steps=1)
-    loaded = load_checkpoint(tmp_path / CHECKPOINT)
-    state = json.loads(json.dumps(loaded.state))
-    spoil(state)
+def test_a_checkpoint_that_does_not_hold_what_it_says_is_refused_by_name(finished, tmp_path, spoil, message):
+    rewritten(finished, tmp_path, spoil)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_trained(tmp_path)
+    assert str(tmp_path / CHECKPOINT) in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run of one step."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(folder, steps=1)
+    return folder
+
+
+def rewritten(folder, target, change):
+    """Put a checkpoint with another state, and the fingerprint of that, into the target folder."""
+    loaded = load_checkpoint(folder / CHECKPOINT)
+    change(loaded.state)
     parameters = {name.removeprefix("parameters."): array for name, array in loaded.arrays.items() if name.startswith("parameters.")}
 
     class Places(tuple):
         _fields = tuple(parameters)
 
-    save_checkpoint(tmp_path / CHECKPOINT, {"parameters": Places(parameters.values())}, state)
-    with pytest.raises(ValueError, match=message) as caught:
-        load_trained(tmp_path)
-    assert str(tmp_path / CHECKPOINT) in str(caught.value)
+    save_checkpoint(target / CHECKPOINT, {"parameters": Places(parameters.values())}, loaded.state)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("size", [1_000_000_000, 2**31 - 1, 10**30])
+@pytest.mark.parametrize(
+    ("field", "part"),
+    [
+        ("num_layers", {}), ("d_model", {}), ("num_heads", {"position": "alibi"}), ("vocabulary_size", {}), ("context", {}),
+        ("num_layers", {"stack": "samba", "options": {"stack": {"window": 3}}}), ("num_layers", {"stack": "zamba", "options": {"stack": {"every": 1}}}),
+        ("d_hidden", {"options": {"channel": {}}}), ("d_state", {"mixer": "s4d", "position": "none", "options": {"mixer": {"kind": "legs"}}}),
+        ("expand", {"mixer": "mamba", "options": {"mixer": {}}}), ("num_buckets", {"position": "t5_bias", "options": {"position": {}}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_model_larger_than_what_is_there_is_refused_before_it_is_made(finished, tmp_path, field, part, size):
+    def grow(state):
+        model = state["config"]["task"]["model"]
+        model.update(dropout=0.0, **part)
+        settings = next(iter(part["options"].values())) if "options" in part and field != "num_layers" else model
+        settings[field] = size
+
+    rewritten(finished, tmp_path, grow)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"{field}: got|far larger than the parameters that are there") as caught:
+            load_trained(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value).startswith(f"{tmp_path / CHECKPOINT}: ") and len(str(caught.value)) < 400
 
 
 def test_a_corpus_with_another_vocabulary_is_refused():
