@@ -14,17 +14,23 @@ FULL = Path("/dev/full")
 SHELL = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 
 
+def environment(**changes):
+    """As a user has it: nothing set for the streams."""
+    ours = ("PYTHONIOENCODING", "PYTHONUNBUFFERED")
+    return {**{name: value for name, value in os.environ.items() if name not in ours}, **changes}
+
+
 def command(*arguments, encoding=None, buffered=True, **settings):
     """The command in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONIOENCODING", "PYTHONUNBUFFERED")}
-    environment |= {"PYTHONIOENCODING": encoding} if encoding else {}
-    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    chosen = {"PYTHONIOENCODING": encoding} if encoding else {}
+    unbuffered = {} if buffered else {"PYTHONUNBUFFERED": "1"}
     program = [sys.executable, "-m", "minitransformers", *map(str, arguments)]
-    return subprocess.run(program, **{"capture_output": True, "timeout": 60, "env": environment, **settings})
+    return subprocess.run(program, **{"capture_output": True, "timeout": 60, "env": environment(**chosen, **unbuffered), **settings})
 
 
 def shell(line):
-    return subprocess.run(["bash", "-c", line.replace("minitransformers", f"{sys.executable} -m minitransformers")], capture_output=True, text=True, timeout=60)
+    line = line.replace("minitransformers", f"{sys.executable} -m minitransformers")
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env=environment())
 
 
 def test_the_bare_command_is_help_on_stdout(run):
@@ -61,8 +67,8 @@ def test_a_chapter_too(encoding, options, small_repository):
         "import sys; from pathlib import Path; from minitransformers.cli import repository; from minitransformers.cli.main import main;"
         f"repository.root = lambda: Path({str(small_repository)!r}); sys.exit(main(sys.argv[1:]))"
     )
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    found = subprocess.run([sys.executable, "-c", program, "run", "norms", "--quick", *options], capture_output=True, env=environment, timeout=60)
+    process = [sys.executable, "-c", program, "run", "norms", "--quick", *options]
+    found = subprocess.run(process, capture_output=True, env=environment(PYTHONIOENCODING=encoding), timeout=60)
     assert found.returncode == 0, found.stderr
     text = found.stdout.decode(encoding)
     assert "? ? ? holds" in text
