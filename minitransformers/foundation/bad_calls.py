@@ -88,6 +88,24 @@ def _bad_values(hint: Any, value: Any, floats: int) -> Iterator[tuple[str, Any]]
         for path, leaf in _unlike(value):
             for what, bad in (*_bad_dtypes(leaf, floats), ("a list", leaf.tolist() if leaf.ndim else [1.0])):
                 yield f"{path}, {what}", _replaced(value, path, bad)
+        for path, number, bad in _beyond_their_ranges(value):
+            yield f"{number} in {path}", bad
+
+
+def _beyond_their_ranges(params: Any) -> Iterator[tuple[str, float, Any]]:
+    """Parameters with a number in one field that the field's own annotation does not allow, at any depth."""
+    hints = typing.get_type_hints(type(params), include_extras=True)
+    inner: Iterator[tuple[str, float, Any]]
+    for name, value in zip(params._fields, params, strict=True):
+        if hasattr(value, "_fields"):
+            inner = ((f"{name}.{path}", number, bad) for path, number, bad in _beyond_their_ranges(value))
+        else:
+            annotated = [hints[name], *typing.get_args(hints[name])]  # a field may also be None
+            extras = [extra for hint in annotated for extra in getattr(hint, "__metadata__", ())]
+            allowed = next((extra for extra in extras if isinstance(extra, Range)), None)
+            inner = ((name, number, bad) for number, bad in _outside(value, allowed)) if isinstance(value, np.ndarray) else iter(())
+        for path, number, bad in inner:
+            yield path, number, params._replace(**{name: bad})
 
 
 def _bad_arrays(hint: Any, value: np.ndarray, floats: int, allowed: Range | None) -> Iterator[tuple[str, Any]]:
@@ -98,11 +116,16 @@ def _bad_arrays(hint: Any, value: np.ndarray, floats: int, allowed: Range | None
         yield "an empty array", value[..., :0]
     if not any(token == "..." or token.startswith("*") for token in hint.dim_str.split()):
         yield "one axis more", value[None]
-    if allowed is not None:
-        for number in (n for n in allowed.outside if value.dtype.kind == "f" or math.isfinite(n)):
+    yield from ((f"{number} in it", bad) for number, bad in _outside(value, allowed))
+
+
+def _outside(value: np.ndarray, allowed: Range | None) -> Iterator[tuple[float, np.ndarray]]:
+    """The array with one number that the range does not allow."""
+    for number in () if allowed is None else allowed.outside:
+        if value.dtype.kind == "f" or math.isfinite(number):
             bad = value.copy()
             bad.flat[-1] = number
-            yield f"{number} in it", bad
+            yield number, bad
 
 
 def _bad_dtypes(value: np.ndarray, floats: int) -> Iterator[tuple[str, Any]]:

@@ -205,6 +205,26 @@ class TestBadCalls:
         found = [what for what, _ in bad_calls(layer, example(params)) if "int64" in what]
         assert found == ["params = first.gain, int64", "params = second.0.gain, int64"]
 
+    def test_fields_are_taken_out_of_their_own_ranges_at_any_depth_and_that_is_refused(self):
+        class Rates(NamedTuple):
+            rate: Annotated[Float[Array, "heads"], negative]
+            shift: Annotated[Float[Array, "heads"], at_least(0)] | None
+            gain: Float[Array, "heads"]
+
+        class Outer(NamedTuple):
+            inner: Rates
+
+        def layer(params: Outer):
+            pass
+
+        params = Outer(Rates(-np.ones(2), np.ones(2), np.ones(2)))
+        found = {what: rejection for what, rejection in bad_calls(layer, example(params)) if " in inner" in what}
+        assert {"params = 0 in inner.rate", "params = nan in inner.rate", "params = -1 in inner.shift"} <= found.keys()
+        assert not any("gain" in what for what in found)
+        for rejection in found.values():
+            with pytest.raises(InvalidArgument, match=r"params\.inner\.(rate|shift): got numbers"):
+                check_arguments(layer, rejection.spoil(layer, example(params)).args, {})
+
     def test_sizes_change_one_axis_at_a_time(self):
         found = {what: made.args[0].shape for what, made in resized(example(np.ones((2, 1))))}
         assert found == {"args.0, axis 0 longer": (3, 1), "args.0, axis 0 1": (1, 1), "args.0, axis 1 longer": (2, 2)}
