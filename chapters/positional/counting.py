@@ -10,9 +10,8 @@ import functools
 
 import numpy as np
 
-from minitransformers.models.workbench.configuration import LanguageModelConfig
-from minitransformers.models.workbench.language_model import init_language_model, language_model
-from minitransformers.reporting import Section, lines, mean_and_spread, ticks_at
+from minitransformers import LanguageModelConfig, init_language_model, language_model
+from minitransformers.reporting import Section, level, lines, mean_and_spread, ticks_at
 from minitransformers.training.fit import fit
 from minitransformers.training.task import IGNORED, Labelled, labelled_loss
 
@@ -141,8 +140,7 @@ def report(found):
 def picture(ax, found):
     lines(ax, found["nats"], xlabel=f"length in testing (trained at {TRAINED})", ylabel=f"nats, last {LAST} tokens", xscale="log")
     for height, word in ((NOISE, "the noise itself"), (GUESSING, "guessing")):
-        ax.axhline(height, linestyle=":", color="#808080")
-        ax.text(LENGTHS[-1], height + 0.03, word, ha="right")
+        level(ax, height, word)
     ticks_at(ax, list(LENGTHS))
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 

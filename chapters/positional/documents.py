@@ -10,18 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.attention.core import softmax_attention
-from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.foundation import slot, trees
-from minitransformers.models.workbench.transformer_block import TransformerBlock, transformer_block
-from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.positional.hierarchical import hierarchical, init_hierarchical, places_of
-from minitransformers.positional.learned import init_learned, learned
-from minitransformers.reporting import Section, lines, mean_and_spread
+import minitransformers as mt
+from minitransformers.positional.hierarchical import places_of
+from minitransformers.reporting import Section, level, lines, mean_and_spread
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, accuracy
 
@@ -34,11 +25,9 @@ WIDER = {LEVELS: WIDTH * (ROWS[FLAT] - ROWS[LEVELS]) // (2 * WIDTH + 1), FLAT: 0
 
 # %% The task
 def documents(rng, size):
-    """Documents and their answers: does sentence 2 of paragraph 1, both counted from 0, contain the word 0?
+    """Documents (tokens, which are no padding, places at every level), and whether sentence 2 of paragraph 1 contains the word 0.
 
-    Sentences have 3 to LONGEST tokens. The last is a full stop, or the end of a paragraph. Every sentence contains the word,
-    once, with probability one half. A document is its tokens (size, length), which of them are no padding, and the tokens'
-    places in the structure (size, levels, length).
+    Sentences have 3 to LONGEST tokens, the last a full stop or the end of a paragraph; each contains the word, once, or not, by chance.
     """
     lengths = rng.integers(3, LONGEST + 1, size=(size, PARAGRAPHS * SENTENCES))
     ends = lengths.cumsum(axis=1)
@@ -58,24 +47,22 @@ def documents(rng, size):
 
 # %% The model: words, positions, one block, the mean over the document, an answer
 def init_reader(rng, scheme):
-    block = TransformerBlock(
-        init_layer_norm(rng, WIDTH), init_multi_head_attention(rng, WIDTH, num_heads=2),
-        init_layer_norm(rng, WIDTH), init_feed_forward(rng, WIDTH, d_hidden=HIDDEN + WIDER[scheme]),
+    block = mt.TransformerBlock(
+        mt.init_layer_norm(rng, WIDTH), mt.init_multi_head_attention(rng, WIDTH, num_heads=2),
+        mt.init_layer_norm(rng, WIDTH), mt.init_feed_forward(rng, WIDTH, d_hidden=HIDDEN + WIDER[scheme]),
     )  # fmt: skip
-    if scheme == LEVELS:
-        positions = init_hierarchical(rng, WIDTH, places=[PARAGRAPHS, SENTENCES, LONGEST], std=0.5)
-    else:
-        positions = init_learned(rng, WIDTH, max_positions=ROWS[FLAT], std=0.5)
-    return init_embedding(rng, WORDS + 3, WIDTH, std=0.5), (positions, block, init_layer_norm(rng, WIDTH), None, init_linear(rng, WIDTH, 2))
+    table = partial(mt.init_hierarchical, places=[PARAGRAPHS, SENTENCES, LONGEST]) if scheme == LEVELS else partial(mt.init_learned, max_positions=ROWS[FLAT])
+    positions = table(rng, WIDTH, std=0.5)
+    return mt.init_embedding(rng, WORDS + 3, WIDTH, std=0.5), (positions, block, mt.init_layer_norm(rng, WIDTH), None, mt.init_linear(rng, WIDTH, 2))
 
 
 def reader(params, document, *, scheme):
     tokens, real, places = document
-    positions = partial(hierarchical, ids=places) if scheme == LEVELS else learned
-    mixer = partial(multi_head_attention, num_heads=2, core=softmax_attention)
-    block = partial(transformer_block, mixer=mixer, channel=feed_forward, norm=layer_norm, mask=real[:, None, None])
-    x, words_backward = embedding(params[0], ids=tokens)
-    logits, body_backward = chain(params[1], x, parts=(positions, block, layer_norm, slot(partial(mean_over, real=real)), linear))
+    positions = partial(mt.hierarchical, ids=places) if scheme == LEVELS else mt.learned
+    mixer = partial(mt.multi_head_attention, num_heads=2, core=mt.softmax_attention)
+    block = partial(mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=mt.layer_norm, mask=real[:, None, None])
+    x, words_backward = mt.embedding(params[0], ids=tokens)
+    logits, body_backward = mt.chain(params[1], x, parts=(positions, block, mt.layer_norm, mt.slot(partial(mean_over, real=real)), mt.linear))
 
     def backward(dlogits):
         dbody, dx = body_backward(dlogits)
@@ -90,19 +77,17 @@ def mean_over(x, *, real):
     return (share @ x)[:, 0], lambda dout: share.swapaxes(-1, -2) * dout[:, None]
 
 
-# %%
 def curve(scheme, rng, *, rate):
     """The share of new documents that is answered rightly, every few steps, and the number of parameters."""
     steps, model = 20 if section.quick else STEPS, partial(reader, scheme=scheme)
     test, answers = documents(np.random.default_rng([section.seed, 1000]), 64 if section.quick else 256)
     params, right = init_reader(rng, scheme), {}
-
     def watch(step, _, params):
         if step % EVERY == 0:
             right[step] = accuracy(model(params, test)[0], answers)
 
-    fit(params, Labelled(model, lambda rng: documents(rng, 32)), steps=steps, peak=rate, rng=rng, warmup=0.06, floor=0.1, watch=watch)
-    return right, trees.count_parameters(params)
+    fit(params, Labelled(model, partial(documents, size=32)), steps=steps, peak=rate, rng=rng, warmup=0.06, floor=0.1, watch=watch)
+    return right, mt.trees.count_parameters(params)
 
 
 @section.tuning
@@ -122,7 +107,6 @@ def experiment(rng):
             yield scheme, step, {"right": share}
 
 
-# %%
 @section.claim(
     "Levels find a sentence sooner than flat positions",
     paper="no one paper: BERT adds the number of the sentence, HiBERT counts in sentences and in documents, and neither measures it alone",
@@ -151,17 +135,14 @@ def report(found):
     rows = [[name, *(mean_and_spread(100 * of[s], ".0f") for s in steps), int(found["parameters"][name]["all"][0])] for name, of in found["right"].items()]
     section.table("documents", ["% right, step:", *map(str, steps), "parameters"], rows)
     for name, scheme in (("levels", LEVELS), ("flat", FLAT)):
-        section.value(f"documents.{name}.rows", ROWS[scheme])
-        section.value(f"documents.{name}.right", 100 * last(found, scheme).mean())
-    for name, number in (("steps", STEPS), ("seeds", len(last(found, FLAT))), ("wider", WIDER[LEVELS]), ("arrived", arrived(found))):
-        section.value(f"documents.{name}", number)
+        section.values(f"documents.{name}", {"rows": ROWS[scheme], "right": 100 * last(found, scheme).mean()})
+    section.values("documents", {"steps": STEPS, "seeds": len(last(found, FLAT)), "wider": WIDER[LEVELS], "arrived": arrived(found)})
 
 
 @section.figure("documents")
 def picture(ax, found):
     lines(ax, found["right"], xlabel="step", ylabel="new documents answered rightly", ylim=(0.45, 1.02))
-    ax.axhline(0.5, linestyle=":", color="#808080")
-    ax.text(max(found["right"][LEVELS]), 0.51, "guessing", ha="right")
+    level(ax, 0.5, "guessing")
     ax.legend(loc="lower right", bbox_to_anchor=(1, 0.13))
 
 

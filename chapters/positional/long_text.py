@@ -9,30 +9,25 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.foundation import trees
-from minitransformers.models.workbench.configuration import LanguageModelConfig
-from minitransformers.models.workbench.language_model import init_language_model, language_model
-from minitransformers.reporting import Section, bits_in_windows, counted_pairs, lines, mean_and_spread, processor_seconds, ticks_at
+from minitransformers import LanguageModelConfig, init_language_model, language_model, reporting, trees
 from minitransformers.training.fit import fit
 from minitransformers.training.text import Corpus
 from minitransformers.training.workbench import workbench_task
 
-section = Section(__file__, __doc__, kind="trained")
-TRAINED, LENGTHS, STEPS = 128, (128, 256, 512, 1024), 600
-DELETED = "attention deleted"
+section = reporting.Section(__file__, __doc__, kind="trained")
+TRAINED, LENGTHS, STEPS, DELETED = 128, (128, 256, 512, 1024), 600, "attention deleted"
 SCHEMES = ("none", "sinusoidal", "learned", "rope", "alibi", "t5_bias", DELETED)
+CHANGES = {
+    "sinusoidal": {"scale_embedding": True},                 # as in the paper: waves of size 1 would drown embeddings of 0.1
+    "alibi": {"options": {"position": {"learned": False}}},  # the paper's slopes are constants
+    DELETED: {"position": "none", "mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}},  # sees itself alone
+}
 corpus = Corpus.load(context=TRAINED)
 
 
 # %%
 def configuration(scheme, context):
-    changes = {"position": scheme}
-    if scheme == "sinusoidal":                               # as in the paper: waves of size 1 would drown embeddings of 0.1
-        changes["scale_embedding"] = True
-    if scheme == "alibi":                                    # the paper's slopes are constants
-        changes["options"] = {"position": {"learned": False}}
-    if scheme == DELETED:                                    # every position sees itself alone
-        changes |= {"position": "none", "mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}}
+    changes = {"position": scheme, **CHANGES.get(scheme, {})}
     return LanguageModelConfig(corpus.vocabulary.size, context=context, d_model=48, num_layers=2, num_heads=4, tied=False, **changes)
 
 
@@ -45,7 +40,7 @@ def trained(scheme, rng, *, rate, steps):
 def bits_at(params, scheme, length):
     """Bits a character of one text of 16,384 characters, cut into windows of this length."""
     model = partial(language_model, params, config=configuration(scheme, length))
-    return bits_in_windows(model, corpus.validation[: (2048 if section.quick else 16384) + 1], length)
+    return reporting.bits_in_windows(model, corpus.validation[: (2048 if section.quick else 16384) + 1], length)
 
 
 @section.tuning
@@ -59,7 +54,7 @@ def tuning(rng):
 @section.experiment
 def experiment(rng):
     for scheme in SCHEMES:
-        with processor_seconds() as spent:
+        with reporting.processor_seconds() as spent:
             params = trained(scheme, rng, rate=section.rates[scheme], steps=STEPS)
         yield scheme, "training", {"parameters": trees.count_parameters(params), "seconds": spent()}
         for length in LENGTHS[:1] if scheme in ("learned", DELETED) else LENGTHS:  # a table ends with the trained length
@@ -73,13 +68,13 @@ def more(found, scheme):
 
 
 def told(found, *schemes):
-    return ", ".join(f"{scheme} {mean_and_spread(more(found, scheme), '+.2f')}" for scheme in schemes) + " bits from 128 to 1,024"
+    return ", ".join(f"{scheme} {reporting.mean_and_spread(more(found, scheme), '+.2f')}" for scheme in schemes) + " bits from 128 to 1,024"
 
 
 @section.claim(
     "Sinusoidal and learned positions do equally well",
     paper="Vaswani et al. 2017, arXiv:1706.03762, table 3 row E: nearly identical results",
-    measured=lambda found: ", ".join(f"{s} {mean_and_spread(found['bits'][s][TRAINED])}" for s in ("sinusoidal", "learned", "rope", "none")),
+    measured=lambda found: ", ".join(f"{s} {reporting.mean_and_spread(found['bits'][s][TRAINED])}" for s in ("sinusoidal", "learned", "rope", "none")),
 )
 def equally(found):
     """At the trained length within 0.1 bits a character of each other."""
@@ -110,7 +105,7 @@ def rope_fails(found):
 @section.claim(
     "On real text ALiBi holds at lengths it was not trained for",
     paper="Press et al. 2021, arXiv:2108.12409, abstract: trained at 1024 and tested at 2048, as good as sinusoids trained at 2048",
-    measured=lambda found: f"{told(found, 'alibi')}; {', '.join(mean_and_spread(y, '.3f') for y in found['bits']['alibi'].values())}",
+    measured=lambda found: f"{told(found, 'alibi')}; {', '.join(reporting.mean_and_spread(y, '.3f') for y in found['bits']['alibi'].values())}",
 )
 def alibi_holds(found):
     """The same text costs no more bits a character in windows of 1,024 than in windows of 128."""
@@ -129,28 +124,25 @@ def alibi_beats_t5(found):
 
 @section.report
 def report(found):
-    rows, pairs = [], counted_pairs(corpus)
+    rows, pairs = [], reporting.counted_pairs(corpus)
     for scheme, of in found["bits"].items():
         size, seconds = (found[name][scheme]["training"].mean() for name in ("parameters", "seconds"))
-        rows.append([scheme, *(mean_and_spread(of[n]) if n in of else None for n in LENGTHS), int(size), float(f"{seconds:.1f}")])
-    rows.append(["counted pairs of characters", f"{pairs:.2f}", *[None] * 5])
-    section.table("long_text", ["bits a character", *(f"windows of {n:,}" for n in LENGTHS), "parameters", "processor seconds"], rows)
-    for name, number in {"trained": TRAINED, "steps": STEPS, "longest": LENGTHS[-1], "pairs": pairs}.items():
-        section.value(f"long_text.{name}", number)
-    for scheme, of in found["bits"].items():
+        rows.append([scheme, *(reporting.mean_and_spread(of[n]) if n in of else None for n in LENGTHS), int(size), float(f"{seconds:.1f}")])
         name = scheme.replace(" ", "_")
         section.value(f"text.{name}", of[TRAINED].mean())
         if LENGTHS[-1] in of:
             section.value(f"text.{name}_{LENGTHS[-1]}", of[LENGTHS[-1]].mean())
             section.value(f"long_text.more.{name}", more(found, scheme).mean())
+    rows.append(["counted pairs of characters", f"{pairs:.2f}", *[None] * 5])
+    section.table("long_text", ["bits a character", *(f"windows of {n:,}" for n in LENGTHS), "parameters", "processor seconds"], rows)
+    section.values("long_text", {"trained": TRAINED, "steps": STEPS, "longest": LENGTHS[-1], "pairs": pairs})
 
 
 @section.figure("long_text")
 def picture(ax, found):
-    lines(ax, found["bits"], xlabel=f"length in testing (trained at {TRAINED})", ylabel="bits a character", xscale="log")
-    ax.axhline(counted_pairs(corpus), linestyle=":", color="#808080")
-    ax.text(LENGTHS[-1], counted_pairs(corpus) + 0.03, "counted pairs", ha="right")
-    ticks_at(ax, list(LENGTHS))
+    reporting.lines(ax, found["bits"], xlabel=f"length in testing (trained at {TRAINED})", ylabel="bits a character", xscale="log")
+    reporting.level(ax, reporting.counted_pairs(corpus), "counted pairs")
+    reporting.ticks_at(ax, list(LENGTHS))
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 

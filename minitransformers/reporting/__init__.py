@@ -1,6 +1,6 @@
 """What chapters report through: sections, claims over seeds, tables, figures, and the measures that they share."""
 
-from minitransformers.reporting.figures import lines, ticks_at
+from minitransformers.reporting.figures import level, lines, ticks_at
 from minitransformers.reporting.measures import (
     bits,
     bits_in_windows,
@@ -15,6 +15,6 @@ from minitransformers.reporting.seeds import Found, along
 from minitransformers.reporting.tables import mean_and_spread
 
 __all__ = [
-    "Found", "Section", "along", "bits", "bits_in_windows", "counted_pairs", "fitted_exponent", "lines", "mean_and_spread", "paired_times", "processor_seconds",
+    "Found", "Section", "along", "bits", "bits_in_windows", "counted_pairs", "fitted_exponent", "level", "lines", "mean_and_spread", "paired_times", "processor_seconds",
     "run_chapter", "ticks_at",
 ]  # fmt: skip

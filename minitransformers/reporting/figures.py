@@ -75,6 +75,12 @@ def lines(ax: Any, curves: Mapping[str, Mapping[Any, Array]], *, marker: str = "
     ax.set(**settings)
 
 
+def level(ax: Any, height: float, name: str) -> None:
+    """A dotted line across, with its name above its right end: what guessing reaches, or nothing can beat. Draw it last."""
+    ax.axhline(height, linestyle=":", color="#808080")
+    ax.annotate(name, (1, height), xycoords=("axes fraction", "data"), xytext=(-4, 3), textcoords="offset points", ha="right")
+
+
 def ticks_at(ax: Any, places: list[Any]) -> None:
     """Name just these places on the horizontal axis, as they are on a logarithmic one."""
     ax.set_xticks(places, [f"{place:,}" for place in places])

@@ -127,6 +127,11 @@ class Section:
             raise ValueError(f"path: got {path!r}, wants names joined by dots, such as 'rope.error'")
         self._values[path] = plain(number, path)
 
+    def values(self, prefix: str, numbers: Mapping[str, Any]) -> None:
+        """The same for several whose paths begin alike: [[prefix.name]]."""
+        for name, number in numbers.items():
+            self.value(f"{prefix}.{name}", number)
+
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Print an aligned table with few digits, and store it for [[table:name]]."""
         _check_name(name)

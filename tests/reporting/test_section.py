@@ -27,7 +27,7 @@ LEARNS = '''
 
     The text of the section.
     """
-    from minitransformers.reporting import Section, lines
+    from minitransformers.reporting import Section, level, lines
 
     section = Section(__file__, __doc__, kind="trained")
 
@@ -51,11 +51,13 @@ LEARNS = '''
     @section.report
     def report(found):
         section.value("ours.right", found["right"]["ours"][2].mean())
+        section.values("ours.tried", {"seeds": len(found["right"]["ours"][2]), "points": 2})
         section.table("ours", ["x", "right"], [[x, float(y.mean())] for x, y in found["right"]["ours"].items()])
 
     @section.figure("line")
     def picture(ax, found):
         lines(ax, found["right"], xlabel="x")
+        level(ax, 0.3, "guessing")
 
     if __name__ == "__main__":
         section.main()
@@ -142,6 +144,7 @@ def test_a_full_run_writes_what_all_sections_found(chapter, start):
     }
     assert results["claims"][0]["expect"] == "Twice as right at 2 as at 1."
     assert results["values"]["ours"]["right"] == pytest.approx(0.4, abs=1e-2)
+    assert results["values"]["ours"]["tried"] == {"seeds": 3, "points": 2}
     assert results["tables"]["ours"]["section"] == "learns"
     assert results["sections"]["learns"]["title"] == "Does it learn?" and results["sections"]["learns"]["seeds"] == 3
     assert results["figures"] == ["line"]
