@@ -13,11 +13,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from minitransformers.console import prepare_streams
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        _prepare_streams()
+        prepare_streams()
         try:
             return _run(argv)
         finally:
@@ -56,16 +58,6 @@ def _explain(error: object) -> int:
     with contextlib.suppress(OSError):                       # there is nowhere to say it
         print("minitransformers:", " ".join(str(error).split()), file=sys.stderr)
     return 2
-
-
-def _prepare_streams() -> None:
-    """A character that the console cannot show is shown as "?", and a stream that the shell has closed takes what comes."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
 
 
 def _flush() -> None:

@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import Any
 
 from minitransformers.reporting.arguments import Parser, natural, positive
-
-
-class CommandParser(Parser):
-    """A Parser to which ``--option=--`` gives the text "--", which argparse would take for the end of all options.
-
-    A help that cannot be written is an error, too.
-    """
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)
-
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if not action.option_strings or action.nargs is not None or arg_strings != ["--"]:
-            return super()._get_values(action, arg_strings)
-        value = self._get_value(action, "--")
-        self._check_value(action, value)
-        return value
 
 
 def make_parser() -> Parser:
     """The parser of everything; ``run`` of what it finds is "module:function" of the command, None where there was none."""
     from minitransformers import __version__
 
-    parser = CommandParser(
+    parser = Parser(
         prog="minitransformers",
         description="Every idea of the Transformer era once, in NumPy, its backward pass written out beside its forward pass.",
         example="minitransformers tour",
     )
     parser.add_argument("--version", action="version", version=f"minitransformers {__version__}")
     parser.set_defaults(run=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
 
     def command(name: str, run: str, help: str, example: str) -> Parser:
         found = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", example=f"minitransformers {example}")

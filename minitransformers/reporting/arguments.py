@@ -6,11 +6,15 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, whose options are never abbreviated and whose help keeps its line breaks."""
+    """argparse whose errors are one line, whose options are never abbreviated and whose help keeps its line breaks.
+
+    ``--option=--`` gives the text "--", which argparse would take for the end of all options. A help that cannot be written is
+    an error, too.
+    """
 
     def __init__(self, *args, example: str = "", **settings) -> None:
         settings.setdefault("allow_abbrev", False)
@@ -22,6 +26,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say in one line what is wrong, and exit with 2."""
         fail(message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if not action.option_strings or action.nargs is not None or arg_strings != ["--"]:
+            return super()._get_values(action, arg_strings)
+        value = self._get_value(action, "--")
+        self._check_value(action, value)
+        return value
 
 
 class UsageError(Exception):

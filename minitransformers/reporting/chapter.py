@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 import minitransformers
+from minitransformers.console import prepare_streams
 from minitransformers.foundation.atomic import write_atomically
 from minitransformers.reporting.arguments import Parser, natural
 from minitransformers.reporting.figures import drawing, show_in_notebook
@@ -59,6 +60,8 @@ class Chapter:
         parser.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of every random number (default: 0)")
         parser.add_argument("--json", action="store_true", help="print the results as JSON to stdout, everything else to stderr")
         parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write (default: docs/{name}/results, with --quick nowhere)")
+        if self._as_script:
+            prepare_streams()
         given = parser.parse_args(argv if argv is not None else (sys.argv[1:] if self._as_script else []))
         self.quick: bool = given.quick
         self.seed: int = given.seed

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import minitransformers
+from minitransformers.console import prepare_streams
 from minitransformers.foundation.atomic import write_atomically
 from minitransformers.reporting.arguments import Parser, natural
 from minitransformers.reporting.section import Section
@@ -98,6 +99,7 @@ def _arguments(prog: str, description: str, chapter: str, argv: Sequence[str] | 
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="the first of the seeds (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON to stdout, everything else to stderr")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write (default: docs/{chapter}/results, with --quick nowhere)")
+    prepare_streams()
     return parser.parse_args(argv)
 
 

@@ -111,7 +111,7 @@ def test_a_claim_that_fails_makes_the_script_fail(script):
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("options", [["--seed", "-1"], ["--seed", "one"], ["--quik"]])
+@pytest.mark.parametrize("options", [["--seed", "-1"], ["--seed", "one"], ["--seed=--"], ["--quik"]])
 def test_a_wrong_option_is_one_line(script, options):
     run = start(script, *options)
     assert run.returncode == 2

@@ -1,6 +1,7 @@
 """Sections of a chapter, used as they are used: files in a folder, of which one or all are started."""
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -226,7 +227,7 @@ def test_json_has_stdout_to_itself(chapter, start):
     assert "a line of the section's own" in run.stderr
 
 
-@pytest.mark.parametrize("options", [["--seed", "-1"], ["--seed", "one"], ["--quik"], ["more"]])
+@pytest.mark.parametrize("options", [["--seed", "-1"], ["--seed", "one"], ["--seed=--"], ["--quik"], ["more"]])
 def test_a_wrong_option_is_one_line(chapter, start, options):
     for path in (chapter, chapter / "exactly.py"):
         run = start(path, *options)
@@ -245,6 +246,16 @@ def test_python_runs_the_folder_and_a_file_of_it(chapter, file):
     run = subprocess.run([sys.executable, str(chapter / file), "--quick"], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert "[exact] It is so" in run.stdout and ("Does it learn?" in run.stdout) == (not file)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_cannot_show_a_character_shows_another(chapter, encoding):
+    file = chapter / "exactly.py"
+    file.write_text(file.read_text(encoding="utf-8").replace("It is so", "It is √so"), encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    run = subprocess.run([sys.executable, str(file), "--quick"], capture_output=True, timeout=60, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert "[exact] It is ?so" in run.stdout.decode(encoding)
 
 
 def test_the_cells_run_where_argv_is_somebody_elses(chapter, monkeypatch, capsys):
