@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 # The arrays here are small and the workers share the cores: one thread each is faster, and sums come in the same order.
@@ -14,7 +15,9 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    """``pytest -n 2`` keeps groups of tests together."""
+    """``pytest -n 2`` keeps groups of tests together. In the background Ctrl-C is ignored, and so it would be by what tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if getattr(config.option, "dist", "no") == "load":
         config.option.dist = "loadgroup"
 
