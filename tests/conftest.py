@@ -13,21 +13,10 @@ import numpy as np
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure(config):
-    """``pytest -n 2`` keeps groups of tests together. In the background Ctrl-C is ignored, and so it would be by what tests start."""
+def pytest_configure():
+    """In the background Ctrl-C is ignored, and so it would be by what tests start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if getattr(config.option, "dist", "no") == "load":
-        config.option.dist = "loadgroup"
-
-
-def pytest_collection_modifyitems(config, items):
-    """What needs the built site or the browser stays on one worker, so that it is built once and one browser starts."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if "site" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group("site"))
 
 
 def pytest_addoption(parser):
