@@ -24,8 +24,10 @@ import numpy as np
 # What a concept can be to a model (see the table of roles in the documentation). A position acts in one of three places. A
 # stack stands for all blocks at once: its layers share parameters, or read what no single block is given. prepare, core and
 # weighting are slots of attention: what is done to queries and keys first, what moves the values, what makes weights of scores.
+# recurrence and feature_map are slots of attention in linear time: what carries the past in a state, and what scores factor into.
 ROLES = (
     "mixer", "stack", "channel", "activation", "norm", "position/input", "position/rotation", "position/bias", "prepare", "core", "weighting",
+    "recurrence", "feature_map",
 )  # fmt: skip
 
 # The order in which a reader meets the chapters.

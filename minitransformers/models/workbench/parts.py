@@ -27,7 +27,10 @@ from minitransformers.foundation.shapes import InvalidArgument
 from minitransformers.foundation.signature import check_arguments
 
 # The slots that a name can be put into, and the role that fits each.
-SLOTS = {"core": "core", "prepare": "prepare", "activation": "activation", "turn": "position/rotation", "recurrence": "recurrence"}
+SLOTS = {
+    "core": "core", "prepare": "prepare", "activation": "activation", "turn": "position/rotation", "recurrence": "recurrence",
+    "feature_map": "feature_map",
+}  # fmt: skip
 
 # How forms are named that compute what the plain one does, and sooner.
 _FAST_FORMS = ("_fast", "_blocks", "_chunked")
