@@ -83,6 +83,7 @@ from minitransformers.basics.relu import relu as relu
 from minitransformers.basics.residual import residual as residual
 from minitransformers.basics.sigmoid import sigmoid as sigmoid
 from minitransformers.basics.silu import silu as silu
+from minitransformers.basics.soft_cross_entropy import soft_cross_entropy as soft_cross_entropy
 from minitransformers.basics.softmax import softmax as softmax
 from minitransformers.basics.softplus import softplus as softplus
 from minitransformers.foundation import assert_gradients as assert_gradients
