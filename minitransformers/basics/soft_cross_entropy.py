@@ -29,7 +29,7 @@ from minitransformers.foundation import Backward, at_least, bad, concept, exampl
 @concept(
     title="Soft cross-entropy",
     source="Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2",
-    example=lambda rng: example(rng.normal(size=(2, 3, 5)), rng.dirichlet(np.ones(5), size=(2, 3))),
+    example=lambda rng: example(rng.normal(size=(2, 3, 5)), rng.uniform(size=(2, 3, 5))),
     rejects=[bad(logits=np.full((2, 3, 5), -np.inf))],
 )
 def soft_cross_entropy(
