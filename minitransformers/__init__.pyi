@@ -1,5 +1,7 @@
 # Every public name and the module that it is from. Written by `python -m minitransformers.names`; __init__.py imports by it.
 # ruff: noqa: I001
+from minitransformers.attention.attention_dropout import attention_dropout as attention_dropout
+from minitransformers.attention.attention_dropout import attention_with_dropout as attention_with_dropout
 from minitransformers.attention.banded_attention import banded_attention as banded_attention
 from minitransformers.attention.banded_attention_blocks import banded_attention_blocks as banded_attention_blocks
 from minitransformers.attention.cache import KeyValueCache as KeyValueCache
@@ -86,6 +88,9 @@ from minitransformers.basics.silu import silu as silu
 from minitransformers.basics.soft_cross_entropy import soft_cross_entropy as soft_cross_entropy
 from minitransformers.basics.softmax import softmax as softmax
 from minitransformers.basics.softplus import softplus as softplus
+from minitransformers.efficient.kv_cache import Reading as Reading
+from minitransformers.efficient.kv_cache import decode as decode
+from minitransformers.efficient.kv_cache import prefill as prefill
 from minitransformers.foundation import assert_gradients as assert_gradients
 from minitransformers.foundation import catalogue as catalogue
 from minitransformers.foundation import check_gradients as check_gradients
@@ -120,6 +125,9 @@ from minitransformers.hybrids.zamba import ZambaLayer as ZambaLayer
 from minitransformers.hybrids.zamba import init_zamba as init_zamba
 from minitransformers.hybrids.zamba import zamba as zamba
 from minitransformers.hybrids.zamba import zamba_step as zamba_step
+from minitransformers.linear_attention.retention import retention as retention
+from minitransformers.linear_attention.retention_chunked import retention_chunked as retention_chunked
+from minitransformers.linear_attention.retention_recurrent import retention_recurrent as retention_recurrent
 from minitransformers.models.decoding import next_token_probabilities as next_token_probabilities
 from minitransformers.models.gpt2 import Gpt2 as Gpt2
 from minitransformers.models.gpt2 import Gpt2Block as Gpt2Block

@@ -97,7 +97,7 @@ def some_mask() -> Array:
     return np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)[None, None]
 
 
-def core_example(rng: np.random.Generator, params: Any, **config: Any):
+def core_example(rng: np.random.Generator, params: Any, /, **config: Any):
     """A small call of a core: three heads, keys and values shared by them, a bias, a query that may see nothing."""
     shapes = (2, 3, 4, 5), (2, 1, 5, 5), (2, 1, 5, 7), (1, 3, 4, 5)
     return example(params, *(rng.normal(size=shape) for shape in shapes), mask=some_mask(), **config)
