@@ -3,8 +3,8 @@
 Source: Bengio, Ducharme, Vincent and Jauvin 2003, JMLR 3:1137, section 2 (the matrix C).
 The scale sqrt(d_model) of Vaswani et al. 2017 (section 3.4) is left to the model: most later models have none.
 
-    out[n] = weight[ids[n]]                                  (1)
-    onehot[v, n] = 1 where ids[n] = v, else 0                (2)
+    out[n] = weight[ids[n]], or 0 where n is padding         (1)
+    onehot[v, n] = 1 where ids[n] = v and n is no padding, else 0   (2)
     dweight = onehot dout                                    (3)
 
 A lookup is the product of a one-hot matrix with the table, so its backward is the product with the transpose: an id
@@ -38,28 +38,33 @@ def init_embedding(
 @concept(
     title="Embedding",
     source="Bengio, Ducharme, Vincent and Jauvin 2003, JMLR 3:1137, section 2",
-    example=lambda rng: example(Embedding(rng.normal(size=(7, 3))), ids=rng.integers(7, size=(2, 5))),
+    example=lambda rng: example(Embedding(rng.normal(size=(7, 3))), ids=np.array([[4, 0, 4, 2, 1], [2, 6, 0, 1, 4]]), padding_idx=2),
     rejects=[bad(ids=np.array([[0, 7]])), bad(ids=np.array([[0, -1]]))],
 )
-def embedding(params: Embedding, *, ids: Int[Array, "*batch"]) -> tuple[Array, Backward]:
+def embedding(params: Embedding, *, ids: Int[Array, "*batch"], padding_idx: int | None = None) -> tuple[Array, Backward]:
     """The table's row of every id: whole numbers from 0 to vocabulary - 1, in any shape.
 
+    padding_idx is an id that stands for nothing: its positions get zeros and teach nothing. It may lie outside the table.
+    (PyTorch reads its row, which starts at zero, and keeps it from learning.)
     Returns out (*batch, d_model), and backward: dout -> Embedding(dweight).
     Raises ValueError when an id is not in the table; a negative id does not count from its end.
     """
     weight = params.weight
     vocabulary, d_model = weight.shape
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise invalid("ids", got=f"ids from {ids.min()} to {ids.max()}", wants=f"0 to {vocabulary - 1}, the rows of params.weight")
-    out = weight[ids]                                        # (*batch, d_model)  (1)
+    real = slice(None) if padding_idx is None else ids.reshape(-1) != padding_idx
+    rows = ids.reshape(-1)[real]                             # (tokens), padding left out
+    if rows.size and (rows.min() < 0 or rows.max() >= vocabulary):
+        raise invalid("ids", got=f"ids from {rows.min()} to {rows.max()}", wants=f"0 to {vocabulary - 1}, the rows of params.weight")
+    out = np.zeros((*ids.shape, d_model), weight.dtype)
+    out.reshape(-1, d_model)[real] = weight[rows]            # (*batch, d_model)  (1)
 
     def backward(dout):
         from scipy.sparse import csc_array  # takes a tenth of a second to import, and only training needs it
 
-        # Column n holds a single one, in row ids[n]. np.add.at says the same and is many times slower.
-        ones, starts = np.ones(ids.size, dout.dtype), np.arange(ids.size + 1)
-        onehot = csc_array((ones, ids.reshape(-1), starts), shape=(vocabulary, ids.size))  # (vocabulary, tokens)  (2)
-        dweight = onehot @ dout.reshape(-1, d_model)         # (vocabulary, d_model)  (3)
+        # Column n holds a single one, in row rows[n]. np.add.at says the same and is many times slower.
+        ones, starts = np.ones(rows.size, dout.dtype), np.arange(rows.size + 1)
+        onehot = csc_array((ones, rows, starts), shape=(vocabulary, rows.size))  # (vocabulary, tokens)  (2)
+        dweight = onehot @ dout.reshape(-1, d_model)[real]   # (vocabulary, d_model)  (3)
         return Embedding(dweight)
 
     return out, backward

@@ -47,6 +47,46 @@ def test_any_integers_index_the_table(kind):
     np.testing.assert_array_equal(backward(dout).weight, embedding(params, ids=ids)[1](dout).weight)
 
 
+@pytest.mark.parametrize("mark", [2, -100, 99])
+def test_padding_is_zero_and_teaches_nothing(mark):
+    marked = np.where(ids == 2, mark, ids)
+    out, backward = embedding(params, ids=marked, padding_idx=mark)
+    plain, plain_backward = embedding(params, ids=ids)
+    np.testing.assert_array_equal(out, np.where(marked[..., None] == mark, 0, plain))
+    expected = plain_backward(np.where(marked[..., None] == mark, 0, dout)).weight
+    np.testing.assert_array_equal(backward(np.where(marked[..., None] == mark, np.nan, dout)).weight, expected)
+
+
+def test_a_row_of_nothing_but_padding():
+    out, backward = embedding(params, ids=np.array([9, 9]), padding_idx=9)
+    assert not out.any() and not backward(np.ones((2, 3))).weight.any()
+
+
+def test_an_id_outside_the_table_is_refused_beside_padding():
+    with pytest.raises(ValueError, match="ids: got ids from 0 to 8"):
+        embedding(params, ids=np.array([9, 0, 8]), padding_idx=9)
+
+
+def test_the_checker_refuses_padding_that_learns():
+    def wrong(params):
+        return embedding(params, ids=ids, padding_idx=2)[0], embedding(params, ids=ids)[1]
+
+    assert not check_gradients(wrong, params).passed
+
+
+@pytest.mark.parity
+def test_padding_is_pytorch_s_while_its_row_is_zero():
+    torch = pytest.importorskip("torch")
+    table = params.weight.copy()
+    table[2] = 0
+    theirs = torch.tensor(table, requires_grad=True)
+    result = torch.nn.functional.embedding(torch.tensor(ids), theirs, padding_idx=2)
+    out, backward = embedding(Embedding(table), ids=ids, padding_idx=2)
+    np.testing.assert_array_equal(out, result.detach())
+    result.backward(torch.tensor(dout))
+    np.testing.assert_allclose(backward(dout).weight, theirs.grad, rtol=0, atol=1e-9)
+
+
 def test_a_single_id_gives_a_vector():
     out, backward = embedding(params, ids=np.array(2))
     assert out.shape == (3,)
