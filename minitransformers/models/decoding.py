@@ -12,13 +12,15 @@ that of the field's libraries: temperature, then top-k, then top-p, then softmax
 """
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from itertools import islice
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from minitransformers.basics.softmax import softmax
+from minitransformers.efficient.kv_cache import tokens
 from minitransformers.foundation import Range, at_least, bad, checked, example, invalid, procedure
 
 # With a probability of 0 no token would be kept.
@@ -81,17 +83,23 @@ def generate(
         wants = "ids of at least 0" if vocabulary_size is None else f"ids from 0 to {vocabulary_size - 1}"
         raise invalid("prompt_ids", got=f"ids from {min(text)} to {max(text)}", wants=wants)
 
-    def tokens() -> Iterator[int]:
-        for _, logits in zip(range(num_tokens), _next_logits(step, text, context), strict=False):
-            if temperature == 0 and np.isfinite(logits).all():
-                token = int(logits.argmax())                 # nothing to draw
-            else:
-                probabilities = next_token_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-                token = int(rng.choice(len(probabilities), p=probabilities))
-            text.append(token)
-            yield token
+    def draw(logits: Array) -> Array:
+        if temperature == 0 and np.isfinite(logits).all():
+            return logits.argmax(axis=-1)                    # nothing to draw
+        (probabilities,) = next_token_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        return rng.choice(len(probabilities), size=1, p=probabilities)
 
-    return tokens()
+    def written() -> Iterator[int]:
+        window, left = text if context is None else text[-context:], num_tokens
+        while left > 0:
+            some = left if context is None else min(left, context - len(window) + 1)
+            for token, _ in islice(tokens(step, np.array([window]), choose=draw), some):
+                text.append(int(token[0]))
+                yield text[-1]
+            left -= some
+            window = text[-max(1, (context or 0) // 2) :]    # the newer half, which is read again
+
+    return written()
 
 
 def without_cache(model: Callable) -> Callable:
@@ -99,20 +107,6 @@ def without_cache(model: Callable) -> Callable:
 
     def step(ids: Array, seen: Array | None) -> tuple[Array, Array]:
         seen = ids if seen is None else np.concatenate([seen, ids], axis=-1)
-        return model(ids=seen)[0], seen
+        return model(ids=seen)[0][..., -ids.shape[-1] :, :], seen
 
     return step
-
-
-def _next_logits(step: Callable, text: list[int], context: int | None) -> Iterator[Array]:
-    """Logits after the text so far; the caller appends a token to it between two of them."""
-    start = 0 if context is None else max(0, len(text) - context)
-    state: Any = None
-    read = start
-    while True:
-        if context is not None and len(text) - start > context:
-            start = len(text) - max(1, context // 2)
-            state, read = None, start
-        logits, state = step(np.array([text[read:]]), state)
-        read = len(text)
-        yield logits[0, -1]

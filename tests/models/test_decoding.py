@@ -97,6 +97,16 @@ def test_any_function_with_the_form_of_a_step_can_write():
     assert list(text) == [4, 0, 1, 2, 3, 4]
 
 
+def test_a_model_without_a_step_answers_for_the_new_positions_alone():
+    params, config = model(vocabulary_size=11, context=8, d_model=8)
+    ids = np.random.default_rng(3).integers(11, size=(2, 8))
+    step, state, found = step_without_cache(params, config), None, []
+    for start, end in ((0, 3), (3, 4), (4, 8)):
+        logits, state = step(ids[:, start:end], state)
+        found.append(logits)
+    np.testing.assert_allclose(np.concatenate(found, axis=1), whole(params, config, ids), rtol=0, atol=1e-12)
+
+
 def test_a_step_gets_only_what_is_new_and_without_a_context_it_gets_it_once():
     given = []
 
