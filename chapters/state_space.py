@@ -295,10 +295,11 @@ def selection_figure():
     positions, long, reads = np.arange(12), [2, 7], [4, 11]
     delta, u, A, C = np.full((12, 1), 0.12), np.full((12, 1), 0.5), np.array([[-1.0]]), np.zeros((12, 1))
     delta[long], u[long], C[reads] = [[1.0], [2.5]], [[1.4], [0.6]], 1.0
-    (h, _), _ = selective_scan(u, delta, A, np.ones_like(u), np.ones_like(u))   # read everywhere, to see the states
-    _, backward = selective_scan(u, delta, A, np.ones_like(u), C)
+    ones = np.ones((12, 1, 1))                                                  # one group, one state
+    (h, _), _ = selective_scan(u, delta, A, ones, ones)                         # read everywhere, to see the states
+    _, backward = selective_scan(u, delta, A, ones, C[:, None])
     written = delta * u
-    adjoint = backward((np.ones_like(u), np.zeros((1, 1))))[3] / written        # dB = adjoint delta u
+    adjoint = backward((np.ones_like(u), np.zeros((1, 1))))[3][:, 0] / written  # dB = adjoint delta u
     with chapter.figure("selective_scan", size=(4.8, 4.4), nrows=3, sharex=True, gridspec_kw={"height_ratios": (2, 3, 3)}) as (_, axes):
         steps, states, adjoints = axes
         steps.bar(positions - 0.5, delta[:, 0], width=0.3, color="C5")
@@ -384,7 +385,7 @@ def scan_error_section():
     rng, n, rows, worst = chapter.rng(), 200, [], 0.0
     u, z, B, C = (rng.normal(size=(2, n, width)) for width in (6, 6, 4, 4))
     delta, A, D = np.exp(rng.uniform(np.log(1e-3), 0, (2, n, 6))), -np.exp(rng.uniform(-1, 1, (6, 4))), rng.normal(size=6)
-    call, dout = (u, delta, A, B, C, D, z, rng.normal(size=(2, 6, 4))), (rng.normal(size=u.shape), rng.normal(size=(2, 6, 4)))
+    call, dout = (u, delta, A, B[:, :, None], C[:, :, None], D, z, rng.normal(size=(2, 6, 4))), (rng.normal(size=u.shape), rng.normal(size=(2, 6, 4)))
 
     def results(one, dtype):
         result, backward = one(*(a.astype(dtype) for a in call))
@@ -418,7 +419,7 @@ def scan_memory_section():
         peaks = []
         for form in ("sequential", "associative"):
             tracemalloc.start()
-            result, backward = selective_scan_blocks(u, delta, A, B, C, None, z, form=form)
+            result, backward = selective_scan_blocks(u, delta, A, B[:, :, None], C[:, :, None], None, z, form=form)
             kept = tracemalloc.get_traced_memory()[0]
             backward(result)
             peaks += [kept / 2**20, tracemalloc.get_traced_memory()[1] / 2**20]
@@ -593,7 +594,7 @@ ranks_section()
 def mixing_cores(rng, n):
     """What mixes n positions of width 256, without maps around it: a forward and a backward each, float32, no batch."""
     u, z, dy = rng.standard_normal((3, n, 256), np.float32)
-    scan_call = (u, np.full_like(u, 0.01), -np.tile(np.arange(1, 17, dtype=np.float32), (256, 1)), *rng.standard_normal((2, n, 16), np.float32), None, z)
+    scan_call = (u, np.full_like(u, 0.01), -np.tile(np.arange(1, 17, dtype=np.float32), (256, 1)), *rng.standard_normal((2, n, 1, 16), np.float32), None, z)
     call, dlast = ssd_call(rng, n), np.zeros((4, 64, 64), np.float32)
     q, k, v, dheads = rng.standard_normal((4, 4, n, 64), np.float32)
 

@@ -110,7 +110,7 @@ def _forward(params: Mamba, x: Array, past: Array | None, state: Array | None, *
     step, dt_backward = linear(params.dt_proj, low)          # its bias is added here, and nowhere else
     delta, softplus_backward = softplus(step)                # (5)
     A = -np.exp(params.A_log)                                # (6)
-    (y, last), scan_backward = scan(u, delta, A, B, C, params.D, z, state)  # (7)
+    (y, last), scan_backward = scan(u, delta, A, B[..., None, :], C[..., None, :], params.D, z, state)  # one group  (7)
     out, out_backward = linear(params.out_proj, y)           # (8)
 
     def backward(dout):
@@ -118,7 +118,7 @@ def _forward(params: Mamba, x: Array, past: Array | None, state: Array | None, *
         du, ddelta, dA, dB, dC, dD, dz, _ = scan_backward((dy, None))  # (10)
         dA_log = A * dA                                      # A is -exp(A_log), and so is its slope  (11)
         ddt_proj, dlow = dt_backward(softplus_backward(ddelta))  # (12)
-        dx_proj, du_parts = x_backward(np.concatenate([dlow, dB, dC], axis=-1))
+        dx_proj, du_parts = x_backward(np.concatenate([dlow, dB[..., 0, :], dC[..., 0, :]], axis=-1))
         du = du + du_parts                                   # u is scanned, and says how to scan: two terms  (13)
         dconv, dinner, _ = conv_backward(silu_backward(du))  # (14)
         din_proj, dx = in_backward(np.concatenate([dinner, dz], axis=-1))  # (15)
@@ -192,7 +192,7 @@ def mamba(
     """Mix positions by a recurrence whose steps, writing and reading the input decides; no position sees a later one.
 
     scan(u, delta, A, B, C, D, z, state) -> (y, last), backward is the recurrence: selective_scan, or selective_scan_blocks
-    with settings of its own (functools.partial). All give the same.
+    with settings of its own (functools.partial). All give the same. B and C come to it in one group.
     Returns out, shaped like x, and backward: dout -> Mamba of gradients, dx.
     Raises ValueError where the joint projections are not as wide as their parts, or a rate exp(A_log) is not finite or is 0.
     """

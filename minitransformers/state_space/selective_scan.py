@@ -15,7 +15,7 @@ channel d writes and reads by those of group g = d // r. Mamba has one group.
     y_t = sum over states of C_t[g] h_t, plus D u_t          (4)
     out_t = y_t silu(z_t)                                    (5)
     dy_t = dout_t silu(z_t), dz_t = dout_t y_t silu'(z_t)    (6)
-    adjoint_t = C_t[g] dy_t + decay_{t+1} adjoint_{t+1}         (7)
+    adjoint_t = C_t[g] dy_t + decay_{t+1} adjoint_{t+1}      (7)
     dstate = decay_0 adjoint_0                               (8)
     dC_t = sum over the channels of a group of h_t dy_t      (9)
     dB_t = sum over the channels of a group of adjoint_t (delta_t u_t)   (10)

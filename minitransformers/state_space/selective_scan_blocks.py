@@ -7,9 +7,9 @@ The equations are those of selective_scan, and the lines below carry their numbe
                 decay_0 adjoint_0 of a block, its (8), is the seed of (7) in the block before
 
 So what is kept is as large as u and one state a block, and a block stays in L2 from its first line to its last. The groups
-are an axis before the channels of one, so B and C meet each group as a whole; states stand before channels, since NumPy is
-fast along a last axis that is long. Costs a second forward scan: a quarter of the
-backward's products. Source: Gu and Dao 2023, arXiv:2312.00752, section 3.3.2: the authors' kernel makes the states again, too.
+are an axis of their own, so that B and C meet all channels of one at once; and states stand before channels, since NumPy is
+fast along a last axis that is long. Costs a second forward scan: a quarter of the backward's products. Source: Gu and Dao
+2023, arXiv:2312.00752, section 3.3.2: the authors' kernel makes the states again, too.
 """
 
 import math
@@ -83,10 +83,7 @@ def selective_scan_blocks(
         drive = B_[part, ..., None] * inputs[part, ..., None, :]  # (2)
         return decay, solve(decay, drive, start)             # (3)
 
-    if state is None:
-        starts = [np.zeros((batch, *rates.shape), u.dtype)]
-    else:
-        starts = [np.ascontiguousarray(states_first(state))]
+    starts = [np.zeros((batch, *rates.shape), u.dtype) if state is None else np.ascontiguousarray(states_first(state))]
     y = np.empty_like(inputs)
     for part in blocks:
         h = states_of(part, starts[-1])[1]

@@ -342,9 +342,10 @@ def our_selective_scan(length: int = 2048) -> Callable[[], Any]:
     from minitransformers.training.memory import keep_freed_memory
 
     keep_freed_memory()
-    *call, dout = _scan_inputs(length).values()
+    u, delta, A, B, C, D, z, dout = _scan_inputs(length).values()
+    B, C = B[:, :, None], C[:, :, None]                      # one group
 
-    return lambda: selective_scan_blocks(*call)[1]((dout, None))
+    return lambda: selective_scan_blocks(u, delta, A, B, C, D, z)[1]((dout, None))
 
 
 def their_selective_scan(length: int = 2048, *, use_mambapy: bool) -> Callable[[], Any]:

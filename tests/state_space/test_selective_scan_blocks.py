@@ -14,9 +14,9 @@ ORDERS = [("sequential", 1), ("sequential", 2), ("sequential", 7), ("associative
 MISSING = [(), ("D",), ("z",), ("state",), ("D", "z", "state")]
 
 
-def random_call(rng, *batch, n=5, d_inner=3, d_state=4, without=()):
-    rows, states = (*batch, n, d_inner), (*batch, n, d_state)
-    u, z, B, C = (rng.normal(size=shape) for shape in (rows, rows, states, states))
+def random_call(rng, *batch, n=5, d_inner=6, groups=3, d_state=4, without=()):
+    rows, shared = (*batch, n, d_inner), (*batch, n, groups, d_state)
+    u, z, B, C = (rng.normal(size=shape) for shape in (rows, rows, shared, shared))
     A, D, state = -rng.uniform(0.3, 2, (d_inner, d_state)), rng.normal(size=d_inner), rng.normal(size=(*batch, d_inner, d_state))
     call = (u, rng.uniform(0.1, 1.5, size=rows), A, B, C, D, z, state)
     return tuple(None if name in without else value for name, value in zip(NAMES, call, strict=True))
@@ -52,9 +52,10 @@ def test_equals_the_plain_form_with_all_gradients(n, form, chunk, without):
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (2, 3)])
-def test_equals_the_plain_form_under_any_batch_axes(batch):
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_equals_the_plain_form_under_any_batch_axes_and_groups(groups, batch):
     rng = np.random.default_rng(2)
-    call = random_call(rng, *batch)
+    call = random_call(rng, *batch, groups=groups)
     dout = random_dout(rng, call)
     assert_same(everything(selective_scan_blocks, call, dout, chunk=2), everything(selective_scan, call, dout))
 
@@ -101,7 +102,7 @@ def test_a_decay_that_underflows_costs_no_digits_of_the_others():
     # The short form h = P cumsum(x / P), P = cumprod(decay), divides by 0 here.
     n = 200
     u, delta, A = np.ones((n, 1), np.float32), np.full((n, 1), 2, np.float32), np.array([[-1, -1e-3]], np.float32)
-    B = C = np.ones((n, 2), np.float32)
+    B = C = np.ones((n, 1, 2), np.float32)
     (out, _), _ = selective_scan_blocks(u, delta, A, B, C, form="associative")
     (exact, _), _ = selective_scan(*(a.astype(np.float64) for a in (u, delta, A, B, C)))
     np.testing.assert_allclose(out, exact, rtol=1e-5)
@@ -118,7 +119,7 @@ def kept_and_peak(scan, call, **config):
 
 
 def test_memory_is_that_of_a_few_inputs_not_of_all_states():
-    call = random_call(np.random.default_rng(8), 1, n=2000, d_inner=4, d_state=32)
+    call = random_call(np.random.default_rng(8), 1, n=2000, d_inner=4, groups=1, d_state=32)
     all_states = 2000 * 4 * 32 * 8
     kept, peak = kept_and_peak(selective_scan_blocks, call, chunk=20)
     assert kept < all_states / 4 and peak < all_states
@@ -155,7 +156,7 @@ def with_blocks_that_are_not_linked(*call):
 
 
 def test_the_check_refuses_blocks_that_do_not_pass_their_gradient_on():
-    call = random_call(np.random.default_rng(10), 2)
+    call = random_call(np.random.default_rng(10), 1, n=3)
     assert check_gradients(selective_scan_blocks, *call).passed
     assert not check_gradients(with_blocks_that_are_not_linked, *call).passed
 
@@ -167,10 +168,11 @@ def test_parity_with_a_loop_in_torch(form):
     rng = np.random.default_rng(11)
     call = random_call(rng, 2, n=13)
     u, delta, A, B, C, D, z, state = theirs = [torch.tensor(a, requires_grad=True) for a in call]
+    write, read = (part.repeat_interleave(2, dim=2) for part in (B, C))  # two channels a group
     h, outs = state, []
     for t in range(13):
-        h = torch.exp(delta[:, t, :, None] * A) * h + delta[:, t, :, None] * B[:, t, None] * u[:, t, :, None]
-        outs.append(((h * C[:, t, None]).sum(-1) + D * u[:, t]) * torch.nn.functional.silu(z[:, t]))
+        h = torch.exp(delta[:, t, :, None] * A) * h + delta[:, t, :, None] * write[:, t] * u[:, t, :, None]
+        outs.append(((h * read[:, t]).sum(-1) + D * u[:, t]) * torch.nn.functional.silu(z[:, t]))
     dout, dlast = random_dout(rng, call)
     torch.autograd.backward([torch.stack(outs, 1), h], [torch.tensor(dout), torch.tensor(dlast)])
     expected = {"out": torch.stack(outs, 1).detach().numpy(), "last": h.detach().numpy()}

@@ -132,14 +132,14 @@ def test_heads_of_a_group_share_and_their_gradients_add():
 
 @pytest.mark.parametrize("config", FORMS[:3], ids=str)
 def test_it_is_the_selective_scan_with_one_rate_and_one_step_a_head(config):
-    (x, delta, A, B, C, D, state), (dy, dstate) = case(groups=1)
+    (x, delta, A, B, C, D, state), (dy, dstate) = case(groups=2)
     wide = lambda a: np.repeat(a, 3, axis=-1)  # noqa: E731  # a head's number for each of its channels
     rates = np.tile(wide(A)[:, None], 5)
-    tiled = (x.reshape(11, 12), wide(delta), rates, B[:, 0], C[:, 0], wide(D), None, state.reshape(12, 5))
+    tiled = (x.reshape(11, 12), wide(delta), rates, B, C, wide(D), None, state.reshape(12, 5))
     y, final, du, ddelta, dA, dB, dC, dD, _, dinitial = everything(selective_scan, tiled, (dy.reshape(11, 12), dstate.reshape(12, 5)))
     by_head = lambda a: a.reshape(*a.shape[:-1], 4, 3)  # noqa: E731
     expected = [
-        by_head(y), final.reshape(4, 3, 5), by_head(du), by_head(ddelta).sum(-1), by_head(dA.sum(-1)).sum(-1), dB[:, None], dC[:, None],
+        by_head(y), final.reshape(4, 3, 5), by_head(du), by_head(ddelta).sum(-1), by_head(dA.sum(-1)).sum(-1), dB, dC,
         by_head(dD).sum(-1), dinitial.reshape(4, 3, 5),
     ]  # fmt: skip
     assert_same(everything(ssd, (x, delta, A, B, C, D, state), (dy, dstate), **config), expected)
