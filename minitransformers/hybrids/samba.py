@@ -164,7 +164,7 @@ def _check(params: list[SambaLayer], x: Array, state: list[Any] | None = None) -
 
 
 def _example(rng: np.random.Generator):
-    params = init_samba(rng, 4, num_layers=2, num_heads=2, d_state=3, d_hidden=5, dtype=np.float64)
+    params = init_samba(rng, 4, num_layers=2, num_heads=2, d_state=1, d_hidden=3, dtype=np.float64)
     # Small: a check makes every parameter a thousand times larger, and in Mamba many of them meet in one product.
     layers = [
         SambaLayer(*(trees.map(lambda leaf: rng.normal(size=leaf.shape) * size, part) for part, size in zip(layer, own, strict=True)))

@@ -171,7 +171,7 @@ def _check(params: Zamba, x: Array, state: list[Any] | None = None) -> None:
 
 
 def _example(rng: np.random.Generator):
-    params = init_zamba(rng, 2, num_layers=3, num_heads=1, every=1, num_shared=2, mixer="mamba2", d_state=1, d_hidden=3, dtype=np.float64)
+    params = init_zamba(rng, 2, num_layers=2, num_heads=1, every=1, num_shared=1, mixer="mamba2", d_state=1, d_hidden=3, dtype=np.float64)
     # A check makes every parameter a thousand times larger: what meets in products is small, what follows a norm need not be.
     def small(tree: Any) -> Any:
         return trees.map(lambda leaf: rng.uniform(0.1, 0.2, size=leaf.shape), tree)

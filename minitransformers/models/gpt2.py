@@ -101,7 +101,7 @@ def gpt2_block(params: Gpt2Block, x: Float[Array, "... positions d_model"], *, n
     title="GPT-2",
     source="Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3",
     example=lambda rng: _example(rng),
-    rejects=[bad(ids=np.array([[0, 7]])), bad(ids=np.zeros((1, 6), int)), bad(num_heads=3)],
+    rejects=[bad(ids=np.array([[0, 7]])), bad(ids=np.zeros((1, 6), int)), bad(num_heads=2)],
 )
 def gpt2(
     params: Gpt2, *, ids: Int[Array, "*batch positions"], num_heads: Annotated[int, at_least(1)] = 12,
@@ -216,5 +216,6 @@ def gpt2_weights(params: Gpt2) -> dict[str, Array]:
 
 
 def _example(rng: np.random.Generator):
-    params = init_gpt2(rng, vocabulary=7, context=5, d_model=4, num_layers=2, num_heads=2, std=0.5, dtype=np.float64)
-    return example(params, ids=rng.integers(7, size=(2, 3)), num_heads=2, mask=np.array([[1, 1, 1], [0, 1, 1]], bool)[:, None, None])
+    params = init_gpt2(rng, vocabulary=6, context=5, d_model=3, num_layers=2, num_heads=3, std=0.5, dtype=np.float64)
+    mask = np.array([[1, 1, 1, 1], [0, 1, 1, 1]], bool)[:, None, None]
+    return example(params, ids=rng.integers(6, size=(2, 4)), num_heads=3, mask=mask)

@@ -105,7 +105,7 @@ def _deep_start(rng: np.random.Generator, block: TransformerBlock, name: str, *,
     title="Language model of chosen parts",
     source="Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2), section 2.3",
     example=lambda rng: _example(rng),
-    rejects=[bad(ids=np.array([[0, 7]])), bad(ids=np.zeros((1, 5), int))],
+    rejects=[bad(ids=np.array([[0, 7]])), bad(ids=np.zeros((1, 6), int))],
 )
 def language_model(
     params: LanguageModel,
@@ -234,7 +234,7 @@ def language_model_step(
 
 def _example(rng: np.random.Generator):
     config = LanguageModelConfig(
-        vocabulary_size=7, context=4, d_model=4, num_layers=2, num_heads=2, scale_embedding=True, options={"channel": {"d_hidden": 5}}
+        vocabulary_size=6, context=5, d_model=3, num_layers=2, num_heads=3, scale_embedding=True, options={"channel": {"d_hidden": 2}}
     )
     params = init_language_model(rng, config, std=0.5, dtype=np.float64)
-    return example(params, ids=rng.integers(7, size=(2, 3)), config=config)
+    return example(params, ids=rng.integers(6, size=(2, 4)), config=config)
