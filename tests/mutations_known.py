@@ -25,6 +25,13 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
     "semiseparable": {
         "if positions <= _SHORT: -> if positions >= _SHORT:": "the product and the running sum give the same",
     },
+    "retention_recurrent": {
+        "fade = np.exp(log_decays(decay, before[-1])).astype(query.dtype) -> fade = log_decays(decay, before[-1]).astype(query.dtype)":
+            "step has it, too: both directions then agree on another decay, which the test against the naive loop refuses",
+    } | {
+        f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
+        for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
+    },
     "ssd_recurrent": {
         f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
         for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
@@ -53,6 +60,9 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "return np.concatenate([nothing, blocks[:-1]] if offset < 0 else [blocks[1:], nothing]) -> "
         f"return np.concatenate([nothing, blocks[:-1]] if offset {other} else [blocks[1:], nothing])": "an offset of 0 has returned above"
         for other in ("<= 0", "< 1")
+    },
+    "big_bird_blocks": {
+        "if place.size < positions: -> if place.size <= positions:": "in place or from a copy, what is picked is the same",
     },
     "cross_entropy": {
         "out = weight @ row_loss -> out = row_loss @ weight": "the inner product of two vectors",
