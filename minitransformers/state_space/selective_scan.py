@@ -72,16 +72,18 @@ def selective_scan(
     """
     positions, inputs = u.shape[-2], delta * u
     groups, width = split_channels(B, u.shape[-1])
-    g = np.arange(u.shape[-1]) // width                      # the group of each channel
+    by_group = (*u.shape[:-1], groups, width, A.shape[-1])
+    # B[g] and C[g] of each channel, (..., positions, d_inner, d_state); those of a single group are not copied.
+    write, read = (np.broadcast_to(part[..., None, :], by_group).reshape(*u.shape, -1) for part in (B, C))
     with np.errstate(over="ignore"):                         # delta A = -inf is right: the decay is then 0
         decay = np.exp(delta[..., None] * A)                 # (..., positions, d_inner, d_state)  (1)
-    drive = B[..., g, :] * inputs[..., None]                 # (2)
+    drive = write * inputs[..., None]                        # (2)
     states = [np.zeros((*u.shape[:-2], *A.shape), u.dtype) if state is None else state]
     for t in range(positions):
         states.append(decay[..., t, :, :] * states[-1] + drive[..., t, :, :])  # (3)
     all_states = np.stack(states, axis=-3)                   # (..., 1 + positions, d_inner, d_state)
     before, h = all_states[..., :-1, :, :], all_states[..., 1:, :, :]
-    y = np.vecdot(h, C[..., g, :])
+    y = np.vecdot(h, read)
     if D is not None:
         y = y + D * u                                        # (4)
     out = y
@@ -94,17 +96,16 @@ def selective_scan(
         dz = None
         if z is not None:
             dy, dz = dy * gate, gate_backward(dy * y)        # (6)
-        direct = C[..., g, :] * dy[..., None]                # what reaches h_t through y_t
+        direct = read * dy[..., None]                        # what reaches h_t through y_t
         future, adjoints = dlast, []                         # what reaches it through h_{t+1}
         for t in reversed(range(positions)):
             adjoints.append(direct[..., t, :, :] + future)   # (7)
             future = decay[..., t, :, :] * adjoints[-1]
         dstate = None if state is None else future           # (8)
         adjoint = np.stack(adjoints[::-1], axis=-3)
-        by_group = (*u.shape[:-1], groups, width, A.shape[-1])
         dC = (h * dy[..., None]).reshape(by_group).sum(-2)   # a group shares C and B: the gradients of its channels add  (9)
         dB = (adjoint * inputs[..., None]).reshape(by_group).sum(-2)  # (10)
-        dinput = np.vecdot(adjoint, B[..., g, :])            # (11)
+        dinput = np.vecdot(adjoint, write)                   # (11)
         dexponent = adjoint * decay * before                 # (12)
         du = delta * dinput
         if D is not None:
