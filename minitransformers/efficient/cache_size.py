@@ -11,16 +11,21 @@ the cache is what a token costs in memory traffic; heads that share keys, and wi
     read for a token = numbers                               (4)
     multiply-adds of its scores and mixtures = layers batch heads kept (d_head + d_value)   (5)
     intensity = multiply-adds / numbers read = heads / kv_heads   (6)
+    reserved = the longest, or the next power of two (buddy), or the next multiple of a block (paged)   (7)
 
 length counts the token's own position: its key is written before it is read. kv_heads = heads is multi-head attention, 1 is
-multi-query, anything between is grouped. The formulas are of what has to be kept; a growing room, a ring that is not full yet
-or a last page that is partly empty (paged_attention) take more.
+multi-query, anything between is grouped. (1) to (6) are about what has to be kept; (7) is what texts of unknown length are given
+room for (Kwon et al. 2023, arXiv:2309.06180, section 3.1).
 """
 
 from typing import Annotated, NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray as Array
+
 from minitransformers.attention.heads import check_heads
-from minitransformers.foundation import at_least, bad, example, procedure
+from minitransformers.foundation import at_least, bad, example, invalid, procedure
 
 Size = Annotated[int, at_least(1)]
 
@@ -59,3 +64,29 @@ def cache_size(
     numbers = num_layers * batch * num_kv_heads * kept * width  # (2) (4)
     multiply_adds = num_layers * batch * num_heads * kept * width  # (5)
     return CacheSize(numbers * bytes_per_number, numbers, multiply_adds)  # (3)
+
+
+class ReservedSlots(NamedTuple):
+    """How many positions each text has room for, under three ways to give room."""
+
+    contiguous: Int[Array, "texts"]
+    buddy: Int[Array, "texts"]
+    paged: Int[Array, "texts"]
+
+
+@procedure(
+    title="Slots that are reserved",
+    source="Kwon et al. 2023 (vLLM), arXiv:2309.06180, section 3.1",
+    example=lambda rng: example(rng.integers(1, 30, size=7), longest=30, block_size=4),
+    rejects=[bad("lengths", longest=2, lengths=np.array([1, 3]))],
+)
+def reserved_slots(lengths: Annotated[Int[Array, "texts"], at_least(1)], *, longest: Size, block_size: Size) -> ReservedSlots:
+    """The room that texts of these lengths, in positions, are given: contiguous for the longest, by powers of two, in blocks.
+
+    Raises ValueError where a length exceeds the longest.
+    """
+    if lengths.max() > longest:
+        raise invalid("lengths", got=f"up to {lengths.max()}", wants=f"at most the longest, {longest}")
+    lengths = lengths.astype(np.int64)
+    powers = 2 ** np.frexp(lengths - 0.5)[1].astype(np.int64)  # n - 1/2 lies between two powers, wherever n does
+    return ReservedSlots(np.full(len(lengths), longest), powers, -(-lengths // block_size) * block_size)  # (7)

@@ -9,17 +9,16 @@ others still read. Source: Kwon et al. 2023 (vLLM), arXiv:2309.06180, sections 3
     n new positions want ceil((length + n) / b) - ceil(length / b) blocks, and one to copy a shared, half-filled last block into   (2)
     a fork has the table of its parent, and each block in it one reference more   (3)
     a block without references is free                       (4)
-    keys of a text = pool[table], one block after the other  (5)
+    keys of a text = pool at the places (1) of its positions, in their order   (5)
     query i of n sees the keys j <= length - n + i           (6)
-    reserved: the longest, or the next power of two (buddy), or the next multiple of b (paged)   (7)
 
 PagePool changes in place: a pool is memory that texts compete for. Reading it, paged_attention, is a pure function of its arrays.
-What is refused leaves the pool as it was. Differs from the paper: blocks are gathered into one array for the texts that have
-equally many, and the core is any that takes a mask; a kernel reads each block where it lies.
+What is refused leaves the pool as it was. Differs from the paper: the keys of the texts that have equally many blocks are gathered
+into one array, and the core is any that takes a mask; a kernel reads each block where it lies.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,6 +26,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.heads import check_heads
+from minitransformers.attention.masks import causal_mask
 from minitransformers.foundation import InvalidArgument, at_least, bad, checked, example, invalid, procedure
 
 Size = Annotated[int, at_least(1)]
@@ -114,7 +114,6 @@ class PagePool:
     def _take(self) -> int:
         block = self._free.pop()
         self.references[block] = 1
-        self.keys[:, block] = self.values[:, block] = 0      # what another text left, a NaN even, is nobody's business
         return block
 
 
@@ -134,8 +133,9 @@ def paged_attention(
 ) -> Float[Array, "batch heads queries d_value"]:  # fmt: skip
     """What the last positions of each text read of all that it has in the pool, its own keys included.
 
-    Text i has lengths[i] positions in the blocks tables[i]; what stands in its table behind its end is not looked at. Query
-    heads share key heads as in grouped_query_attention. Slots behind a text's end must be finite: PagePool keeps them 0.
+    Text i has lengths[i] positions in the blocks tables[i]; what stands in its table and in its last block behind its end is not
+    looked at. Query heads share key heads as in grouped_query_attention. core gets keys that end at the last position (see
+    attention/core), and no parameters.
     Raises ValueError where a text is shorter than its queries or longer than its table, a table names a block that is not
     there, or the heads do not divide.
     """
@@ -151,40 +151,21 @@ def paged_attention(
 
     grouped = query.reshape(batch, kv_heads, -1, queries, d_head)
     out = np.empty((*grouped.shape[:-1], pool_values.shape[-1]), query.dtype)
-    for count in np.unique(pages):                           # texts of equally many blocks: nothing is read that none of them has
-        rows = np.flatnonzero(pages == count)
-        shape = (kv_heads, len(rows), 1, count * size, -1)
-        keys, values = (pool.take(tables[rows, :count], axis=1).reshape(shape).swapaxes(0, 1) for pool in (pool_keys, pool_values))  # (5)
-        last = lengths[rows, None, None] - queries + np.arange(queries)[:, None]
-        sees = np.arange(count * size) <= last               # (rows, queries, keys)  (6)
-        out[rows], _ = core(None, grouped[rows], keys, values, mask=sees[:, None, None])
+    for count in np.unique(pages):                           # texts of equally many pages: padding is less than a page
+        texts = np.flatnonzero(pages == count)
+        positions = lengths[texts, None] + np.arange(-lengths[texts].max(), 0)  # all end at the last key; below 0 where a text is shorter
+        real = np.maximum(positions, 0)
+        slots = np.take_along_axis(tables[texts], real // size, axis=1) * size + real % size  # (1)
+        keys, values = _gathered(pool_keys, slots), _gathered(pool_values, slots)  # (5)
+        sees = (positions >= 0)[:, None, None, None] & causal_mask(queries, slots.shape[1])  # (6)
+        out[texts], _ = core(None, grouped[texts], keys, values, mask=sees)
     return out.reshape(batch, heads, queries, -1)
 
 
-class ReservedSlots(NamedTuple):
-    """How many positions each text has room for, under three ways to give room."""
-
-    contiguous: Int[Array, "texts"]
-    buddy: Int[Array, "texts"]
-    paged: Int[Array, "texts"]
-
-
-@procedure(
-    title="Slots that are reserved",
-    source="Kwon et al. 2023 (vLLM), arXiv:2309.06180, section 3.1",
-    example=lambda rng: example(rng.integers(1, 30, size=7), longest=30, block_size=4),
-    rejects=[bad("lengths", longest=2, lengths=np.array([1, 3]))],
-)
-def reserved_slots(lengths: Annotated[Int[Array, "texts"], at_least(1)], *, longest: Size, block_size: Size) -> ReservedSlots:
-    """The room that texts of these lengths, in positions, are given: contiguous for the longest, by powers of two, in blocks.
-
-    Raises ValueError where a length exceeds the longest.
-    """
-    if lengths.max() > longest:
-        raise invalid("lengths", got=f"up to {lengths.max()}", wants=f"at most the longest, {longest}")
-    lengths = lengths.astype(np.int64)
-    powers = 2 ** np.frexp(lengths - 0.5)[1].astype(np.int64)  # n - 1/2 lies between two powers, wherever n does
-    return ReservedSlots(np.full(len(lengths), longest), powers, -(-lengths // block_size) * block_size)  # (7)
+def _gathered(pool: Float[Array, "kv_heads blocks block_size width"], slots: Int[Array, "texts positions"]) -> Array:
+    """What lies in these slots of the pool: (texts, kv_heads, 1, positions, width)."""
+    rows = pool.reshape(len(pool), -1, pool.shape[-1]).take(slots, axis=1)
+    return rows.swapaxes(0, 1)[:, :, None]
 
 
 def _example(rng: np.random.Generator):

@@ -15,8 +15,8 @@ from minitransformers.attention.grouped_query_attention import (
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention_step
 from minitransformers.attention.sliding_window_attention import init_sliding_window_attention, sliding_window_attention_step
 from minitransformers.basics.linear import Linear
-from minitransformers.efficient.cache_size import cache_size
-from minitransformers.efficient.paged_attention import PagePool, reserved_slots
+from minitransformers.efficient.cache_size import cache_size, reserved_slots
+from minitransformers.efficient.paged_attention import PagePool
 from minitransformers.efficient.rolling_cache import rolling_cache
 
 
@@ -122,3 +122,32 @@ def test_heads_that_do_not_divide_are_refused_by_name():
     for kv_heads in (3, 8):
         with pytest.raises(ValueError, match=f"num_kv_heads: got {kv_heads}, wants a number of heads that divides 4"):
             cache_size(5, num_heads=4, num_kv_heads=kv_heads, d_head=2)
+
+
+def test_reserved_slots_are_those_of_a_loop_and_of_the_pool():
+    lengths = np.arange(1, 70)
+    reserved = reserved_slots(lengths, longest=80, block_size=6)
+    for n, contiguous, buddy, paged in zip(lengths, *reserved, strict=True):
+        power, blocks = 1, 0
+        while power < n:
+            power *= 2
+        while 6 * blocks < n:
+            blocks += 1
+        pool = PagePool(num_blocks=20, block_size=6, num_kv_heads=1, d_head=1)
+        pool.append(pool.start(), *np.zeros((2, 1, n, 1), np.float32))
+        assert (contiguous, buddy, paged) == (80, power, 6 * blocks) and paged == 6 * (20 - pool.free_blocks)
+    assert (reserved.paged - lengths).max() == 5 and (reserved.buddy < 2 * lengths).all()
+
+
+def test_powers_of_two_are_exact_where_floats_are_not():
+    lengths = np.array([2**40 - 1, 2**40, 2**40 + 1])
+    assert reserved_slots(lengths, longest=2**50, block_size=1).buddy.tolist() == [2**40, 2**40, 2**41]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32])
+def test_lengths_may_be_integers_of_any_kind(kind):
+    lengths = np.array([5, 9, 200])
+    for mine, theirs in zip(*(reserved_slots(a, longest=200, block_size=4) for a in (lengths.astype(kind), lengths)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(ValueError, match="lengths: got up to 200, wants at most the longest, 100"):
+        reserved_slots(lengths, longest=100, block_size=4)

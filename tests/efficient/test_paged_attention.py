@@ -2,10 +2,13 @@
 
 import copy
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 
+from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
+from minitransformers.attention.core import causal_attention
 from minitransformers.attention.grouped_query_attention import (
     grouped_query_attention_step,
     init_grouped_query_attention,
@@ -13,8 +16,9 @@ from minitransformers.attention.grouped_query_attention import (
 from minitransformers.attention.heads import merge_heads, split_heads
 from minitransformers.attention.soft_cap import soft_capped_attention
 from minitransformers.basics.linear import linear
+from minitransformers.efficient.cache_size import reserved_slots
 from minitransformers.efficient.merge_attention import merge_attention
-from minitransformers.efficient.paged_attention import OutOfBlocks, PagePool, paged_attention, reserved_slots
+from minitransformers.efficient.paged_attention import OutOfBlocks, PagePool, paged_attention
 from minitransformers.positional.rope import rope
 
 HEADS, D, D_VALUE = 2, 3, 4
@@ -156,18 +160,22 @@ def test_pages_read_one_by_one_and_merged_are_the_same():
         np.testing.assert_allclose(merged[0], out[i], rtol=0, atol=1e-12)
 
 
-def test_another_core_reads_pages():
+CORES = {"capped": partial(soft_capped_attention, cap=0.3), "causal": causal_attention, "banded": partial(banded_attention_blocks, window=3)}
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("core", CORES)
+def test_any_core_reads_pages_those_with_a_mask_of_their_own_too(core, queries):
+    """Texts of 6 and 8 are read together, the shorter padded in front: every core ends at the last key."""
     rng = np.random.default_rng(5)
-    pool, texts, kept = filled(rng, [5, 9], 4)
+    pool, texts, kept = filled(rng, [6, 9, 8], 4)
     tables, lengths = pool.tables(texts)
-    query = rng.normal(size=(2, HEADS, 1, D))
-
-    def capped(params, query, key, value, bias=None, *, mask=None):
-        return soft_capped_attention(params, query, key, value, bias, mask=mask, cap=0.3)
-
-    out = paged_attention(query, pool_keys=pool.keys, pool_values=pool.values, tables=tables, lengths=lengths, core=capped)
+    query = rng.normal(size=(3, HEADS, queries, D))
+    call = {"pool_keys": pool.keys, "pool_values": pool.values, "tables": tables, "lengths": lengths}
+    out = paged_attention(query, **call, core=CORES[core])
     for i, (key, value) in enumerate(kept):
-        np.testing.assert_allclose(out[i], capped(None, query[i], key, value)[0], rtol=0, atol=1e-12)
+        mask = np.tri(queries, key.shape[1], key.shape[1] - queries, dtype=bool)
+        np.testing.assert_allclose(out[i], CORES[core](None, query[i], key, value, mask=mask)[0], rtol=0, atol=1e-12)
 
 
 def test_a_layer_decodes_a_batch_of_unequal_texts_as_each_decodes_alone():
@@ -300,13 +308,14 @@ def test_what_was_freed_is_unknown():
 
 
 def test_what_a_text_leaves_behind_does_not_reach_the_next():
-    """0 times NaN is NaN, behind a mask as well: a block is cleared when it is given."""
+    """0 times NaN is NaN, behind a mask as well: what stands behind a text's end is not read."""
     rng, pool = np.random.default_rng(14), pool_of(1, 4)
     one = pool.start()
     pool.append(one, *(np.full_like(a, np.nan) for a in rows(rng, 4)))
     pool.free(one)
     two, (key, value) = pool.start(), rows(rng, 2)
     pool.append(two, key, value)
+    assert np.isnan(pool.keys).any()
     tables, lengths = pool.tables([two])
     query = rng.normal(size=(1, HEADS, 1, D))
     out = paged_attention(query, pool_keys=pool.keys, pool_values=pool.values, tables=tables, lengths=lengths)
@@ -362,25 +371,3 @@ def test_integers_of_any_kind_are_lengths(kind):
     expected = paged_attention(query, **call, tables=tables, lengths=lengths)
     used = np.where(tables < 0, 99, tables).astype(kind)     # behind a text's end anything may stand
     np.testing.assert_array_equal(paged_attention(query, **call, tables=used, lengths=lengths.astype(kind)), expected)
-    for mine, theirs in zip(reserved_slots(lengths.astype(kind), longest=9, block_size=4), reserved_slots(lengths, longest=9, block_size=4), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-
-
-def test_reserved_slots_are_those_of_a_loop_and_of_the_pool():
-    lengths = np.arange(1, 70)
-    reserved = reserved_slots(lengths, longest=80, block_size=6)
-    for n, contiguous, buddy, paged in zip(lengths, *reserved, strict=True):
-        power, blocks = 1, 0
-        while power < n:
-            power *= 2
-        while 6 * blocks < n:
-            blocks += 1
-        pool = pool_of(20, 6)
-        pool.append(pool.start(), *rows(np.random.default_rng(0), n))
-        assert (contiguous, buddy, paged) == (80, power, 6 * blocks) and paged == 6 * (20 - pool.free_blocks)
-    assert (reserved.paged - lengths).max() == 5 and (reserved.buddy < 2 * lengths).all()
-
-
-def test_powers_of_two_are_exact_where_floats_are_not():
-    lengths = np.array([2**40 - 1, 2**40, 2**40 + 1])
-    assert reserved_slots(lengths, longest=2**50, block_size=1).buddy.tolist() == [2**40, 2**40, 2**41]
