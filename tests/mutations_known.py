@@ -32,6 +32,11 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
         for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
     },
+    "retnet": {
+        "return (RetNet(dparams_query, dparams_key, dparams_value, dgate, doutput, dprepare, drecurrence), dx) -> "
+        "return (RetNet(dparams_query, dparams_key, dparams_value, dgate, doutput, dprepare, zeros_like(drecurrence)), dx)":
+            "retention learns nothing, and zeros like None are None; test_retnet has a recurrence that learns",
+    },
     "ssd_recurrent": {
         f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
         for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
@@ -63,6 +68,17 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
     },
     "big_bird_blocks": {
         "if place.size < positions: -> if place.size <= positions:": "in place or from a copy, what is picked is the same",
+    },
+    "block_mask": {
+        "seen = np.zeros((heads, blocks, blocks + 1), bool) -> seen = np.zeros((heads, blocks, blocks + 2), bool)": "-1 is the last column all the same",
+    },
+    "block_table": {
+        "picks = np.sort(np.concatenate([np.broadcast_to(fixed, (heads, *fixed.shape)), drawn], axis=-1), axis=-1) -> "
+        "picks = np.sort(np.concatenate([drawn, np.broadcast_to(fixed, (heads, *fixed.shape))], axis=-1), axis=-1)": "sorted, they are the same",
+    },
+    "causal_block_table": {
+        "picks = np.sort(np.concatenate([np.broadcast_to(fixed, (heads, *fixed.shape)), drawn], axis=-1), axis=-1) -> "
+        "picks = np.sort(np.concatenate([drawn, np.broadcast_to(fixed, (heads, *fixed.shape))], axis=-1), axis=-1)": "sorted, they are the same",
     },
     "cross_entropy": {
         "out = weight @ row_loss -> out = row_loss @ weight": "the inner product of two vectors",
