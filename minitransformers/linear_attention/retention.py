@@ -97,7 +97,7 @@ def retention(
     mask = fading_mask(log_decay, positions, query.dtype)    # (2)
     carry = fading_since(log_decay, positions, query.dtype)  # (3)
     last, fade = mask[:, -1, :, None], carry[:, -1:]         # what is left at the end of each position, and of the state
-    start = np.zeros((*before, d_head, value.shape[-1]), query.dtype) if state is None else state
+    start = state_before(state, key, value)
 
     scaled = scale * query                                   # (1)
     weights = mask * (scaled @ key.swapaxes(-1, -2))         # (..., heads, positions, positions)  (4)
@@ -114,6 +114,16 @@ def retention(
         return dquery, dkey, dvalue, None if state is None else dstate
 
     return (out, final), backward
+
+
+def state_before(state: Array | None, key: Array, value: Array) -> Array:
+    """The initial state, zeros for None. Raises ValueError where it has another shape than these keys and values need."""
+    shape = (*key.shape[:-2], key.shape[-1], value.shape[-1])
+    if state is None:
+        return np.zeros(shape, value.dtype)
+    if state.shape != shape:                                 # where a text is written token by token no annotation is checked
+        raise invalid("state", got=f"shape {state.shape}", wants=f"{shape}: (..., heads, d_head, d_value)")
+    return state
 
 
 def example_call(rng: np.random.Generator, **config):

@@ -18,7 +18,14 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.foundation import Backward, at_least, concept
-from minitransformers.linear_attention.retention import REJECTS, example_call, fading_mask, fading_since, log_decays
+from minitransformers.linear_attention.retention import (
+    REJECTS,
+    example_call,
+    fading_mask,
+    fading_since,
+    log_decays,
+    state_before,
+)
 
 
 @concept(
@@ -48,7 +55,7 @@ def retention_chunked(
     mask = fading_mask(log_decay, longest, query.dtype)      # (2)
     carry = fading_since(log_decay, longest, query.dtype)    # (3)
     scaled = scale * query                                   # (1)
-    h = np.zeros((*before, d_head, value.shape[-1]), query.dtype) if state is None else state
+    h = state_before(state, key, value)
 
     out, chunks = np.empty_like(value), []
     for start in range(0, positions, chunk):

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.foundation import Backward, concept
-from minitransformers.linear_attention.retention import REJECTS, example_call, log_decays
+from minitransformers.linear_attention.retention import REJECTS, example_call, log_decays, state_before
 
 
 @concept(
@@ -42,7 +42,7 @@ def retention_recurrent(
     scale = d_head**-0.5
     fade = np.exp(log_decays(decay, before[-1])).astype(query.dtype)  # (heads, 1, 1)
     scaled = scale * query                                   # (1)
-    start = np.zeros((*before, d_head, value.shape[-1]), query.dtype) if state is None else state
+    start = state_before(state, key, value)
 
     def step(h, t):
         h = fade * h
