@@ -46,6 +46,7 @@ from minitransformers.state_space.selective_scan_blocks import selective_scan_bl
 from minitransformers.state_space.semiseparable import off_diagonal_ranks, semiseparable
 from minitransformers.state_space.ssd import ssd
 from minitransformers.state_space.ssd_chunked import ssd_chunked
+from minitransformers.state_space.ssd_quadratic import ssd_quadratic
 from minitransformers.state_space.ssd_recurrent import ssd_recurrent
 from minitransformers.training.fit import fit
 from minitransformers.training.flat_tree import FlatTree
@@ -493,16 +494,17 @@ def ssd_call(rng, n, *, batch=(), heads=4, groups=1, d_head=64, d_state=64, dtyp
 
 def three_forms():
     rng, n = chapter.rng(), 100
-    call = (*ssd_call(rng, n, heads=4, groups=2, d_head=6, d_state=5, dtype=np.float64), rng.normal(size=4), rng.normal(size=(4, 6, 5)))
+    inputs = ssd_call(rng, n, heads=4, groups=2, d_head=6, d_state=5, dtype=np.float64)
+    call = (*inputs, rng.normal(size=(4, 1)), None, rng.normal(size=(4, 6, 5)))
     dout = rng.normal(size=(n, 4, 6)), rng.normal(size=(4, 6, 5))
 
-    def results(**form):
-        out, backward = ssd(*call, **form)
-        return [*out, *backward(dout)]
+    def results(core):
+        out, backward = ssd(*call, core=core)
+        return [part for part in (*out, *backward(dout)) if part is not None]
 
-    exact, rows = results(form="recurrent"), []
-    for name, form in [("quadratic", {"form": "quadratic"}), *((f"chunks of {q}", {"chunk": q}) for q in (1, 7, 32, n))]:
-        gaps = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results(**form), exact, strict=True)]
+    exact, rows = results(ssd_recurrent), []
+    for name, core in [("quadratic", ssd_quadratic), *((f"chunks of {q}", partial(ssd_chunked, chunk=q)) for q in (1, 7, 32, n))]:
+        gaps = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results(core), exact, strict=True)]
         rows.append((name, max(gaps[:2]), max(gaps[2:])))
     chapter.table("ssd-forms", ["against the recurrent form", "outputs", "gradients"], rows)
     worst = max(max(row[1:]) for row in rows)
@@ -601,13 +603,13 @@ def mixing_cores(rng, n):
     def by_scan():
         selective_scan_blocks(*scan_call)[1]((dy, None))
 
-    def by_ssd(form):
-        return lambda: ssd(*call, form=form)[1]((dy.reshape(n, 4, 64), dlast))
+    def by_ssd(core):
+        return lambda: ssd(*call, core=core)[1]((dy.reshape(n, 4, 64), dlast))
 
     return {
-        "SSD, chunked": by_ssd("chunked"),
-        "SSD, recurrent": by_ssd("recurrent"),
-        "SSD, quadratic": by_ssd("quadratic"),
+        "SSD, chunked": by_ssd(ssd_chunked),
+        "SSD, recurrent": by_ssd(ssd_recurrent),
+        "SSD, quadratic": by_ssd(ssd_quadratic),
         "selective scan": by_scan,
         "attention": lambda: scaled_dot_product_attention_fast(q, k, v, mask=causal_mask(n))[1](dheads),
         "attention, window 256": lambda: banded_attention_blocks(None, q, k, v, window=256)[1](dheads),
@@ -692,11 +694,11 @@ def memory_against_length():
     peaks = {"chunked": [], "quadratic": []}
     for n in sizes:
         call, dout = ssd_call(rng, n, heads=2, d_head=16, d_state=16), (np.ones((n, 2, 16), np.float32), np.zeros((2, 16, 16), np.float32))
-        for form, found in peaks.items():
+        for form, core in (("chunked", ssd_chunked), ("quadratic", ssd_quadratic)):
             if form == "chunked" or n <= 1024:
                 tracemalloc.start()
-                ssd(*call, form=form)[1](dout)
-                found.append(tracemalloc.get_traced_memory()[1] / 2**20)
+                ssd(*call, core=core)[1](dout)
+                peaks[form].append(tracemalloc.get_traced_memory()[1] / 2**20)
                 tracemalloc.stop()
     slope = exponent(sizes, peaks["chunked"])
     chapter.value("length.memory", {"exponent": slope, "peak": peaks["chunked"][-1], "longest": sizes[-1],

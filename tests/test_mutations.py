@@ -134,6 +134,7 @@ BRANCHES = {
     "selective_scan": [bad(D=None), bad(z=None), bad(state=None)],
     "selective_scan_blocks": [bad(D=None), bad(z=None), bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "semiseparable": [example(-np.full(130, 0.1), *np.random.default_rng(1).normal(size=(2, 130, 1)))],  # beyond its product
+    "ssd": [bad(D=normal(4, 1)), bad(D=None), bad(z=None), bad(state=None), bad(delta_limit=None)],
     "transformer_block": [bad(bias=None), bad("", placement=post_norm, mask=None),
                           bad("", placement=partial(post_norm, alpha=2.0), drop=lambda x: dropout(x, rate=0.3, rng=np.random.default_rng(1)))],
 }

@@ -41,6 +41,7 @@ from minitransformers.state_space.causal_convolution import CausalConvolution, c
 from minitransformers.state_space.gated_rms_norm import GatedRmsNorm, gated_rms_norm, init_gated_rms_norm
 from minitransformers.state_space.mamba import log_rate
 from minitransformers.state_space.ssd import ssd
+from minitransformers.state_space.ssd_chunked import ssd_chunked
 
 
 class Mamba2(NamedTuple):
@@ -113,21 +114,22 @@ def _forward(params: Mamba2, x: Array, past: Array | None, state: Array | None, 
     delta, softplus_backward = softplus(step + params.dt_bias)  # (4)
     A = -np.exp(params.A_log)                                # (5)
     values = u.reshape(*before, heads, d_head)
-    (y, last), mix_backward = mix(values, delta, A, B.reshape(groups), C.reshape(groups), params.D, state)  # (6)
+    B, C, D = B.reshape(groups), C.reshape(groups), params.D[:, None]
+    (y, last), mix_backward = mix(values, delta, A, B, C, D, None, state)  # the gate is the norm's  (6)
     normed, norm_backward = gated_rms_norm(params.norm, y.reshape(u.shape), z, groups=num_groups, eps=eps)  # (7)
     out, out_backward = linear(params.out_proj, normed)      # (8)
 
     def backward(dout):
         dout_proj, dnormed = out_backward(dout)              # (9)
         dnorm, dy, dz = norm_backward(dnormed)               # (10)
-        du, ddelta, dA, dB, dC, dD, _ = mix_backward((dy.reshape(y.shape), None))  # (11)
+        du, ddelta, dA, dB, dC, dD, _, _ = mix_backward((dy.reshape(y.shape), None))  # (11)
         dA_log = A * dA                                      # A is -exp(A_log), and so is its slope  (12)
         dstep = softplus_backward(ddelta)
         ddt_bias = dstep.reshape(-1, heads).sum(0)           # (13)
         dactive = np.concatenate([part.reshape(*before, -1) for part in (du, dB, dC)], axis=-1)
         dconv, dxBC, _ = conv_backward(silu_backward(dactive))  # (14)
         din_proj, dx = in_backward(np.concatenate([dz, dxBC, dstep], axis=-1))  # (15)
-        return Mamba2(din_proj, dconv, ddt_bias, dA_log, dD, dnorm, dout_proj), dx
+        return Mamba2(din_proj, dconv, ddt_bias, dA_log, dD[:, 0], dnorm, dout_proj), dx
 
     return out, xBC, last, backward
 
@@ -186,7 +188,7 @@ def _example_params(rng: np.random.Generator) -> Mamba2:
     title="Mamba-2",
     source="Dao and Gu 2024, arXiv:2405.21060, section 7",
     example=lambda rng: example(
-        _example_params(rng), rng.normal(size=(2, 5, 3)) / 4, num_groups=2, mix=partial(ssd, chunk=2), eps=1e-12
+        _example_params(rng), rng.normal(size=(2, 5, 3)) / 4, num_groups=2, mix=partial(ssd, core=partial(ssd_chunked, chunk=2)), eps=1e-12
     ),
     roles=("mixer",),
     rejects=[
@@ -203,7 +205,8 @@ def mamba2(
     """Mix positions by SSD: each writes to and reads from a state that fades at a rate the input decides.
 
     num_groups is the number of B and C, each shared by as many heads, and of the norm's groups; eps is the norm's.
-    mix(x, delta, A, B, C, D, state) -> (y, last), backward is the recurrence: ssd, in any of its forms (functools.partial).
+    mix(x, delta, A, B, C, D, z, state) -> (y, last), backward is the recurrence: ssd, or by functools.partial ssd with another
+    core or with a limit of the steps. z is None there: the norm gates.
     Returns out, shaped like x, and backward: dout -> Mamba2 of gradients, dx.
     Raises ValueError where the joint projection is not as wide as its parts, num_groups does not divide the heads, or a rate
     exp(A_log) is not finite or is 0.

@@ -36,7 +36,7 @@ from numpy import ndarray as Array
 
 from minitransformers.foundation import Backward, at_least, at_most, concept
 from minitransformers.state_space.semiseparable import segsum, sum_over_crossings
-from minitransformers.state_space.ssd_recurrent import THREE_GROUPS, check_groups, example_call
+from minitransformers.state_space.ssd_recurrent import THREE_GROUPS, check_groups, example_call, ssd_recurrent
 
 
 @concept(
@@ -56,9 +56,12 @@ def ssd_chunked(
 ) -> tuple[tuple[Array, Array], Backward]:
     """The recurrence in chunks of so many positions, each worked on by matrix products; the last may be shorter.
 
-    chunk, at least 1, changes the speed and the rounding, nothing else. Arguments, results and errors are those of ssd_recurrent.
+    chunk, at least 1, changes the speed and the rounding, nothing else. A single position is one step of the recurrence.
+    Arguments, results and errors are those of ssd_recurrent.
     """
     *batch, positions, heads, d_head = x.shape
+    if positions == 1:
+        return ssd_recurrent(x, log_decay, B, C, state)
     groups, d_state = check_groups(B, heads)
 
     def by_head(a):                                          # (..., Q, heads, d) to (..., groups, r, Q, d), a view

@@ -392,19 +392,27 @@ def _ssd_inputs() -> dict[str, np.ndarray]:
     return {"x": x, "delta": delta, "A": -np.arange(1, 9, dtype=np.float32), "B": B, "C": C, "dout": dout}
 
 
-def our_ssd(form: str = "chunked") -> Callable[[], Any]:
-    """Forward and backward in one of the three forms."""
+def our_ssd(core: Callable | None = None) -> Callable[[], Any]:
+    """Forward and backward, by the core, or in chunks."""
     from minitransformers.state_space.ssd import ssd
+    from minitransformers.state_space.ssd_chunked import ssd_chunked
     from minitransformers.training.memory import keep_freed_memory
 
     keep_freed_memory()
     *call, dout = _ssd_inputs().values()
 
     def run() -> Any:
-        (_, last), backward = ssd(*call, form=form)
+        (_, last), backward = ssd(*call, core=core or ssd_chunked)
         return backward((dout, np.zeros_like(last)))
 
     return run
+
+
+def our_recurrent_ssd() -> Callable[[], Any]:
+    """The same by the recurrence."""
+    from minitransformers.state_space.ssd_recurrent import ssd_recurrent
+
+    return our_ssd(ssd_recurrent)
 
 
 def torch_minimal_ssd(chunk: int = 64) -> Callable[[], Any]:
@@ -441,7 +449,7 @@ CASES |= {
     "ssd_recurrent": {
         "what": "SSD in chunks (2 x 2048 positions, 8 heads of 64, state 64), against its recurrent form",
         "ours": our_ssd,
-        "theirs": lambda: our_ssd("recurrent"),
+        "theirs": our_recurrent_ssd,
     },
     "ssd_minimal": {
         "what": "SSD in chunks (2 x 2048 positions, 8 heads of 64, state 64), against the published minimal code in eager PyTorch",

@@ -18,6 +18,11 @@ from minitransformers.state_space.causal_convolution import CausalConvolution
 from minitransformers.state_space.gated_rms_norm import GatedRmsNorm
 from minitransformers.state_space.mamba2 import Mamba2, init_mamba2, mamba2, mamba2_step
 from minitransformers.state_space.ssd import ssd
+from minitransformers.state_space.ssd_chunked import ssd_chunked
+from minitransformers.state_space.ssd_quadratic import ssd_quadratic
+from minitransformers.state_space.ssd_recurrent import ssd_recurrent
+
+in_twos = partial(ssd_chunked, chunk=2)
 
 
 def random_params(rng, d_model=3, heads=4, d_head=2, groups=2, d_state=5, width=3, bias=True):
@@ -33,7 +38,7 @@ def random_params(rng, d_model=3, heads=4, d_head=2, groups=2, d_state=5, width=
     )  # fmt: skip
 
 
-def textbook(params, x, groups, eps=1e-5):
+def textbook(params, x, groups, eps=1e-5, limit=(0.0, np.inf)):
     """One sequence, one position, one head at a time."""
     (w_in, b_in), (taps, conv_bias), dt_bias, A_log, D, (gain,), (w_out, b_out) = params
     (d_mixed, width), heads, d_inner = taps.shape, len(A_log), len(gain)
@@ -45,6 +50,7 @@ def textbook(params, x, groups, eps=1e-5):
         for t in range(len(sequence)):
             parts = anp.dot(sequence[t], w_in) + b_in
             z, step = parts[:d_inner], anp.log(1 + anp.exp(parts[d_inner + d_mixed :] + dt_bias))
+            step = anp.where(step < limit[0], limit[0], anp.where(step > limit[1], limit[1], step))
             read.append(parts[d_inner : d_inner + d_mixed])
             active = silu(conv_bias + sum(taps[:, k] * read[t + k] for k in range(width)))
             outputs = []
@@ -62,13 +68,14 @@ def textbook(params, x, groups, eps=1e-5):
     return anp.stack(sequences)
 
 
-@pytest.mark.parametrize("n, groups", [(5, 2), (1, 2), (4, 1), (3, 4)])
-def test_equals_the_block_one_position_at_a_time_and_its_gradients(n, groups):
+@pytest.mark.parametrize("n, groups, limit", [(5, 2, None), (1, 2, None), (4, 1, None), (3, 4, None), (5, 2, (0.5, 0.8))])
+def test_equals_the_block_one_position_at_a_time_and_its_gradients(n, groups, limit):
     rng = np.random.default_rng(0)
     params, x, dout = random_params(rng, groups=groups), rng.normal(size=(2, n, 3)), rng.normal(size=(2, n, 3))
-    out, backward = mamba2(params, x, num_groups=groups, mix=partial(ssd, chunk=2))
-    np.testing.assert_allclose(out, textbook(params, x, groups), rtol=0, atol=1e-12)
-    loss = lambda values, x: anp.sum(dout * textbook(trees.unflatten(params, values), x, groups))  # noqa: E731
+    out, backward = mamba2(params, x, num_groups=groups, mix=partial(ssd, core=in_twos, delta_limit=limit))
+    block = partial(textbook, groups=groups, limit=limit or (0.0, np.inf))
+    np.testing.assert_allclose(out, block(params, x), rtol=0, atol=1e-12)
+    loss = lambda values, x: anp.sum(dout * block(trees.unflatten(params, values), x))  # noqa: E731
     values = [leaf for _, leaf in trees.leaves(params)]
     expected, expected_dx = autograd.grad(loss, (0, 1))(values, x)
     dparams, dx = backward(dout)
@@ -83,11 +90,11 @@ def test_eps_is_that_of_the_norm():
     np.testing.assert_allclose(mamba2(params, x, num_groups=2, eps=0.5)[0], textbook(params, x, 2, eps=0.5), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("config", [{"form": "recurrent"}, {"form": "quadratic"}, {"chunk": 1}, {"chunk": 3}, {"chunk": 64}])
-def test_every_form_of_ssd_gives_the_same(config):
+@pytest.mark.parametrize("core", [ssd_recurrent, ssd_quadratic, *(partial(ssd_chunked, chunk=q) for q in (1, 3, 64))])
+def test_every_core_of_ssd_gives_the_same(core):
     rng = np.random.default_rng(1)
     params, x, dout = random_params(rng), rng.normal(size=(2, 7, 3)), rng.normal(size=(2, 7, 3))
-    (out, backward), (own, own_backward) = mamba2(params, x, num_groups=2), mamba2(params, x, num_groups=2, mix=partial(ssd, **config))
+    (out, backward), (own, own_backward) = mamba2(params, x, num_groups=2), mamba2(params, x, num_groups=2, mix=partial(ssd, core=core))
     np.testing.assert_allclose(own, out, rtol=0, atol=1e-12)
     for (path, a), (_, b) in zip(trees.leaves(own_backward(dout)), trees.leaves(backward(dout)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12, err_msg=path)
@@ -98,10 +105,12 @@ def test_every_form_of_ssd_gives_the_same(config):
 def test_a_prefill_and_steps_equal_the_whole_pass(pieces, width):
     rng = np.random.default_rng(2)
     params, x = random_params(rng, width=width), rng.normal(size=(2, 9, 3))
-    whole, _ = mamba2(params, x, num_groups=2)
+    mix = partial(ssd, core=in_twos, delta_limit=(0.5, 0.8))  # clips some steps: those of single positions as well
+    whole, _ = mamba2(params, x, num_groups=2, mix=mix)
+    assert np.abs(whole - mamba2(params, x, num_groups=2)[0]).max() > 1e-2
     state, outs = None, []
     for piece in np.split(x, np.cumsum(pieces)[:-1], axis=1):
-        out, state = mamba2_step(params, piece, state, num_groups=2, mix=partial(ssd, chunk=2))
+        out, state = mamba2_step(params, piece, state, num_groups=2, mix=mix)
         outs.append(out)
         assert state.past.shape == (2, width - 1, 28) and state.state.shape == (2, 4, 2, 5)  # of one size, however long the text
     np.testing.assert_allclose(np.concatenate(outs, axis=1), whole, rtol=0, atol=1e-12)
@@ -145,7 +154,7 @@ def test_no_output_sees_a_later_input_or_another_sequence():
     params, x = random_params(rng), rng.normal(size=(2, 6, 3))
     changed = x.copy()
     changed[1, 3] += 1
-    before, after = (mamba2(params, a, num_groups=2, mix=partial(ssd, chunk=4))[0] for a in (x, changed))
+    before, after = (mamba2(params, a, num_groups=2, mix=partial(ssd, core=in_twos))[0] for a in (x, changed))
     np.testing.assert_array_equal(before[0], after[0])
     np.testing.assert_array_equal(before[1, :3], after[1, :3])
     assert (before[1, 3] != after[1, 3]).all()
@@ -219,8 +228,9 @@ def test_the_check_refuses(mistake):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("limit", [(0.0, np.inf), (0.5, 0.8)], ids=["no limit", "limit"])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_parity_with_hugging_face(groups):
+def test_parity_with_hugging_face(groups, limit):
     # That path computes in float32 inside, whatever comes in. Its weights are transposed, its taps have an axis more.
     torch = pytest.importorskip("torch")
     module = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
@@ -232,7 +242,7 @@ def test_parity_with_hugging_face(groups):
     x, dout = rng.normal(size=(2, 2, 9, 4)).astype(np.float32)
     config = Mamba2Config(
         hidden_size=4, num_heads=4, head_dim=2, state_size=5, expand=2, n_groups=groups, conv_kernel=4, chunk_size=4, use_bias=False,
-        use_conv_bias=True, layer_norm_epsilon=1e-5, num_hidden_layers=1,
+        use_conv_bias=True, layer_norm_epsilon=1e-5, num_hidden_layers=1, time_step_limit=limit,
     )  # fmt: skip
     theirs = module.Mamba2Mixer(config, layer_idx=0).eval()
 
@@ -246,7 +256,7 @@ def test_parity_with_hugging_face(groups):
     their_x = torch.tensor(x, requires_grad=True)
     their_out = theirs(their_x)
     their_out.backward(torch.tensor(dout))
-    out, backward = mamba2(params, x, num_groups=groups)
+    out, backward = mamba2(params, x, num_groups=groups, mix=partial(ssd, delta_limit=limit))
     dparams, dx = backward(dout)
     np.testing.assert_allclose(out, their_out.detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(dx, their_x.grad.numpy(), atol=1e-5, rtol=1e-5)

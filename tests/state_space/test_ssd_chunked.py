@@ -1,5 +1,6 @@
 """The chunked form: equal to both others whatever the chunk, right in float32 where the balance in one line is not, and its cost."""
 
+import sys
 import tracemalloc
 
 import numpy as np
@@ -25,6 +26,20 @@ def test_equals_the_recurrence_whatever_the_chunk_with_every_gradient(chunk, gro
 def test_equals_the_quadratic_form_at_every_length(n):
     arguments, dout = random_case(n)
     assert_same(everything(ssd_chunked, arguments, dout), everything(ssd_quadratic, arguments, dout))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_single_position_is_one_step_of_the_recurrence_and_no_chunk(monkeypatch, n):
+    arguments, dout = random_case(n)
+    expected, asked = everything(ssd_recurrent, arguments, dout), []
+
+    def watched(*arguments):
+        asked.append(arguments)
+        return ssd_recurrent(*arguments)
+
+    monkeypatch.setattr(sys.modules[ssd_chunked.__module__], "ssd_recurrent", watched)
+    assert_same(everything(ssd_chunked, arguments, dout), expected, atol=0 if n == 1 else 1e-12)
+    assert len(asked) == (n == 1)
 
 
 def test_equals_the_naive_loop():
