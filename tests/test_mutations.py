@@ -19,6 +19,7 @@ from minitransformers.attention.softmax_off_by_one import SoftmaxOffByOne, softm
 from minitransformers.basics.chain import chain
 from minitransformers.basics.dropout import dropout
 from minitransformers.foundation import bad, check_gradients, example, gradients, trusted
+from minitransformers.linear_attention.linformer import Linformer
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model
 from minitransformers.models.workbench.transformer_block import post_norm
@@ -131,6 +132,7 @@ BRANCHES = {
     "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],
     "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
+    "linformer": [bad(params=Linformer(normal(3, 2, 7), None)), bad(mask=None)],
     "selective_scan": [bad(D=None), bad(z=None), bad(state=None)],
     "selective_scan_blocks": [bad(D=None), bad(z=None), bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "semiseparable": [example(-np.full(130, 0.1), *np.random.default_rng(1).normal(size=(2, 130, 1)))],  # beyond its product

@@ -140,7 +140,7 @@ def batches(entry: Entry, *, seed: int = 0) -> Outcome:
     names = list(inspect.signature(entry.function).parameters)
 
     def stack(name: str, a: Any, b: Any) -> Any:
-        return np.stack([a, b]) if name in batched and a is not None else a
+        return trees.map(lambda x, y: np.stack([x, y]), a, b) if name in batched and a is not None else a
 
     args = tuple(stack(names[i], a, b) for i, (a, b) in enumerate(zip(one.args, two.args, strict=True)))
     config = {k: stack(k, v, two.config[k]) for k, v in one.config.items()}
@@ -161,7 +161,7 @@ def batches(entry: Entry, *, seed: int = 0) -> Outcome:
         part_grads = _as_tuple(part_backward(trees.map(lambda a: a[i], dout)), one)
         for j, g in enumerate(part_grads):
             if names[j] in batched and g is not None:
-                worst = np.maximum(worst, _difference(grads[j][i], g))
+                worst = np.maximum(worst, _difference(trees.map(lambda a: a[i], grads[j]), g))
         shared.append([g for j, g in enumerate(part_grads) if names[j] not in batched])
     for j, own in enumerate([g for j, g in enumerate(grads) if names[j] not in batched]):
         worst = np.maximum(worst, _difference(own, trees.map(np.add, shared[0][j], shared[1][j])))
@@ -371,11 +371,13 @@ def _difference(a: Any, b: Any) -> float:
 
 
 def _batched_arguments(entry: Entry) -> set[str]:
-    """Arguments whose annotation begins with free leading axes."""
-    hints = typing.get_type_hints(entry.function)
-    names = set()
-    for name, hint in hints.items():
-        for part in [hint, *typing.get_args(hint)]:
-            if getattr(part, "dim_str", "").startswith(("...", "*")):
-                names.add(name)
-    return names
+    """Arguments whose annotation begins with free leading axes, and trees of nothing but such arrays."""
+
+    def batched(hint: Any) -> bool:
+        if fields := getattr(hint, "_fields", ()):
+            hints = typing.get_type_hints(hint)
+            return all(batched(hints[field]) for field in fields)
+        parts = [hint, *typing.get_args(hint)]
+        return any(getattr(p, "dim_str", "").startswith(("...", "*")) for p in parts) or any(hasattr(p, "_fields") and batched(p) for p in parts[1:])
+
+    return {name for name, hint in typing.get_type_hints(entry.function).items() if batched(hint)}

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Range:
@@ -65,3 +67,12 @@ _NEVER = (math.nan, math.inf, -math.inf)
 positive = above(0)
 negative = below(0)
 finite = Range("", lambda low, high: bool(-math.inf < low and high < math.inf), _NEVER)
+
+
+def _is_log_rate(low: Any, high: Any) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.exp(low) > 0 and np.exp(high) < np.inf)
+
+
+# The logarithm of a rate, which must not have become 0 or infinite in its dtype.
+log_rate = Range("whose exponential is finite and above 0", _is_log_rate, (-800.0, 800.0, *_NEVER))

@@ -36,18 +36,9 @@ from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softplus import softplus
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trusted
-from minitransformers.foundation.ranges import Range
+from minitransformers.foundation.ranges import log_rate
 from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.state_space.selective_scan_blocks import selective_scan_blocks
-
-
-def _is_log_rate(low, high) -> bool:
-    with np.errstate(over="ignore"):
-        return bool(np.exp(low) > 0 and np.exp(high) < np.inf)
-
-
-# What A_log may be: exp of it is a rate, which must not have become 0 or infinite in its dtype.
-log_rate = Range("whose exponential is finite and above 0", _is_log_rate, (-800.0, 800.0, np.nan, np.inf, -np.inf))
 
 
 class Mamba(NamedTuple):
