@@ -14,7 +14,7 @@ from minitransformers.attention.scaled_dot_product_attention import scaled_dot_p
 from minitransformers.foundation import slot
 from minitransformers.linear_attention.linear_attention_bidirectional import linear_attention_bidirectional
 from minitransformers.linear_attention.positive_random_features import orthogonal_projection, positive_random_features
-from minitransformers.reporting import Section, along, fitted_exponent, level, lines, mean_and_spread, ticks_at
+from minitransformers.reporting import Section, along, fitted_exponent, lines, mean_and_spread, ticks_at
 
 section = Section(__file__, __doc__, kind="arithmetic")
 POSITIONS, WIDTH, FEATURES, DRAWS = 256, 16, (16, 32, 64, 128, 256, 512, 1024), 8
@@ -95,7 +95,7 @@ def slope_of_mean(errors):
 @section.figure("features")
 def picture(ax, found):
     lines(ax, found["error"], xlabel="features", ylabel="error of the output", xscale="log", yscale="log")
-    level(ax, 1.0, "an output of zero")
+    ax.axhline(1.0, linestyle=":", color="#808080", label="an output of zero")
     ticks_at(ax, list(FEATURES))
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="queries and keys")
 
