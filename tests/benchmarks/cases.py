@@ -523,3 +523,59 @@ CASES |= {
         "theirs": lambda: hybrid_call("multi_head_attention"),
     },
 }
+
+
+def _linear_attention_inputs() -> list[np.ndarray]:
+    """Batch 2, 8 heads of 64, 2048 positions, float32: query, key, value and dout."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((2, 8, 2048, 64), np.float32) for _ in range(4)]
+
+
+def our_linear_attention(form: str = "linear_attention_chunked", **config: Any) -> Callable[[], Any]:
+    """Forward and backward of causal linear attention with elu + 1."""
+    from minitransformers.foundation import catalogue
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    *call, dout = _linear_attention_inputs()
+    function = catalogue.find(form, role="recurrence").function
+    return lambda: function(None, *call, **config)[1]((dout, None))
+
+
+def torch_linear_attention(chunk: int = 64) -> Callable[[], Any]:
+    """The same formula in the same chunks in eager PyTorch, all chunks at once; PyTorch's backward."""
+    import torch
+
+    torch.set_num_threads(2)
+    *call, dout = (torch.tensor(a) for a in _linear_attention_inputs())
+    leaves = [leaf.requires_grad_() for leaf in call]
+
+    def forward(query: Any, key: Any, value: Any) -> Any:
+        both = torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)
+        features = (torch.nn.functional.elu(x) + 1 for x in (query, key))
+        q, k, v = (a.unflatten(-2, (-1, chunk)) for a in (*features, both))
+        states = (k.transpose(-1, -2) @ v).cumsum(-3)
+        before = torch.cat([torch.zeros_like(states[..., :1, :, :]), states[..., :-1, :, :]], dim=-3)
+        sums = ((q @ k.transpose(-1, -2)).tril() @ v + q @ before).flatten(-3, -2)
+        return sums[..., :-1] / sums[..., -1:]
+
+    return lambda: torch.autograd.grad(forward(*leaves), leaves, dout)
+
+
+CASES |= {
+    "linear_attention": {
+        "what": "linear attention in chunks (2 x 2048 positions, 8 heads of 64), against the same chunks in eager PyTorch",
+        "ours": our_linear_attention,
+        "theirs": torch_linear_attention,
+    },
+    "linear_attention_recurrent": {
+        "what": "linear attention in chunks (2 x 2048 positions, 8 heads of 64), against its recurrent form",
+        "ours": our_linear_attention,
+        "theirs": lambda: our_linear_attention("linear_attention_recurrent"),
+    },
+    "performer": {
+        "what": "Performer with 256 features (2 x 2048 positions, 8 heads of 64), against linear attention with elu + 1",
+        "ours": lambda: our_linear_attention("performer"),
+        "theirs": our_linear_attention,
+    },
+}
