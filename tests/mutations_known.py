@@ -4,9 +4,29 @@ A table for each concept: the change, as ``Mutant.change`` words it, and the rea
 or is no mutant any more, is reported, so that the tables cannot outlive the code.
 """
 
+_SKIPPED = {  # by FlashAttention
+    "work = partial(tiles, batch, query.shape[-2], key.shape[-2], tile=tile, diagonal=diagonal, mask=mask) -> "
+    f"work = partial(tiles, batch, query.shape[-2], key.shape[-2], tile=tile, {other})":
+        "tiles that nobody sees are then computed and hidden; a test with NaN in them tells"
+    for other in ("diagonal=diagonal", "mask=mask")
+}
+_CONSTANT_TOTAL = {
+    f"shared = np.vecdot(dout, out) - dlog_total -> shared = np.vecdot(dout, out){other}":
+        "a core does not return log_total, whose gradient is 0; that of flash_attention_with_total is judged there"
+    for other in ("", " + dlog_total")
+}
+
 HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
     "alibi": {
         "return trees.zeros_like(params) -> return zeros_like(trees.zeros_like(params))": "zeros are zeros",
+    },
+    "flash_attention": {**_SKIPPED, **_CONSTANT_TOTAL},
+    "causal_flash_attention": {**_SKIPPED, **_CONSTANT_TOTAL},
+    "flash_attention_with_total": {
+        **_SKIPPED,
+        "finite = np.maximum(log_total, lowest) -> finite = log_total":
+            "no difference can be made of -inf: a query that sees nothing is in the examples of the cores, which refuse it",
+        "some = np.maximum(total, 1) -> some = total": "as above",
     },
     "linear": {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
@@ -24,6 +44,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
     },
     "semiseparable": {
         "if positions <= _SHORT: -> if positions >= _SHORT:": "the product and the running sum give the same",
+    },
+    "gated_recurrence": {
+        f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
+        for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
     },
     "retention_recurrent": {
         "fade = np.exp(log_decays(decay, before[-1])).astype(query.dtype) -> fade = log_decays(decay, before[-1]).astype(query.dtype)":
@@ -59,6 +83,7 @@ _ROUNDS = {  # of sparsemax, in either form
 }
 
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
+    "wkv_chunked": {f"size = isqrt(len({rows})) -> size = len({rows})": "chunks of every length give the same" for rows in ("k", "kept")},
     "sparsemax": _ROUNDS,
     "sparsemax_attention": _ROUNDS,
     "banded_attention_blocks": {
