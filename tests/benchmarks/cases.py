@@ -579,3 +579,126 @@ CASES |= {
         "theirs": our_linear_attention,
     },
 }
+
+
+def _retention_inputs() -> tuple[np.ndarray, ...]:
+    """Batch 2, 8 heads, 2048 positions, keys 64 and values 128 wide, as a layer cuts them, and a dout; float32."""
+    rng = np.random.default_rng(0)
+    widths = (64, 64, 128, 128)
+    return tuple(rng.standard_normal((2, 2048, 8, width), np.float32).swapaxes(1, 2) for width in widths)
+
+
+def our_retention() -> Callable[[], Any]:
+    """Forward and backward in chunks, with RetNet's decays."""
+    from minitransformers.linear_attention.retention_chunked import retention_chunked
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    query, key, value, dout = _retention_inputs()
+    return lambda: retention_chunked(query, key, value)[1]((dout, None))
+
+
+def _in_torch(chunk: int = 128) -> Callable:
+    """The same formula in PyTorch, for 8 heads: within all chunks at once, then the states from one to the next. 128 is its fastest chunk."""
+    import torch
+
+    torch.set_num_threads(2)
+    log_decay = torch.log1p(-(2.0 ** (-5 - torch.arange(8))))[:, None, None, None]
+    place = torch.arange(chunk)
+    apart = place[:, None] - place
+    mask = torch.where(apart >= 0, apart * log_decay, -torch.inf).exp()  # (heads, 1, chunk, chunk)
+    carry = ((place[:, None] + 1) * log_decay).exp()
+    last, fade = mask[:, :, -1, :, None], carry[:, 0, -1:]
+
+    def forward(query: Any, key: Any, value: Any) -> Any:
+        q, k, v = (a.unflatten(2, (-1, chunk)) for a in (query * query.shape[-1] ** -0.5, key, value))  # (batch, heads, chunks, chunk, width)
+        written = (last * k).transpose(-1, -2) @ v
+        states = [torch.zeros_like(written[:, :, 0])]
+        for c in range(q.shape[2] - 1):
+            states.append(fade * states[-1] + written[:, :, c])
+        return ((q @ k.transpose(-1, -2) * mask) @ v + carry * (q @ torch.stack(states, 2))).flatten(2, 3)
+
+    return forward
+
+
+def torch_retention() -> Callable[[], Any]:
+    """Forward and backward of that."""
+    import torch
+
+    *leaves, dout = (torch.tensor(a.swapaxes(1, 2).copy()).transpose(1, 2) for a in _retention_inputs())
+    leaves, forward = [leaf.requires_grad_() for leaf in leaves], _in_torch()
+    return lambda: torch.autograd.grad(forward(*leaves), leaves, dout)
+
+
+def _retnet_inputs() -> tuple[Any, np.ndarray, np.ndarray]:
+    """2 x 2048 positions, width 256 in 8 heads, values twice as wide, float32."""
+    from minitransformers.linear_attention.retnet import init_retnet
+
+    rng = np.random.default_rng(0)
+    return init_retnet(rng, 256, num_heads=8), *(rng.standard_normal((2, 2048, 256), np.float32) for _ in range(2))
+
+
+def our_retnet() -> Callable[[], Any]:
+    """Forward and backward of the whole layer."""
+    from minitransformers.linear_attention.retnet import retnet
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    params, x, dout = _retnet_inputs()
+    return lambda: retnet(params, x, num_heads=8)[1](dout)
+
+
+def torch_retnet() -> Callable[[], Any]:
+    """The same layer in eager PyTorch, with the library's own rotation by complex numbers, layer norm and SiLU."""
+    import torch
+    from torch.nn import functional as F
+
+    retention = _in_torch()
+    params, x, dout = _retnet_inputs()
+    x, dout, *maps = (torch.tensor(a) for a in (x, dout, *(part.weight for part in params[:5])))
+    leaves = [leaf.requires_grad_() for leaf in (x, *maps)]
+    angles = torch.arange(2048, dtype=torch.float64)[:, None] * 10_000 ** -torch.linspace(0, 1, 16, dtype=torch.float64)
+    turns = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+
+    def turned(a: Any) -> Any:
+        return torch.view_as_real(torch.view_as_complex(a.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+
+    def forward() -> Any:
+        query, key, value = ((x @ w).unflatten(-1, (8, -1)).transpose(1, 2) for w in maps[:3])
+        heads = retention(turned(query), turned(key), value)
+        unit = F.layer_norm(heads.transpose(1, 2), (64,), eps=1e-6).flatten(-2)
+        return (F.silu(x @ maps[3]) * unit) @ maps[4]
+
+    return lambda: torch.autograd.grad(forward(), leaves, dout)
+
+
+def gated_recurrence_call(name: str) -> Callable[[], Any]:
+    """Forward and backward in one of the two forms: 2 x 2048 positions, 4 heads, keys 32 and values 64 wide."""
+    from minitransformers.foundation import catalogue
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rng, function = np.random.default_rng(0), catalogue.find(name).function
+    widths = (32, 32, 64, 32, 64)
+    query, key, value, logits, dout = (rng.standard_normal((2, 2048, 4, width), np.float32).swapaxes(1, 2) for width in widths)
+    log_decay = -np.logaddexp(0, -logits) / 16
+    return lambda: function(query, key, value, log_decay)[1]((dout, None))
+
+
+CASES |= {
+    "retention": {
+        "what": "retention in chunks (2 x 2048 positions, 8 heads, keys 64, values 128), against the same formula in eager PyTorch",
+        "ours": our_retention,
+        "theirs": torch_retention,
+    },
+    "retnet": {
+        "what": "RetNet's layer (2 x 2048 positions, width 256, 8 heads), against the same layer in eager PyTorch",
+        "ours": our_retnet,
+        "theirs": torch_retnet,
+    },
+    "gated_recurrence": {
+        "what": "the gated recurrence in chunks (2 x 2048 positions, 4 heads, keys 32, values 64), against its plain form",
+        "ours": lambda: gated_recurrence_call("gated_recurrence_chunked"),
+        "theirs": lambda: gated_recurrence_call("gated_recurrence"),
+    },
+}
