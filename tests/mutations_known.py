@@ -82,6 +82,8 @@ _ROUNDS = {  # of sparsemax, in either form
     },
 }
 
+_CORE_EXAMPLE = "return example(None, *arrays, window=1, global_positions=(4, 1), dilation=2, mask=rng.random((2, 1, 1, 8)) < 0.8)"
+
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
     "wkv_chunked": {f"size = isqrt(len({rows})) -> size = len({rows})": "chunks of every length give the same" for rows in ("k", "kept")},
     "sparsemax": _ROUNDS,
@@ -135,6 +137,20 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         f"sums = _ones_below(positions, dtype, 0) @ rows if positions {sign} _SHORT else np.cumsum(rows, axis=-2)":
             "both give the same sums: which is quicker depends on the length"
         for sign in ("<", ">=")
+    },
+    "longformer": {
+        f"{_CORE_EXAMPLE} -> {other}": "the example on the label of its core, which other calls would serve as well"
+        for other in (
+            _CORE_EXAMPLE.replace("window=1, ", ""), _CORE_EXAMPLE.replace("global_positions=(4, 1), ", ""),
+            _CORE_EXAMPLE.replace("dilation=2, ", ""), _CORE_EXAMPLE.replace(", mask=rng.random((2, 1, 1, 8)) < 0.8", ""),
+            *(_CORE_EXAMPLE.replace("< 0.8", end) for end in ("> 0.8", "<= 0.8", "< 1.6")),
+        )
+    } | {
+        "arrays = (rng.normal(size=shape) for shape in shapes) -> arrays = (rng.normal() for shape in shapes)":
+            "the same example: whose arrays it spoils is checked where the core is",
+    },
+    "strided": {
+        "near = i - stride < j -> near = i - stride <= j": "the position a stride before is one of the far ones",
     },
     "lti": {
         "x = np.concatenate([x, x[:positions - len(x)] @ power.T]) -> x = np.concatenate([x, x[:positions + len(x)] @ power.T])":

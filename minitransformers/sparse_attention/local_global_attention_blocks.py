@@ -9,6 +9,7 @@ Source: Beltagy, Peters and Cohan 2020, arXiv:2004.05150, section 3.1 and append
 block is shorter than the window where that is wide, which leaves fewer pairs to mask.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -51,7 +52,7 @@ def local_global_attention_blocks(
         pieces = [last_queries(sees)]
     else:
         chosen = np.array([g for g in global_positions if g < keys], int)
-        pieces = [_band(keys, window, dilation, chosen, causal=causal)]  # (1)
+        pieces = [window_piece(keys, window=window, dilation=dilation, without=chosen, causal=causal)]  # (1)
         if len(chosen):
             everyone = np.arange(keys)[None]
             seen = chosen <= everyone[..., None] if causal else np.ones((1, 1, 1), bool)
@@ -59,8 +60,8 @@ def local_global_attention_blocks(
     return gathered_attention(params, query, key, value, bias, pieces=pieces, mask=mask)  # (3) (7)
 
 
-def _band(positions: int, window: int, dilation: int, chosen: Array, *, causal: bool) -> Piece:
-    """Each block of queries beside the keys that their windows reach, within its residue class; not those of chosen positions."""
+def window_piece(positions: int, *, window: int, causal: bool, dilation: int = 1, without: Sequence[int] | Array = ()) -> Piece:
+    """Each block of queries beside the keys that their windows reach, within its residue class, ``without`` some positions."""
     length = -(-positions // dilation)                       # of the longest class
     reach = min(window, length - 1)
     size = min(max(reach // 2, _SIZES[0]), _SIZES[1], length)
@@ -75,4 +76,4 @@ def _band(positions: int, window: int, dilation: int, chosen: Array, *, causal: 
         return np.where((counted >= 0) & (found < positions), found, -1).reshape(-1, counted.shape[-1])
 
     columns = positions_of(first + near)
-    return Piece(positions_of(first + place), np.where(np.isin(columns, chosen), -1, columns), seen[None])
+    return Piece(positions_of(first + place), np.where(np.isin(columns, without), -1, columns), seen[None])

@@ -3,7 +3,7 @@
 A global token asks with a query map of its own, and the tokens that it reads answer with key and value maps of their own: what a
 summary needs of a text is not what a neighbour needs. The local maps serve everybody else, global columns included.
 Source: Beltagy, Peters and Cohan 2020, arXiv:2004.05150, section 3.1. The global maps start as copies of the local ones, as
-section 5 has it. An encoder's layer: its global rows see the future. For a decoder see causal_longformer_attention.
+there. An encoder's layer: its global rows see the future. For a decoder see causal_longformer_attention.
 
     query, key, value = split(x W_q + b_q), split(x W_k + b_k), split(x W_v + b_v)
     global_query = split(x_G W_gq + b_gq) for the global positions G, global_key and global_value of all positions alike

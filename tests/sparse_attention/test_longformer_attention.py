@@ -136,6 +136,7 @@ def test_the_checker_refuses_a_layer_that_loses_what_global_queries_say_of_x():
         ({"global_positions": (-1,)}, r"global_positions\.0: got -1"),
         ({"global_positions": np.array([1.0])}, "global_positions: got float64"),
         ({"mask": np.ones((5, 1, 9), bool)}, "mask: got shape"),
+        ({"mask": np.ones((4, 1, 1, 1, 9), bool)}, "mask: got shape"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, named):
