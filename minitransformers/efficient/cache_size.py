@@ -88,5 +88,5 @@ def reserved_slots(lengths: Annotated[Int[Array, "texts"], at_least(1)], *, long
     if lengths.max() > longest:
         raise invalid("lengths", got=f"up to {lengths.max()}", wants=f"at most the longest, {longest}")
     lengths = lengths.astype(np.int64)
-    powers = 2 ** np.frexp(lengths - 0.5)[1].astype(np.int64)  # n - 1/2 lies between two powers, wherever n does
+    powers = 2 ** np.frexp(lengths - 1.0)[1].astype(np.int64)  # as many bits as n - 1 has
     return ReservedSlots(np.full(len(lengths), longest), powers, -(-lengths // block_size) * block_size)  # (7)

@@ -152,7 +152,7 @@ def paged_attention(
     grouped = query.reshape(batch, kv_heads, -1, queries, d_head)
     out = np.empty((*grouped.shape[:-1], pool_values.shape[-1]), query.dtype)
     for count in np.unique(pages):                           # texts of equally many pages: padding is less than a page
-        texts = np.flatnonzero(pages == count)
+        texts = pages == count
         positions = lengths[texts, None] + np.arange(-lengths[texts].max(), 0)  # all end at the last key; below 0 where a text is shorter
         real = np.maximum(positions, 0)
         slots = np.take_along_axis(tables[texts], real // size, axis=1) * size + real % size  # (1)

@@ -76,6 +76,7 @@ def test_the_caches_of_a_whole_model_add_up():
         caches = [cache for cache in state.blocks if isinstance(cache, KeyValueCache)]
         size = cache_size(length, num_heads=4, num_kv_heads=2, d_head=3, num_layers=3, batch=2)
         assert len(caches) == 3 and sum(cache.bytes for cache in caches) == size.bytes
+        assert size.multiply_adds == 3 * 2 * 4 * length * (3 + 3)
 
 
 def test_a_ring_takes_from_the_start_what_a_full_window_takes():

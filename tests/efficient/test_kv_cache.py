@@ -221,6 +221,18 @@ def test_tokens_come_without_end_and_the_step_is_asked_only_when_the_next_is_wan
     assert asked == [[[3, 4]], [[0]], [[1]]]
 
 
+def test_decode_reads_its_prompt_in_pieces_and_to_a_capacity():
+    _, step = made("rotations")
+    given = []
+
+    def watched(ids, state):
+        given.append(ids.shape[-1])
+        return step(ids, state)
+
+    _, reading = decode(watched, texts(2, 5), num_tokens=3, chunk=2, capacity=9)
+    assert given == [2, 2, 1, 1, 1] and reading.capacity == 9
+
+
 def never(ids, state):
     raise AssertionError("nothing is to be computed")
 

@@ -265,15 +265,17 @@ def test_a_fork_outlives_its_parent_and_an_empty_text_can_be_forked():
     assert pool.free_blocks == 4
 
 
-def test_the_block_that_was_freed_last_is_used_first():
-    rng, pool = np.random.default_rng(11), pool_of(4, 2)
+def test_the_blocks_that_were_freed_last_are_used_first():
+    rng, pool = np.random.default_rng(11), pool_of(5, 2)
     one, two = pool.start(), pool.start()
     pool.append(one, *rows(rng, 4))
     pool.append(two, *rows(rng, 2))
+    tables, _ = pool.tables([one, two])
+    assert tables.tolist() == [[0, 1], [2, -1]], "the shorter has -1 behind its end"
     pool.free(one)
     three = pool.start()
-    pool.append(three, *rows(rng, 2))
-    assert pool.tables([three])[0].tolist() == [[0]]
+    pool.append(three, *rows(rng, 6))
+    assert pool.tables([three])[0].tolist() == [[0, 1, 3]]
 
 
 def test_out_of_blocks_is_refused_with_counts_and_changes_nothing():
@@ -308,18 +310,34 @@ def test_what_was_freed_is_unknown():
 
 
 def test_what_a_text_leaves_behind_does_not_reach_the_next():
-    """0 times NaN is NaN, behind a mask as well: what stands behind a text's end is not read."""
-    rng, pool = np.random.default_rng(14), pool_of(1, 4)
+    """0 times NaN is NaN, behind a mask as well: neither what stands behind a text's end is read, nor for padding what is not its own."""
+    rng, pool = np.random.default_rng(14), pool_of(5, 4)
     one = pool.start()
-    pool.append(one, *(np.full_like(a, np.nan) for a in rows(rng, 4)))
+    pool.append(one, *(np.full_like(a, np.nan) for a in rows(rng, 20)))
     pool.free(one)
-    two, (key, value) = pool.start(), rows(rng, 2)
-    pool.append(two, key, value)
+    kept = [rows(rng, n) for n in (6, 7)]
+    texts = [pool.start() for _ in kept]
+    for text, new in zip(texts, kept, strict=True):
+        pool.append(text, *new)
     assert np.isnan(pool.keys).any()
-    tables, lengths = pool.tables([two])
-    query = rng.normal(size=(1, HEADS, 1, D))
+    tables, lengths = pool.tables(texts)
+    query = rng.normal(size=(2, HEADS, 1, D))
     out = paged_attention(query, pool_keys=pool.keys, pool_values=pool.values, tables=tables, lengths=lengths)
-    np.testing.assert_allclose(out[0], naive(query[0], key, value), rtol=0, atol=1e-12)
+    for i, (key, value) in enumerate(kept):
+        np.testing.assert_allclose(out[i], naive(query[i], key, value), rtol=0, atol=1e-12)
+
+
+def test_texts_of_equally_many_blocks_are_read_together_and_no_block_is_read_for_another():
+    rng, lengths, seen = np.random.default_rng(18), [5, 16, 8, 2, 7], []
+    pool, texts, _ = filled(rng, lengths, 4)
+    tables, found = pool.tables(texts)
+
+    def watched(params, query, key, value, bias=None, *, mask=None):
+        seen.append((len(key), key.shape[-2]))
+        return causal_attention(params, query, key, value, bias, mask=mask)
+
+    paged_attention(rng.normal(size=(5, HEADS, 1, D)), pool_keys=pool.keys, pool_values=pool.values, tables=tables, lengths=found, core=watched)
+    assert seen == [(1, 2), (3, 8), (1, 16)]                 # (texts, positions): of one block, of two, of four
 
 
 def test_positions_may_come_one_by_one_or_at_once():
