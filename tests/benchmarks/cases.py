@@ -702,3 +702,77 @@ CASES |= {
         "theirs": lambda: gated_recurrence_call("gated_recurrence"),
     },
 }
+
+
+def sparse_core_call(name: str, *, causal: bool = False) -> Callable[[], Any]:
+    """Forward and backward of one head of 8192 positions, width 64, float32, by a core of sparse attention or by a dense one."""
+    from functools import partial
+
+    from minitransformers.attention.core import causal_attention, softmax_attention
+    from minitransformers.sparse_attention.local_global_attention_blocks import local_global_attention_blocks
+    from minitransformers.sparse_attention.strided_fast import strided_fast
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    core = {
+        "dense": causal_attention if causal else softmax_attention,
+        "longformer": partial(local_global_attention_blocks, window=256, global_positions=(0,)),
+        "strided": partial(strided_fast, stride=90),
+    }[name]
+    *arrays, dout = np.random.default_rng(0).standard_normal((4, 1, 8192, 64), np.float32)
+    return lambda: core(None, *arrays)[1](dout)
+
+
+def our_longformer_layer() -> Callable[[], Any]:
+    """Forward and backward of Longformer's layer: 4096 positions, width 256, 4 heads, 256 to each side, one global token; float32."""
+    from minitransformers.sparse_attention.longformer_attention import init_longformer_attention, longformer_attention
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rng = np.random.default_rng(0)
+    params = init_longformer_attention(rng, 256, num_heads=4)
+    x, dout = rng.standard_normal((2, 1, 4096, 256), np.float32)
+    return lambda: longformer_attention(params, x, num_heads=4, window=256, global_positions=(0,))[1](dout)
+
+
+def their_longformer_layer() -> Callable[[], Any]:
+    """The same layer of Hugging Face in eager PyTorch."""
+    import torch
+    from transformers.models.longformer.modeling_longformer import LongformerConfig, LongformerSelfAttention
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = LongformerConfig(hidden_size=256, num_attention_heads=4, attention_window=[512], attention_probs_dropout_prob=0.0)
+    layer, output = LongformerSelfAttention(config, layer_id=0), torch.nn.Linear(256, 256)
+    x, dout = torch.randn(1, 4096, 256, requires_grad=True), torch.randn(1, 4096, 256)
+    mask = torch.zeros(1, 4096)
+    mask[0, 0] = 10000.0
+    leaves = [x, *layer.parameters(), *output.parameters()]
+
+    def call() -> Any:
+        (heads,) = layer(x, attention_mask=mask, is_index_masked=mask < 0, is_index_global_attn=mask > 0, is_global_attn=True)
+        return torch.autograd.grad(output(heads), leaves, dout)
+
+    return call
+
+
+CASES |= {
+    "longformer": {
+        "what": "256 positions to each side and one global column (8192 positions, one head of 64, one thread), against dense attention",
+        "ours": lambda: sparse_core_call("longformer"),
+        "theirs": lambda: sparse_core_call("dense"),
+        "threads": 1,
+    },
+    "strided": {
+        "what": "strided attention by reshaping (stride 90, 8192 positions, one head of 64, one thread), against dense causal attention",
+        "ours": lambda: sparse_core_call("strided", causal=True),
+        "theirs": lambda: sparse_core_call("dense", causal=True),
+        "threads": 1,
+    },
+    "longformer_attention": {
+        "what": "Longformer's layer (4096 positions, width 256, 4 heads, 256 to each side, one global token, one thread), against Hugging Face's",
+        "ours": our_longformer_layer,
+        "theirs": their_longformer_layer,
+        "threads": 1,
+    },
+}

@@ -1,0 +1,172 @@
+"""How do time and memory grow with the text?
+
+Beltagy, Peters and Cohan 2020, arXiv:2004.05150, figure 1: full attention grows with the square of the length, a window linearly, in
+time and in memory. Child et al. 2019, arXiv:1904.10509, section 4: strided attention with the power 1.5. One head, forward and
+backward, at growing lengths; what every pattern must do is not to compute what it then throws away.
+"""
+
+# %%
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
+from minitransformers.attention.core import causal_attention
+from minitransformers.reporting import Section, along, fitted_exponent, lines, processor_seconds, ticks_at
+from minitransformers.sparse_attention.big_bird_blocks import big_bird_blocks
+from minitransformers.sparse_attention.fixed_attention_fast import fixed_attention_fast
+from minitransformers.sparse_attention.longformer_blocks import longformer_blocks
+from minitransformers.sparse_attention.strided_fast import strided_fast
+from minitransformers.training.threads import hold_blas
+
+section = Section(__file__, __doc__, kind="timed")
+LENGTHS, WIDTH, WINDOW, GLOBALS = (1024, 2048, 4096, 8192), 64, 128, (0, 1)
+
+
+class Form(NamedTuple):
+    """A core, its settings for a text of n positions, and the power of n with which its cost should grow."""
+
+    core: Callable
+    settings: Callable[[int], dict]
+    power: float
+
+
+def longformer(params, query, key, value, **settings):
+    """The kernel with global rows; their projections are those of the window here, which costs the same."""
+    out, backward = longformer_blocks(query, key, value, query[..., GLOBALS, :], key, value, global_positions=GLOBALS, **settings)
+    return out, backward
+
+
+# A line for each: whatever is called like a core can be added.
+FORMS = {
+    "dense": Form(causal_attention, lambda n: {}, 2.0),
+    "window": Form(banded_attention_blocks, lambda n: {"window": WINDOW + 1}, 1.0),
+    "longformer": Form(longformer, lambda n: {"window": WINDOW}, 1.0),
+    "big_bird": Form(big_bird_blocks, lambda n: {"block": WINDOW // 2}, 1.0),
+    "strided": Form(strided_fast, lambda n: {"stride": round(n**0.5)}, 1.5),
+    "fixed": Form(fixed_attention_fast, lambda n: {"stride": round(n**0.5)}, 1.5),
+}
+
+
+# %%
+def forward_and_backward(form, arrays, dout):
+    _, backward = form.core(None, *arrays, **form.settings(len(dout[0])))
+    backward(dout)
+
+
+def peak(call):
+    """Megabytes that a call holds at once, beyond what there was."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def shortest(calls, rounds):
+    """The shortest time of each call, one after the other in every round, in this thread's own time."""
+    times = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
+            with processor_seconds() as spent:
+                call()
+            times[key].append(spent())
+    return {key: min(of) for key, of in times.items()}
+
+
+@section.experiment
+def experiment(rng):
+    hold_blas()                                              # one thread, so that its own time is all there is
+    lengths, calls = (LENGTHS[:2] if section.quick else LENGTHS), {}
+    for n in lengths:
+        *arrays, dout = rng.normal(size=(4, 1, n, WIDTH)).astype(np.float32)
+        calls |= {(name, n): partial(forward_and_backward, form, arrays, dout) for name, form in FORMS.items()}
+    for (name, n), call in calls.items():
+        if n == lengths[0]:
+            call()                                           # what is imported at the first call is no cost of the form
+        yield name, n, {"megabytes": peak(call)}
+    for (name, n), seconds in shortest(calls, 2 if section.quick else 4).items():
+        yield name, n, {"seconds": seconds}
+
+
+# %%
+def exponents(found, measure):
+    """The fitted power of every form, over the longest three lengths: below, fixed costs of a call still show."""
+    return {name: fitted_exponent(list(of)[-3:], along(of).reshape(len(of))[-3:]) for name, of in found[measure].items()}
+
+
+def too_steep(found, measure):
+    """Forms that grow faster than they should, by more than 0.2."""
+    return {name for name, power in exponents(found, measure).items() if power > FORMS[name].power + 0.2}
+
+
+def told(found, measure):
+    return ", ".join(f"{name} {power:.2f}" for name, power in exponents(found, measure).items())
+
+
+@section.claim(
+    "Memory grows as the number of pairs does",
+    paper="Beltagy et al. 2020, arXiv:2004.05150, figure 1; Child et al. 2019, arXiv:1904.10509, section 4",
+    kind="exact",
+    measured=lambda found: told(found, "megabytes"),
+)
+def memory(found):
+    """Fitted exponents of peak memory: at most 1.2 for windows and blocks, at most 1.7 for strides, at least 1.8 for dense attention."""
+    return not too_steep(found, "megabytes") and exponents(found, "megabytes")["dense"] > 1.8
+
+
+@section.claim(
+    "Time grows as the number of pairs does",
+    paper="Beltagy et al. 2020, arXiv:2004.05150, figure 1; Child et al. 2019, arXiv:1904.10509, section 4",
+    measured=lambda found: told(found, "seconds"),
+)
+def time(found):
+    """Fitted exponents of time: at most 1.2 for windows and blocks, at most 1.7 for strides, at least 1.8 for dense attention."""
+    return not too_steep(found, "seconds") and exponents(found, "seconds")["dense"] > 1.8
+
+
+@section.claim(
+    "Sparse attention is the faster one where texts are long",
+    paper="Beltagy et al. 2020, arXiv:2004.05150, figure 1",
+    measured=lambda found: ", ".join(f"{name} {times(found, name, max(of)):.1f} times" for name, of in found["seconds"].items() if name != "dense"),
+)
+def faster(found):
+    """At the longest text every form takes at most half of dense attention's time."""
+    return all(times(found, name, max(of)) > 2 for name, of in found["seconds"].items() if name != "dense")
+
+
+def times(found, name, n, measure="seconds"):
+    """How many times cheaper than dense attention a form is."""
+    return float(np.ravel(found[measure]["dense"][n])[0] / np.ravel(found[measure][name][n])[0])
+
+
+@section.report
+def report(found):
+    powers = {measure: exponents(found, measure) for measure in ("seconds", "megabytes")}
+    longest = max(found["seconds"]["dense"])
+    rows = []
+    for name in FORMS:
+        cheaper = [times(found, name, longest, measure) for measure in powers]
+        rows.append([name, *(float(f"{powers[measure][name]:.2f}") for measure in powers), *(float(f"{c:.1f}") for c in cheaper)])
+        section.values(f"scaling.{name}", {"time": powers["seconds"][name], "memory": powers["megabytes"][name], "faster": cheaper[0], "smaller": cheaper[1]})
+        crossing = [n for n in found["seconds"][name] if times(found, name, n) > 1]
+        if name != "dense" and crossing:
+            section.value(f"scaling.{name}.from", min(crossing))
+    section.table("scaling", ["form", "exponent of time", "of memory", f"times faster than dense at {longest:,}", "times smaller"], rows)
+    section.values("scaling", {"reach": WINDOW, "longest": longest, "width": WIDTH})
+
+
+@section.figure("scaling", size=(7.2, 3.2), ncols=2)
+def picture(axes, found):
+    for ax, measure, name in zip(axes, ("seconds", "megabytes"), ("seconds", "MiB at most"), strict=True):
+        lines(ax, found[measure], xlabel="positions", ylabel=name, xscale="log", yscale="log")
+        ticks_at(ax, list(found[measure]["dense"]))
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+if __name__ == "__main__":
+    section.main()
