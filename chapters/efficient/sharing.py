@@ -103,6 +103,7 @@ def picture(ax, found):
     curves = {curve: {n: 1e3 * t for n, t in of.items()} for curve, of in found["seconds"].items() if curve != APART}
     lines(ax, curves, xlabel="tokens before", ylabel="ms for the next token", xscale="log", yscale="log")
     ticks_at(ax, list(curves[NEAR]))
+    ax.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
