@@ -19,6 +19,10 @@ from minitransformers.reporting import Section, along, fitted_exponent, lines, p
 from minitransformers.sparse_attention.big_bird_blocks import big_bird_blocks
 from minitransformers.sparse_attention.fixed_attention_fast import fixed_attention_fast
 from minitransformers.sparse_attention.longformer_blocks import longformer_blocks
+from minitransformers.sparse_attention.lsh_attention import lsh_buckets, lsh_chunks
+from minitransformers.sparse_attention.lsh_attention_sorted import lsh_attention_sorted
+from minitransformers.sparse_attention.routing import random_centroids
+from minitransformers.sparse_attention.routing_gathered import routing_gathered
 from minitransformers.sparse_attention.strided_fast import strided_fast
 from minitransformers.training.threads import hold_blas
 
@@ -40,6 +44,18 @@ def longformer(params, query, key, value, **settings):
     return out, backward
 
 
+def lsh(params, query, key, value, **settings):
+    """Queries that are their own keys, hashed once for every round."""
+    buckets = lsh_buckets(query, rounds=2, num_buckets=16)
+    out, backward = lsh_attention_sorted(query, value, chunks=lsh_chunks(buckets, **settings))
+    return out, backward
+
+
+def clusters(n):
+    """As many centroids as clusters have members."""
+    return {"centroids": random_centroids(np.random.default_rng(0), round(n**0.5), WIDTH, dtype=np.float32)}
+
+
 # A line for each: whatever is called like a core can be added.
 FORMS = {
     "dense": Form(causal_attention, lambda n: {}, 2.0),
@@ -48,6 +64,8 @@ FORMS = {
     "big_bird": Form(big_bird_blocks, lambda n: {"block": WINDOW // 2}, 1.0),
     "strided": Form(strided_fast, lambda n: {"stride": round(n**0.5)}, 1.5),
     "fixed": Form(fixed_attention_fast, lambda n: {"stride": round(n**0.5)}, 1.5),
+    "lsh": Form(lsh, lambda n: {"chunk": WINDOW // 2}, 1.0),
+    "routing": Form(routing_gathered, clusters, 1.5),
 }
 
 
@@ -115,7 +133,7 @@ def told(found, measure):
     measured=lambda found: told(found, "megabytes"),
 )
 def memory(found):
-    """Fitted exponents of peak memory: at most 1.2 for windows and blocks, at most 1.7 for strides, at least 1.8 for dense attention."""
+    """Fitted exponents of peak memory: at most 1.2 for windows, blocks and hashes, at most 1.7 for strides and clusters, at least 1.8 for dense attention."""
     return not too_steep(found, "megabytes") and exponents(found, "megabytes")["dense"] > 1.8
 
 
@@ -125,7 +143,7 @@ def memory(found):
     measured=lambda found: told(found, "seconds"),
 )
 def time(found):
-    """Fitted exponents of time: at most 1.2 for windows and blocks, at most 1.7 for strides, at least 1.8 for dense attention."""
+    """Fitted exponents of time: at most 1.2 for windows, blocks and hashes, at most 1.7 for strides and clusters, at least 1.8 for dense attention."""
     return not too_steep(found, "seconds") and exponents(found, "seconds")["dense"] > 1.8
 
 
