@@ -24,7 +24,7 @@ from minitransformers.training.threads import hold_blas
 section = Section(__file__, __doc__, kind="exact")
 POSITIONS, WIDTH, DEPTHS = 1024, 16, (2, 4, 8, 16, 32)
 TURNING, KEEPING, DENSE, HASHED = "reversible", "residual, activations kept", "dense attention", "hashed attention"
-STACKS, DEEP, LOST = 8, 16, 1e-3                             # so many stacks of so many layers; an input that is off by more is lost
+STACKS, DEEP, LOST = 8, 16, 1e-2                             # so many stacks of so many layers; an input that is off by more is lost
 PARTS = {
     HASHED: (init_reformer_attention, partial(reformer_attention, num_heads=4, rounds=8, num_buckets=8, chunk=8), 2048),
     DENSE: (init_multi_head_attention, partial(multi_head_attention, num_heads=4), 256),
@@ -122,7 +122,7 @@ def time(found):
     measured=lambda found: f"lost in {lost(found, HASHED)} of {stacks()} stacks with hashed attention, in {lost(found, DENSE)} with dense",
 )
 def hashes(found):
-    """In float32 at least one of eight stacks with hashed attention does not get its inputs back within 0.001; with dense attention all do."""
+    """In float32 at least one of eight stacks with hashed attention does not get its inputs back within 0.01; with dense attention all do."""
     return found["lost"][HASHED]["all"] >= 1 and found["lost"][DENSE]["all"] == 0
 
 
