@@ -45,6 +45,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
     "semiseparable": {
         "if positions <= _SHORT: -> if positions >= _SHORT:": "the product and the running sum give the same",
     },
+    "delta_rule": {
+        f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
+        for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
+    },
     "gated_recurrence": {
         f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
         for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
