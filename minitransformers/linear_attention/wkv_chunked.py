@@ -50,7 +50,7 @@ def wkv_chunked(
     def backward(dresult):
         dout, (dmean_last, dtotal_last) = dresult
         dy = np.moveaxis(dout, -2, 0)
-        kept = (1 - write)[::-1]
+        kept = 1 - write[::-1]
         dmean, dmean_first = _linear(kept, ((1 - read) * dy)[::-1], dmean_last)  # (12)
         dmean = dmean[::-1]                                  # after each position
         dread = read * (1 - read) * (v - mean) * dy          # (6)

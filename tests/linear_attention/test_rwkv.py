@@ -1,4 +1,4 @@
-"""RWKV-4's two layers: written out, step by step, in a language model, and beside Hugging Face's."""
+"""RWKV-4's time mixing: written out, step by step, in a language model, and beside Hugging Face's."""
 
 import autograd
 import autograd.numpy as anp
@@ -8,7 +8,6 @@ import pytest
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation import assert_gradients, check_gradients
 from minitransformers.linear_attention.rwkv import Rwkv, RwkvState, init_rwkv, rwkv, rwkv_step
-from minitransformers.linear_attention.rwkv_channel_mix import RwkvChannelMix, init_rwkv_channel_mix, rwkv_channel_mix
 from minitransformers.linear_attention.wkv import WkvState, wkv
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
@@ -20,12 +19,6 @@ def time_mix(seed=0):
     rng = np.random.default_rng(seed)
     mixes, maps = rng.uniform(size=(3, 4)), [Linear(rng.normal(size=s) / 2, None) for s in ((4, 5), (4, 5), (4, 5), (5, 4))]
     return Rwkv(mixes[0], mixes[1], mixes[2], *maps[:3], rng.normal(size=5), rng.normal(size=5), maps[3])
-
-
-def channel_mix(seed=0):
-    rng = np.random.default_rng(seed)
-    maps = [Linear(rng.normal(size=s) / 2, None) for s in ((4, 4), (4, 7), (7, 4))]
-    return RwkvChannelMix(*rng.uniform(size=(2, 4)), *maps)
 
 
 def shifted(mix, x):
@@ -43,21 +36,13 @@ def textbook_time_mix(mix_r, mix_k, mix_v, W_r, W_k, W_v, log_decay, bonus, W_o,
     return anp.stack(rows, axis=1)
 
 
-def textbook_channel_mix(mix_r, mix_k, W_r, W_k, W_v, x):
-    hidden = anp.maximum(shifted(mix_k, x) @ W_k, 0) ** 2
-    return (hidden @ W_v) / (1 + anp.exp(-(shifted(mix_r, x) @ W_r)))
-
-
 def flat(params):
     return [p.weight if isinstance(p, Linear) else p for p in params]
 
 
-@pytest.mark.parametrize(
-    ("layer", "params", "naive"), [(rwkv, time_mix(), textbook_time_mix), (rwkv_channel_mix, channel_mix(), textbook_channel_mix)]
-)
-def test_it_is_the_textbook_and_its_gradients_are_autograd_s(layer, params, naive):
-    args = [*flat(params), X]
-    out, backward = layer(params, X)
+def test_it_is_the_textbook_and_its_gradients_are_autograd_s():
+    args, naive = [*flat(time_mix()), X], textbook_time_mix
+    out, backward = rwkv(time_mix(), X)
     dout = np.cos(out)
     np.testing.assert_allclose(out, naive(*args), rtol=0, atol=1e-10)
     expected = autograd.grad(lambda *a: anp.sum(dout * naive(*a)), tuple(range(len(args))))(*args)
@@ -81,22 +66,14 @@ def test_step_by_step_is_the_whole_and_the_state_does_not_grow(sizes):
     assert kept == {2 * (4 + 5 + 5)}
 
 
-def test_the_channel_mix_goes_on_from_the_last_position():
-    params = channel_mix()
-    whole = rwkv_channel_mix(params, X)[0]
-    later = rwkv_channel_mix(params, X[:, 4:], X[:, 3])[0]
-    np.testing.assert_allclose(later, whole[:, 4:], rtol=0, atol=1e-13)
-
-
 def test_the_future_has_no_influence_and_gets_no_gradient():
-    for layer, params in ((rwkv, time_mix()), (rwkv_channel_mix, channel_mix())):
-        out, backward = layer(params, X)
-        other = X.copy()
-        other[:, 4:] = 7
-        np.testing.assert_allclose(layer(params, other)[0][:, :4], out[:, :4], rtol=0, atol=1e-13)
-        dout = np.cos(out)
-        dout[:, 4:] = 0
-        assert not backward(dout)[1][:, 4:].any()
+    out, backward = rwkv(time_mix(), X)
+    other = X.copy()
+    other[:, 4:] = 7
+    np.testing.assert_allclose(rwkv(time_mix(), other)[0][:, :4], out[:, :4], rtol=0, atol=1e-13)
+    dout = np.cos(out)
+    dout[:, 4:] = 0
+    assert not backward(dout)[1][:, 4:].any()
 
 
 def test_a_closed_gate_lets_nothing_out():
@@ -105,11 +82,10 @@ def test_a_closed_gate_lets_nothing_out():
     assert np.abs(rwkv(closed, np.abs(X))[0]).max() < 1e-12
 
 
-def test_both_layers_fit_what_init_gives():
+def test_it_starts_with_rates_and_mixes_spread_over_the_channels():
     rng = np.random.default_rng(0)
-    time, channel = init_rwkv(rng, 4, dtype=np.float64), init_rwkv_channel_mix(rng, 4, d_hidden=5, dtype=np.float64)
+    time = init_rwkv(rng, 4, dtype=np.float64)
     assert_gradients(rwkv, time, X)
-    assert_gradients(rwkv_channel_mix, channel, X)
     assert init_rwkv(rng, 1).key.weight.dtype == np.float32
     assert np.all(np.diff(time.log_decay) > 0) and time.log_decay[0] == -5 and time.log_decay[-1] == pytest.approx(3)
 
@@ -150,25 +126,20 @@ def test_the_checker_refuses_a_rate_that_forgets_that_it_is_an_exponential():
 
 
 @pytest.mark.parity
-def test_the_layers_are_hugging_face_s():
+def test_it_is_hugging_face_s():
     torch = pytest.importorskip("torch")
     modeling = pytest.importorskip("transformers.models.rwkv.modeling_rwkv")
     from transformers import RwkvConfig
 
-    config = RwkvConfig(vocab_size=8, hidden_size=4, attention_hidden_size=5, intermediate_size=7, num_hidden_layers=1)
-    attention, feed_forward = (made(config, 0).double() for made in (modeling.RwkvSelfAttention, modeling.RwkvFeedForward))
-    time, channel = time_mix(), channel_mix()
-    names = {"time_decay": time.log_decay, "time_first": time.bonus, "time_mix_key": time.key_mix, "time_mix_value": time.value_mix,
-             "time_mix_receptance": time.receptance_mix, "key.weight": time.key.weight.T, "value.weight": time.value.weight.T,
-             "receptance.weight": time.receptance.weight.T, "output.weight": time.output.weight.T}  # fmt: skip
-    attention.load_state_dict({k: torch.tensor(np.array(v)).reshape(attention.state_dict()[k].shape) for k, v in names.items()})
-    names = {"time_mix_key": channel.key_mix, "time_mix_receptance": channel.receptance_mix, "key.weight": channel.key.weight.T,
-             "receptance.weight": channel.receptance.weight.T, "value.weight": channel.value.weight.T}  # fmt: skip
-    feed_forward.load_state_dict({k: torch.tensor(np.array(v)).reshape(feed_forward.state_dict()[k].shape) for k, v in names.items()})
-    for layer, params, module, bound in ((rwkv, time, attention, 1e-5), (rwkv_channel_mix, channel, feed_forward, 1e-9)):
-        x = torch.tensor(X, requires_grad=True)
-        theirs = module(x)[0]                                # its WKV keeps a state in float32: 1e-5
-        out, backward = layer(params, X)
-        np.testing.assert_allclose(out, theirs.detach(), rtol=0, atol=bound)
-        theirs.backward(torch.tensor(np.cos(out), dtype=theirs.dtype))
-        np.testing.assert_allclose(backward(np.cos(out))[1], x.grad, rtol=0, atol=bound)
+    module = modeling.RwkvSelfAttention(RwkvConfig(vocab_size=8, hidden_size=4, attention_hidden_size=5, num_hidden_layers=1), 0).double()
+    params = time_mix()
+    names = {"time_decay": params.log_decay, "time_first": params.bonus, "time_mix_key": params.key_mix, "time_mix_value": params.value_mix,
+             "time_mix_receptance": params.receptance_mix, "key.weight": params.key.weight.T, "value.weight": params.value.weight.T,
+             "receptance.weight": params.receptance.weight.T, "output.weight": params.output.weight.T}  # fmt: skip
+    module.load_state_dict({k: torch.tensor(np.array(v)).reshape(module.state_dict()[k].shape) for k, v in names.items()})
+    x = torch.tensor(X, requires_grad=True)
+    theirs = module(x)[0]
+    out, backward = rwkv(params, X)
+    np.testing.assert_allclose(out, theirs.detach(), rtol=0, atol=1e-5)  # its WKV keeps a state in float32
+    theirs.backward(torch.tensor(np.cos(out), dtype=theirs.dtype))
+    np.testing.assert_allclose(backward(np.cos(out))[1], x.grad, rtol=0, atol=1e-5)
