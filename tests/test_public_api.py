@@ -40,7 +40,10 @@ class TestNames:
 
     def test_every_concept_and_procedure_is_here_with_its_init_and_step(self):
         for name, entry in ENTRIES.items():
-            assert getattr(minitransformers, name) is entry.function
+            if name in catalogue.READING_ORDER:              # the chapter keeps its name
+                assert inspect.ismodule(getattr(minitransformers, name))
+            else:
+                assert getattr(minitransformers, name) is entry.function
             if entry.init is not None:
                 assert getattr(minitransformers, f"init_{name}") is entry.init
             if entry.step is not None:
@@ -207,7 +210,9 @@ class TestAnnotations:
         out, _ = entry.function(*example.args, **example.config)
         assert backward_type == Backward
         if typing.get_origin(out_type) is tuple:
-            assert len(out) == len(typing.get_args(out_type)) and all(isinstance(part, np.ndarray) for part in out)
+            assert len(out) == len(typing.get_args(out_type))
+            for part, part_type in zip(out, typing.get_args(out_type), strict=True):
+                assert isinstance(part, typing.get_origin(part_type) or part_type)
         elif out_type is not typing.Any:
             assert isinstance(out, np.floating if out_type is np.floating else np.ndarray)
 

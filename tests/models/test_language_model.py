@@ -446,13 +446,20 @@ def padded(side, text, length=6):
     return np.concatenate([noise, text], axis=1), mask[..., ::-1], slice(new, length)
 
 
+def has_place_for(position, mixer):
+    """Biases stand on scores, rotations in the slot prepare."""
+    if position in ("none", "learned"):
+        return True
+    return mixer in mixers_with("prepare" if position in catalogue.concepts(role="position/rotation") else "bias")
+
+
 def masked_cases():
     """What has a place for a mask, under every position that knows distances alone, padded left; under each, padded right."""
     relative = ("none", "alibi", "t5_bias", "toeplitz", *(n for n in catalogue.concepts(role="position/rotation") if not n.endswith("ntk")))
     for mixer in mixers_with("mask"):
         for side, positions in (("left", relative), ("right", ("learned", "rope", "alibi"))):
             for position in positions:
-                if mixer in mixers_with("bias") or position in ("none", "learned"):
+                if has_place_for(position, mixer):
                     yield mixer, side, position
 
 
@@ -476,8 +483,7 @@ def test_padded_keys_change_nothing(mixer, side, position):
 
 
 @pytest.mark.parametrize("pieces", [(1, 1, 1, 1, 1, 1), (2, 3, 1), (6,)])
-@pytest.mark.parametrize("position", ["rope", "alibi"])
-@pytest.mark.parametrize("mixer", mixers_with("mask"))
+@pytest.mark.parametrize(("mixer", "position"), [(m, p) for m in mixers_with("mask") for p in ("rope", "alibi") if has_place_for(p, m)])
 def test_texts_padded_left_decode_together_as_each_does_alone(mixer, position, pieces):
     """The first positions may see nothing at all, in both layers."""
     params, config = noisy_model(24, mixer=mixer, position=position, options={"mixer": NEEDED.get(mixer, {})})
@@ -502,7 +508,13 @@ def test_a_mixer_without_a_place_for_a_mask_refuses_one_in_a_step_too():
         language_model_step(params, np.array([[1]]), None, config=config, mask=np.ones((1, 1), bool))
 
 
-@pytest.mark.parametrize("core", [name for name in catalogue.concepts(role="core")])
+def test_a_core_that_sees_the_whole_text_is_refused_where_no_position_may_look_ahead():
+    params, config = noisy_model(24, **in_slot("core", "linformer"), position="none")
+    with pytest.raises(ValueError, match="mask: got a row for each of 4 queries, wants one for all"):
+        whole(params, config, np.zeros((1, 4), int))
+
+
+@pytest.mark.parametrize("core", [name for name in catalogue.concepts(role="core") if name != "linformer"])
 def test_padded_keys_change_nothing_for_any_core(core):
     params, config = noisy_model(24, **in_slot("core", core), position="none")
     text = np.random.default_rng(25).integers(5, size=(2, 4))

@@ -25,6 +25,14 @@ NEEDED = {
     "banded_attention_blocks": {"window": 2},
     "soft_capped_attention": {"cap": 0.7},
     "shaw": {"reach": 2},
+    "causal_longformer_attention": {"window": 2, "global_positions": [1]},
+    "local_global_attention": {"window": 2},
+    "local_global_attention_blocks": {"window": 2},
+    "strided": {"stride": 2},
+    "strided_fast": {"stride": 2},
+    "fixed_attention": {"stride": 2},
+    "fixed_attention_fast": {"stride": 2},
+    "linformer": {"rank": 2},
 }
 
 ATTENTIONS = ("multi_head_attention", "grouped_query_attention", "sliding_window_attention")
