@@ -153,6 +153,12 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "arrays = (rng.normal(size=shape) for shape in shapes) -> arrays = (rng.normal() for shape in shapes)":
             "the same example: whose arrays it spoils is checked where the core is",
     },
+    "selected_block_attention_fast": {
+        "hidden = pieces.column[:, -1] > pieces.place.min(-1) -> hidden = pieces.column[:, -1] >= pieces.place.min(-1)":
+            "pieces in which all is seen: zeros are added, and only take time",
+        "order = np.argsort(where.astype(np.min_scalar_type(len(count))), kind='stable') -> order = np.argsort(where.astype(np.min_scalar_type(len(count))))":
+            "the pairs of a block may stand in any order: stable sorting is the quicker one",
+    },
     "strided": {
         "near = i - stride < j -> near = i - stride <= j": "the position a stride before is one of the far ones",
     },
