@@ -26,6 +26,7 @@ from minitransformers.reporting import Section, bits, counted_pairs, mean_and_sp
 from minitransformers.sparse_attention.block_table import block_mask, causal_block_table
 from minitransformers.sparse_attention.longformer import pattern
 from minitransformers.sparse_attention.lsh_attention import lsh_buckets
+from minitransformers.sparse_attention.moba import moba_selection
 from minitransformers.sparse_attention.routing import random_centroids, routing_members, update_centroids
 from minitransformers.sparse_attention.strided import fixed_pattern, strided_pattern
 from minitransformers.training.fit import fit
@@ -38,8 +39,8 @@ LENGTH, WIDTH, HEADS, STEPS = 96, 48, 4, 300
 TEXTS, FIRST = 16, 32                                        # that are measured, and their first query: earlier ones have few keys to choose from
 LAYERS = ("first layer", "second layer")
 WINDOW, DILATED, LONGFORMER, BIG_BIRD = "window", "dilated window", "window and a global column", "BigBird"
-STRIDED, FIXED, ONE, FOUR, ROUTING = "strided", "fixed", "LSH, 1 round", "LSH, 4 rounds", "routing"
-KEYS, STRIDE, BLOCK, BUCKETS, CLUSTERS = 8, 10, 8, 8, 8      # KEYS besides its own, of a window
+STRIDED, FIXED, ONE, FOUR, ROUTING, MOBA = "strided", "fixed", "LSH, 1 round", "LSH, 4 rounds", "routing", "MoBA"
+KEYS, STRIDE, BLOCK, TOP, BUCKETS, CLUSTERS = 8, 10, 8, 4, 8, 8  # KEYS besides its own, of a window; TOP blocks of BLOCK for MoBA
 RANDOM, NEAREST, BEST = "random", "nearest", "best"          # as many keys for each query, otherwise chosen
 corpus = Corpus.load(context=LENGTH)
 
@@ -105,6 +106,12 @@ def hashed(rounds, seed):
     return seen
 
 
+def gated(query, key):
+    """Blocks whose mean key suits the query."""
+    picks = moba_selection(query, key, block=BLOCK, top=TOP)
+    return (picks[..., None] == np.arange(LENGTH) // BLOCK).any(-2)
+
+
 def routed(query, key, *, centroids):
     """Pairs that share a cluster of a quarter of all queries and keys."""
     takes = []
@@ -137,8 +144,8 @@ def patterns(rng, params):
         STRIDED: strided_pattern(LENGTH, LENGTH, stride=STRIDE, local=True),
         FIXED: fixed_pattern(LENGTH, LENGTH, stride=STRIDE, summary=2, local=True),
     }
-    by_layer = {name: [lambda query, key, mask=mask: mask] * len(LAYERS) for name, mask in fixed.items()}
-    by_layer |= {ONE: [hashed(1, seed)] * len(LAYERS), FOUR: [hashed(4, seed)] * len(LAYERS)}
+    by_layer: dict[str, list] = {name: [lambda query, key, mask=mask: mask] * len(LAYERS) for name, mask in fixed.items()}
+    by_layer |= {name: [seen] * len(LAYERS) for name, seen in ((ONE, hashed(1, seed)), (FOUR, hashed(4, seed)), (MOBA, gated))}
     learned = met(params, corpus.batch(rng, batch_size=TEXTS, context=LENGTH)[0])  # of texts to train on
     return by_layer | {ROUTING: [partial(routed, centroids=follow(rng, *both)) for both in learned]}
 
@@ -232,6 +239,16 @@ def nearest(found):
 
 
 @section.claim(
+    "Do blocks that a query chooses keep more than as many nearest keys?",
+    paper="Lu et al. 2025, arXiv:2502.13189, section 2.2: a query attends to the blocks that matter most to it",
+    measured=lambda found: "; ".join(f"{other}: {told(found, other, MOBA)}" for other in ("kept", NEAREST)),
+)
+def chosen(found):
+    """In one layer at least, MoBA keeps 0.02 more of the weight than as many nearest keys."""
+    return max(more(found, MOBA, NEAREST)) >= 0.02
+
+
+@section.claim(
     "Random and global blocks keep no more than a wider window",
     paper="Zaheer et al. 2020, arXiv:2007.14062, section 2: random keys are there for short paths, which a share of the weight does not show",
     measured=lambda found: "; ".join(f"{other}: {told(found, other, BIG_BIRD)}" for other in ("kept", NEAREST)),
@@ -249,7 +266,7 @@ def report(found):
     yardstick = counted_pairs(corpus)
     rows = [[name, mean_and_spread(of["both"])] for name, of in found["bits"].items()]
     section.table("kept_bits", ["read through", "bits a character"], [*rows, ["counted pairs of characters", f"{yardstick:.2f}"]])
-    names = {WINDOW: "window", DILATED: "dilated", LONGFORMER: "longformer", BIG_BIRD: "big_bird", STRIDED: "strided", FIXED: "fixed", ONE: "one", FOUR: "four", ROUTING: "routing"}
+    names = {WINDOW: "window", DILATED: "dilated", LONGFORMER: "longformer", BIG_BIRD: "big_bird", STRIDED: "strided", FIXED: "fixed", ONE: "one", FOUR: "four", ROUTING: "routing", MOBA: "moba"}
     for name, short in names.items():
         for layer, number in zip(LAYERS, ("first", "second"), strict=True):
             section.values(f"kept.{short}.{number}", {measure: found[measure][name][layer].mean() for measure in ("kept", "pairs", RANDOM, NEAREST, BEST)})
