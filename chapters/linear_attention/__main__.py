@@ -7,5 +7,5 @@ that overwrites. How far each is from the softmax it replaces, what it costs, an
 from minitransformers.reporting import run_chapter
 
 if __name__ == "__main__":
-    order = ["mixtures", "estimates", "features", "forms", "overwriting"]
+    order = ["mixtures", "estimates", "features", "forms", "overwriting", "recall", "mixers"]
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

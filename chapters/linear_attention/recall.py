@@ -1,0 +1,207 @@
+"""How many pairs can a state of fixed size recall?
+
+Arora et al. 2023, arXiv:2312.04927, section 4: given pairs of key and value, and then the keys again in another order, attention names
+every value, and a recurrence needs a state that grows with the number of pairs. One layer reads texts of 2 to 16 pairs: attention,
+linear attention without features, whose keys have N numbers, and Mamba. A word first meets the word before it in a convolution, or each
+model would have to find out where a pair begins. Training begins with 2 pairs and adds longer texts until three fifths of its steps.
+"""
+
+# %%
+from functools import partial
+
+import numpy as np
+
+from minitransformers.attention.core import softmax_attention
+from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
+from minitransformers.basics.chain import chain
+from minitransformers.basics.embedding import embedding, init_embedding
+from minitransformers.basics.linear import init_linear, linear
+from minitransformers.basics.residual import residual
+from minitransformers.linear_attention.recurrent_attention import RecurrentAttention, recurrent_attention
+from minitransformers.linear_attention.retention_chunked import retention_chunked
+from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
+from minitransformers.reporting import Section, lines, mean_and_spread
+from minitransformers.state_space.causal_convolution import causal_convolution, init_causal_convolution
+from minitransformers.state_space.mamba import init_mamba, mamba
+from minitransformers.training.fit import fit
+from minitransformers.training.synthetic import associative_recall
+from minitransformers.training.task import Labelled, accuracy, labelled_loss
+from minitransformers.training.threads import hold_blas
+
+section = Section(__file__, __doc__, kind="trained")
+PAIRS, ASKED, WORDS, WIDTH, STEPS = (2, 3, 4, 6, 8, 12, 16), (4, 8, 12, 16), 64, 32, 600
+START = (3 * WIDTH) ** -0.5                                  # the spread of PyTorch's linear maps: with more, fewer starts learn
+ATTENTION, MAMBA, SIZES = "attention", "Mamba, N = 4", (4, 8, 16)
+LINEAR = {size: f"linear attention, N = {size}" for size in SIZES}
+
+
+# %% The mixers: one head, whose queries, keys and values each meet those before them in a convolution
+def convolved(params, query, key, value, *more, inner, **settings):
+    """A core, or a recurrence, of queries, keys and values that were mixed with those before."""
+    convolutions, own = params
+    (query, key, value), backwards = zip(*map(causal_convolution, convolutions, (query, key, value)), strict=True)
+    out, inner_backward = inner(own, query, key, value, *more, **settings)
+
+    def backward(dout):
+        downs, dquery, dkey, dvalue, *dmore = inner_backward(dout)
+        dconvolutions, dinputs, _ = zip(*(back(d) for back, d in zip(backwards, (dquery, dkey, dvalue), strict=True)), strict=True)
+        return (dconvolutions, downs), *dinputs, *dmore
+
+    return out, backward
+
+
+def summed(params, query, key, value, state=None):
+    """What linear attention computes without features and without a denominator, and a norm for the size of the sum."""
+    (out, state), backward = retention_chunked(query, key, value, state, decay=[1.0], chunk=64)
+    normed, norm_backward = rms_norm(params, out)
+
+    def both(dresult):
+        dparams, dout = norm_backward(dresult[0])
+        return dparams, *backward((dout, dresult[1]))
+
+    return (normed, state), both
+
+
+def init_convolutions(rng, size):
+    return tuple(init_causal_convolution(rng, width, width=2) for width in (size, size, WIDTH))
+
+
+def init_attention(rng):
+    return init_multi_head_attention(rng, WIDTH, num_heads=1, std=START)._replace(core=(init_convolutions(rng, WIDTH), None))
+
+
+def init_linear_attention(rng, size):
+    query, key, value, output = (init_linear(rng, WIDTH, width, std=START) for width in (size, size, WIDTH, WIDTH))
+    return RecurrentAttention(query, key, value, output, recurrence=(init_convolutions(rng, size), init_rms_norm(rng, WIDTH)))
+
+
+attention = partial(multi_head_attention, num_heads=1, core=partial(convolved, inner=softmax_attention))
+linear_attention = partial(recurrent_attention, num_heads=1, recurrence=partial(convolved, inner=summed))
+MIXERS = {
+    ATTENTION: (init_attention, attention),
+    **{LINEAR[size]: (partial(init_linear_attention, size=size), linear_attention) for size in SIZES},
+    MAMBA: (partial(init_mamba, d_model=WIDTH, d_state=4), mamba),
+}
+STATE = {**{LINEAR[size]: size * WIDTH for size in SIZES}, MAMBA: 4 * 2 * WIDTH}
+
+
+# %% The model and the task
+def fresh(rng, mixer):
+    words, mixed = init_embedding(rng, WORDS, WIDTH, std=0.5), (init_rms_norm(rng, WIDTH), MIXERS[mixer][0](rng))
+    return [words, mixed, init_rms_norm(rng, WIDTH), init_linear(rng, WIDTH, WORDS, std=START)]
+
+
+def model(params, ids, *, mixer):
+    words, words_backward = embedding(params[0], ids=ids)
+    mixed = partial(residual, part=partial(chain, parts=(rms_norm, MIXERS[mixer][1])))
+    logits, body_backward = chain(params[1:], words, parts=(mixed, rms_norm, linear))
+
+    def backward(dlogits):
+        dbody, dwords = body_backward(dlogits)
+        return [words_backward(dwords), *dbody]
+
+    return logits, backward
+
+
+def draw(rng, *, pairs, batch_size=32):
+    """Pairs, then their keys in another order: texts of three tokens a pair."""
+    ids_and_targets = associative_recall(
+        rng, batch_size=batch_size, length=4 * pairs, num_pairs=pairs, vocabulary_size=WORDS, power=1.0, random_filler=False
+    )  # fmt: skip
+    kept = np.concatenate([np.arange(2 * pairs), np.arange(2 * pairs, 4 * pairs, 2)])  # every place asks: what is between is left out
+    return tuple(a[:, kept] for a in ids_and_targets)
+
+
+def lessons(steps):
+    """``draw(rng)`` of one training after the other: numbers of pairs are added, evenly, until three fifths of the steps."""
+    for step in range(steps):
+        known = min(len(PAIRS), 1 + int(len(PAIRS) * step / (0.6 * steps)))
+        yield partial(lambda rng, known: draw(rng, pairs=int(rng.choice(PAIRS[:known]))), known=known)
+
+
+def trained(mixer, rng, *, rate):
+    """The trained model, as a function of ids."""
+    steps = 5 if section.quick else STEPS
+    lesson, own = lessons(steps), partial(model, mixer=mixer)
+    task = Labelled(own, lambda rng: next(lesson)(rng))
+    return partial(own, fit(fresh(rng, mixer), task, steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02))
+
+
+@section.tuning
+def tuning(rng):
+    hold_blas()
+    for mixer in MIXERS:
+        for rate in (3e-3, 1e-2) if section.quick else (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2):
+            own = np.random.default_rng(rng.integers(2**32))
+            answer = trained(mixer, own, rate=rate)
+            ids, targets = draw(own, pairs=16, batch_size=256)
+            (nats, count), _ = labelled_loss(*answer(ids), targets)
+            yield mixer, rate, {"loss": float(nats) / count}
+
+
+@section.experiment
+def experiment(rng):
+    hold_blas()
+    for mixer in MIXERS:
+        answer = trained(mixer, rng, rate=section.rates[mixer])
+        for pairs in ASKED:
+            ids, targets = draw(rng, pairs=pairs, batch_size=256)
+            yield mixer, pairs, {"right": accuracy(answer(ids)[0], targets)}
+
+
+# %%
+def told(found, *mixers):
+    return "; ".join(f"{mixer} {', '.join(mean_and_spread(found['right'][mixer][pairs]) for pairs in ASKED)}" for mixer in mixers)
+
+
+@section.claim(
+    "Attention recalls every pair, and a fixed state fewer the more there are",
+    paper="Arora et al. 2023, arXiv:2312.04927, section 4: attention solves recall at every width, a recurrence as far as its state is large",
+    measured=lambda found: f"right of {', '.join(map(str, ASKED))} pairs: {told(found, ATTENTION, LINEAR[8])}",
+)
+def all_pairs(found):
+    """Attention at least 0.99 at 16 pairs; linear attention with N = 8 at least 0.9 at 4 pairs, and less by 0.05 or more at 16."""
+    attention, middle = found["right"][ATTENTION], found["right"][LINEAR[8]]
+    return attention[16] >= 0.99 and middle[4] >= 0.9 and middle[16] <= middle[4] - 0.05
+
+
+@section.claim(
+    "A larger state recalls more",
+    paper="Arora et al. 2024 (Based), arXiv:2402.18668, section 3: recall grows with the state, whatever the recurrence",
+    measured=lambda found: told(found, *LINEAR.values()),
+)
+def larger(found):
+    """With N = 16 at least 0.95 at 16 pairs, with N = 4 at most 0.75 and less by 0.2 or more."""
+    small, large = (found["right"][LINEAR[size]][16] for size in (4, 16))
+    return large >= 0.95 and small <= min(0.75, large - 0.2)
+
+
+@section.claim(
+    "Does the smallest state bind keys to values from every start?",
+    paper="no paper: a model that has learned nothing but to name some value of the text is right once in as many pairs",
+    measured=lambda found: f"{told(found, LINEAR[4], MAMBA)}; naming any value {', '.join(f'{1 / pairs:.2f}' for pairs in ASKED)}",
+)
+def binds(found):
+    """With N = 4 and after so short a training linear attention and Mamba are right in 0.2 more of 4 pairs than naming any value is."""
+    return min(found["right"][mixer][4] for mixer in (LINEAR[4], MAMBA)) >= 1 / 4 + 0.2
+
+
+@section.report
+def report(found):
+    rows = [[mixer, STATE.get(mixer, "64 a token"), section.rates[mixer], *(100 * float(np.mean(found["right"][mixer][pairs])) for pairs in ASKED),
+             100 * float(np.max(found["right"][mixer][16]))] for mixer in MIXERS]  # fmt: skip
+    rows.append(["any value of the text", 0, "", *(100 / pairs for pairs in ASKED), 100 / 16])
+    section.table("recall", ["mixer", "numbers kept", "rate", *(f"{pairs} pairs, %" for pairs in ASKED), "best start, 16 pairs, %"], rows)
+    section.values("recall", {"steps": STEPS, "width": WIDTH})
+
+
+@section.figure("recall")
+def picture(ax, found):
+    lines(ax, found["right"])
+    ax.plot(ASKED, [1 / pairs for pairs in ASKED], "--", color="#808080", label="any value of the text")
+    ax.set(xlabel="pairs", ylabel="right", ylim=(0, 1.05), xticks=ASKED)
+    ax.legend()
+
+
+if __name__ == "__main__":
+    section.main()
