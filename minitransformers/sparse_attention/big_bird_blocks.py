@@ -55,6 +55,7 @@ def big_bird_blocks(
     rank = max(3, *(a.ndim for a in arrays))                 # heads stand third from the end, if only one
     q, k, v, b, allowed = (_lift(a, rank) for a in (query, key, value, bias, mask))
     queries, keys = query.shape[-2], key.shape[-2]
+    block = min(block, keys)                                 # the only block of a shorter text is the text: nothing fills it up
     rows = _Rows(queries, keys, block)
 
     picks = drawn.picks[:, rows.first :]
