@@ -153,6 +153,10 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "arrays = (rng.normal(size=shape) for shape in shapes) -> arrays = (rng.normal() for shape in shapes)":
             "the same example: whose arrays it spoils is checked where the core is",
     },
+    "most_read_blocks": {
+        "importance = np.where(number == always, importance.max() + 1, importance) -> importance = np.where(number == always, importance.max() + 2, importance)":
+            "above all others is above them",
+    },
     "selected_block_attention_fast": {
         "hidden = pieces.column[:, -1] > pieces.place.min(-1) -> hidden = pieces.column[:, -1] >= pieces.place.min(-1)":
             "pieces in which all is seen: zeros are added, and only take time",
