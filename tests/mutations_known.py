@@ -53,6 +53,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
         for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
     },
+    "rank_one_recurrence": {
+        f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
+        for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
+    },
     "retention_recurrent": {
         "fade = np.exp(log_decays(decay, before[-1])).astype(query.dtype) -> fade = log_decays(decay, before[-1]).astype(query.dtype)":
             "step has it, too: both directions then agree on another decay, which the test against the naive loop refuses",
