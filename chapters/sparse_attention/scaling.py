@@ -1,8 +1,9 @@
 """How do time and memory grow with the text?
 
 Beltagy, Peters and Cohan 2020, arXiv:2004.05150, figure 1: full attention grows with the square of the length, a window linearly, in
-time and in memory. Child et al. 2019, arXiv:1904.10509, section 4: strided attention with the power 1.5. One head, forward and
-backward, at growing lengths; what every pattern must do is not to compute what it then throws away.
+time and in memory. Child et al. 2019, arXiv:1904.10509, section 4: strided attention with the power 1.5. Blocks that each query chooses
+cost the square of the length over their size, and its product with what is read: the power 1.5 where the size is the root of the length.
+One head, forward and backward, at growing lengths; what every pattern must do is not to compute what it then throws away.
 """
 
 # %%
@@ -17,12 +18,15 @@ from minitransformers.attention.banded_attention_blocks import banded_attention_
 from minitransformers.attention.core import causal_attention
 from minitransformers.reporting import Section, along, fitted_exponent, lines, processor_seconds, ticks_at
 from minitransformers.sparse_attention.big_bird_blocks import big_bird_blocks
+from minitransformers.sparse_attention.compressed_attention import compressed_attention, most_read_blocks
 from minitransformers.sparse_attention.fixed_attention_fast import fixed_attention_fast
 from minitransformers.sparse_attention.longformer_blocks import longformer_blocks
 from minitransformers.sparse_attention.lsh_attention import lsh_buckets, lsh_chunks
 from minitransformers.sparse_attention.lsh_attention_sorted import lsh_attention_sorted
+from minitransformers.sparse_attention.moba import moba
 from minitransformers.sparse_attention.routing import random_centroids
 from minitransformers.sparse_attention.routing_gathered import routing_gathered
+from minitransformers.sparse_attention.selected_block_attention_fast import selected_block_attention_fast
 from minitransformers.sparse_attention.strided_fast import strided_fast
 from minitransformers.training.threads import hold_blas
 
@@ -51,6 +55,21 @@ def lsh(params, query, key, value, **settings):
     return out, backward
 
 
+def native(params, query, key, value, *, block, top, window):
+    """The three branches of native sparse attention; with one set of keys, which costs the same, and without gates."""
+    selected = most_read_blocks(query, key[0], block=block, top=top)[None]
+    parts = [
+        compressed_attention(query, key, value, block=block),
+        selected_block_attention_fast(query, key, value, selected=selected, block=block),
+        banded_attention_blocks(None, query, key, value, window=window),
+    ]
+
+    def backward(dout):
+        return [part_backward(dout) for _, part_backward in parts]
+
+    return sum(out for out, _ in parts), backward
+
+
 def clusters(n):
     """As many centroids as clusters have members."""
     return {"centroids": random_centroids(np.random.default_rng(0), round(n**0.5), WIDTH, dtype=np.float32)}
@@ -66,6 +85,8 @@ FORMS = {
     "fixed": Form(fixed_attention_fast, lambda n: {"stride": round(n**0.5)}, 1.5),
     "lsh": Form(lsh, lambda n: {"chunk": WINDOW // 2}, 1.0),
     "routing": Form(routing_gathered, clusters, 1.5),
+    "moba": Form(moba, lambda n: {"block": round(n**0.5), "top": 4}, 1.5),
+    "native": Form(native, lambda n: {"block": round(n**0.5), "top": 4, "window": WINDOW}, 1.5),
 }
 
 
@@ -133,7 +154,7 @@ def told(found, measure):
     measured=lambda found: told(found, "megabytes"),
 )
 def memory(found):
-    """Fitted exponents of peak memory: at most 1.2 for windows, blocks and hashes, at most 1.7 for strides and clusters, at least 1.8 for dense attention."""
+    """Fitted exponents of peak memory: at most 1.2 for windows, blocks and hashes, at most 1.7 for strides, clusters and chosen blocks, at least 1.8 for dense attention."""
     return not too_steep(found, "megabytes") and exponents(found, "megabytes")["dense"] > 1.8
 
 
@@ -143,7 +164,7 @@ def memory(found):
     measured=lambda found: told(found, "seconds"),
 )
 def time(found):
-    """Fitted exponents of time: at most 1.2 for windows, blocks and hashes, at most 1.7 for strides and clusters, at least 1.8 for dense attention."""
+    """Fitted exponents of time: at most 1.2 for windows, blocks and hashes, at most 1.7 for strides, clusters and chosen blocks, at least 1.8 for dense attention."""
     return not too_steep(found, "seconds") and exponents(found, "seconds")["dense"] > 1.8
 
 
