@@ -93,6 +93,11 @@ _ROUNDS = {  # of sparsemax, in either form
 _CORE_EXAMPLE = "return example(None, *arrays, window=1, global_positions=(4, 1), dilation=2, mask=rng.random((2, 1, 1, 8)) < 0.8)"
 
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
+    "attention_with_traffic": {
+        "largest, total, mixed = (np.full(len(query), -np.inf, query.dtype), np.zeros(len(query), query.dtype), np.zeros_like(query)) -> "
+        "largest, total, mixed = (np.full(len(query), -np.inf, query.dtype), np.zeros(len(query), query.dtype), query)":
+            "the first tile fades what stands there by exp(-inf) = 0",
+    },
     "wkv_chunked": {f"size = isqrt(len({rows})) -> size = len({rows})": "chunks of every length give the same" for rows in ("k", "kept")},
     "sparsemax": _ROUNDS,
     "sparsemax_attention": _ROUNDS,
