@@ -24,6 +24,7 @@ from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
 from minitransformers.positional.rope import rope
 from minitransformers.reporting import Section, bits, counted_pairs, mean_and_spread
 from minitransformers.sparse_attention.block_table import block_mask, causal_block_table
+from minitransformers.sparse_attention.compressed_attention import most_read_blocks
 from minitransformers.sparse_attention.longformer import pattern
 from minitransformers.sparse_attention.lsh_attention import lsh_buckets
 from minitransformers.sparse_attention.moba import moba_selection
@@ -39,8 +40,9 @@ LENGTH, WIDTH, HEADS, STEPS = 96, 48, 4, 300
 TEXTS, FIRST = 16, 32                                        # that are measured, and their first query: earlier ones have few keys to choose from
 LAYERS = ("first layer", "second layer")
 WINDOW, DILATED, LONGFORMER, BIG_BIRD = "window", "dilated window", "window and a global column", "BigBird"
-STRIDED, FIXED, ONE, FOUR, ROUTING, MOBA = "strided", "fixed", "LSH, 1 round", "LSH, 4 rounds", "routing", "MoBA"
-KEYS, STRIDE, BLOCK, TOP, BUCKETS, CLUSTERS = 8, 10, 8, 4, 8, 8  # KEYS besides its own, of a window; TOP blocks of BLOCK for MoBA
+STRIDED, FIXED, ONE, FOUR, ROUTING = "strided", "fixed", "LSH, 1 round", "LSH, 4 rounds", "routing"
+MOBA, NATIVE = "MoBA", "NSA's selected blocks"
+KEYS, STRIDE, BLOCK, TOP, BUCKETS, CLUSTERS = 8, 10, 8, 4, 8, 8  # KEYS besides its own, of a window; TOP blocks are chosen
 RANDOM, NEAREST, BEST = "random", "nearest", "best"          # as many keys for each query, otherwise chosen
 corpus = Corpus.load(context=LENGTH)
 
@@ -106,10 +108,14 @@ def hashed(rounds, seed):
     return seen
 
 
-def gated(query, key):
-    """Blocks whose mean key suits the query."""
-    picks = moba_selection(query, key, block=BLOCK, top=TOP)
-    return (picks[..., None] == np.arange(LENGTH) // BLOCK).any(-2)
+def chosen_by(choice):
+    """The blocks that a choice names for each query."""
+    return lambda query, key: (choice(query, key, block=BLOCK, top=TOP)[..., None] == np.arange(LENGTH) // BLOCK).any(-2)
+
+
+def of_each_head(query, key, **sizes):
+    """The native choice where every head has keys of its own, and chooses for itself."""
+    return most_read_blocks(query[..., None, :, :], key, **sizes)
 
 
 def routed(query, key, *, centroids):
@@ -145,7 +151,8 @@ def patterns(rng, params):
         FIXED: fixed_pattern(LENGTH, LENGTH, stride=STRIDE, summary=2, local=True),
     }
     by_layer: dict[str, list] = {name: [lambda query, key, mask=mask: mask] * len(LAYERS) for name, mask in fixed.items()}
-    by_layer |= {name: [seen] * len(LAYERS) for name, seen in ((ONE, hashed(1, seed)), (FOUR, hashed(4, seed)), (MOBA, gated))}
+    by_content = {ONE: hashed(1, seed), FOUR: hashed(4, seed), MOBA: chosen_by(moba_selection), NATIVE: chosen_by(of_each_head)}
+    by_layer |= {name: [seen] * len(LAYERS) for name, seen in by_content.items()}
     learned = met(params, corpus.batch(rng, batch_size=TEXTS, context=LENGTH)[0])  # of texts to train on
     return by_layer | {ROUTING: [partial(routed, centroids=follow(rng, *both)) for both in learned]}
 
@@ -266,7 +273,10 @@ def report(found):
     yardstick = counted_pairs(corpus)
     rows = [[name, mean_and_spread(of["both"])] for name, of in found["bits"].items()]
     section.table("kept_bits", ["read through", "bits a character"], [*rows, ["counted pairs of characters", f"{yardstick:.2f}"]])
-    names = {WINDOW: "window", DILATED: "dilated", LONGFORMER: "longformer", BIG_BIRD: "big_bird", STRIDED: "strided", FIXED: "fixed", ONE: "one", FOUR: "four", ROUTING: "routing", MOBA: "moba"}
+    names = {
+        WINDOW: "window", DILATED: "dilated", LONGFORMER: "longformer", BIG_BIRD: "big_bird", STRIDED: "strided", FIXED: "fixed",
+        ONE: "one", FOUR: "four", ROUTING: "routing", MOBA: "moba", NATIVE: "native",
+    }  # fmt: skip
     for name, short in names.items():
         for layer, number in zip(LAYERS, ("first", "second"), strict=True):
             section.values(f"kept.{short}.{number}", {measure: found[measure][name][layer].mean() for measure in ("kept", "pairs", RANDOM, NEAREST, BEST)})
