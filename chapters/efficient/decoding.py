@@ -12,7 +12,7 @@ import numpy as np
 
 from minitransformers import LanguageModelConfig, decode, init_language_model, language_model, language_model_step, prefill
 from minitransformers.models.decoding import without_cache
-from minitransformers.reporting import Section, fitted_exponent, lines, processor_seconds, ticks_at
+from minitransformers.reporting import Section, fitted_exponent, lines, shortest_times, ticks_at
 
 section = Section(__file__, __doc__, kind="timed")
 LENGTHS, PIECES, VOCABULARY = (64, 128, 256, 512, 1024, 2048), (32, 128, 512), 64
@@ -25,17 +25,6 @@ def made(rng, context, dtype):
     config = LanguageModelConfig(VOCABULARY, context=context, d_model=128, num_layers=2, num_heads=4, position="rope", tied=False)
     params = init_language_model(rng, config, std=0.1, dtype=dtype)
     return partial(language_model, params, config=config), partial(language_model_step, params, config=config)
-
-
-def seconds(calls, rounds):
-    """The shortest time of each call, one after the other in every round, in this thread's own time: what else runs can only lengthen it."""
-    times = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            with processor_seconds() as spent:
-                call()
-            times[name].append(spent())
-    return {name: min(of) for name, of in times.items()}
 
 
 @section.experiment
@@ -57,13 +46,13 @@ def experiment(rng):
     def next_token(n):
         readings[n] = prefill(step, text[:, :1], readings[n])
 
-    for n, spent in seconds({n: partial(next_token, n) for n in lengths}, rounds).items():
+    for n, spent in shortest_times({n: partial(next_token, n) for n in lengths}, rounds=rounds).items():
         yield CACHED, n, {"seconds": spent}
-    for n, spent in seconds({n: partial(model, ids=text[:, :n]) for n in lengths}, rounds // 5).items():
+    for n, spent in shortest_times({n: partial(model, ids=text[:, :n]) for n in lengths}, rounds=rounds // 5).items():
         yield AGAIN, n, {"seconds": spent}
     prompt = text[:, : lengths[-1]]
     prompts = {WHOLE: partial(prefill, step, prompt), **{f"{chunk} at a time": partial(prefill, step, prompt, chunk=chunk) for chunk in PIECES}}
-    for name, spent in seconds(prompts, 3).items():
+    for name, spent in shortest_times(prompts, rounds=3).items():
         yield name, lengths[-1], {"prompt": spent}
 
 

@@ -15,7 +15,7 @@ from minitransformers.linear_attention.retention import retention
 from minitransformers.linear_attention.retention_chunked import retention_chunked
 from minitransformers.linear_attention.retention_recurrent import retention_recurrent
 from minitransformers.linear_attention.retnet import init_retnet, retnet_step
-from minitransformers.reporting import Section, fitted_exponent, lines, processor_seconds, ticks_at
+from minitransformers.reporting import Section, fitted_exponent, lines, shortest_times, ticks_at
 
 section = Section(__file__, __doc__, kind="timed")
 FORMS = {"all pairs": retention, "step by step": retention_recurrent, "in chunks": retention_chunked}
@@ -28,22 +28,13 @@ def forward_and_backward(form, query, key, value, dout):
     return form(query, key, value)[1]((dout, None))
 
 
-def seconds(call, rounds):
-    """The shortest time of a call on this thread: what else runs on the machine can only lengthen it."""
-    times = []
-    for _ in range(rounds):
-        with processor_seconds() as spent:
-            call()
-        times.append(spent())
-    return min(times)
-
-
 @section.experiment
 def experiment(rng):
     for n in LENGTHS[:3] if section.quick else LENGTHS:
         call = [rng.standard_normal((1, HEADS, n, width), np.float32) for width in (32, 32, 64, 64)]
-        for name, form in FORMS.items():
-            yield name, n, {"seconds": seconds(partial(forward_and_backward, form, *call), 2 if section.quick else 5)}
+        calls = {name: partial(forward_and_backward, form, *call) for name, form in FORMS.items()}
+        for name, seconds in shortest_times(calls, rounds=2 if section.quick else 5).items():
+            yield name, n, {"seconds": seconds}
     layers = {
         STATE: partial(retnet_step, init_retnet(rng, WIDTH, num_heads=4), num_heads=4),
         CACHE: partial(multi_head_attention_step, init_multi_head_attention(rng, WIDTH, num_heads=4), num_heads=4),
@@ -55,7 +46,8 @@ def experiment(rng):
             for start in range(0, n, 256):                   # a prompt in pieces
                 _, state = step(text[:, start : min(start + 256, n)], state)
             kept = state.bytes if name == CACHE else state.state.nbytes
-            yield name, n, {"bytes": kept, "token": seconds(partial(step, text[:, :1], state), 5 if section.quick else 60)}
+            token = shortest_times({name: partial(step, text[:, :1], state)}, rounds=5 if section.quick else 60)
+            yield name, n, {"bytes": kept, "token": token[name]}
 
 
 # %%

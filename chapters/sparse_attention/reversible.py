@@ -6,7 +6,6 @@ backward, beside the same layers on a usual residual stream. And do the inputs c
 """
 
 # %%
-import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -16,7 +15,7 @@ from minitransformers.basics.chain import chain
 from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
 from minitransformers.basics.residual import residual
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting import Section, along, fitted_exponent, lines, paired_times, ticks_at
+from minitransformers.reporting import Section, along, fitted_exponent, lines, paired_times, peak_megabytes, ticks_at
 from minitransformers.sparse_attention.reformer_attention import init_reformer_attention, reformer_attention
 from minitransformers.sparse_attention.reversible import Reversible, reversible, reversible_inputs
 from minitransformers.training.threads import hold_blas
@@ -54,16 +53,6 @@ def keeping(params, x):
     return backward(out)
 
 
-def peak(call):
-    """Megabytes that a call holds at once, beyond what there was."""
-    tracemalloc.start()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1] / 2**20
-    finally:
-        tracemalloc.stop()
-
-
 @section.experiment
 def experiment(rng):
     hold_blas()
@@ -72,7 +61,7 @@ def experiment(rng):
     for depth in DEPTHS[1:4] if section.quick else DEPTHS:
         params = layers(rng, depth)
         for name, run in ((TURNING, turning), (KEEPING, keeping)):
-            yield name, depth, {"megabytes": peak(partial(run, params, x))}
+            yield name, depth, {"megabytes": peak_megabytes(partial(run, params, x))}
     params = layers(rng, 4)
     ratio = paired_times({KEEPING: partial(keeping, params, x), TURNING: partial(turning, params, x)}, rounds=3 if section.quick else 15)
     yield TURNING, "all", {"time": ratio[TURNING].median}

@@ -7,7 +7,6 @@ One head, forward and backward, at growing lengths; what every pattern must do i
 """
 
 # %%
-import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 
 from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
 from minitransformers.attention.core import causal_attention
-from minitransformers.reporting import Section, along, fitted_exponent, lines, processor_seconds, ticks_at
+from minitransformers.reporting import Section, along, fitted_exponent, lines, peak_megabytes, shortest_times, ticks_at
 from minitransformers.sparse_attention.big_bird_blocks import big_bird_blocks
 from minitransformers.sparse_attention.compressed_attention import compressed_attention, most_read_blocks
 from minitransformers.sparse_attention.fixed_attention_fast import fixed_attention_fast
@@ -96,27 +95,6 @@ def forward_and_backward(form, arrays, dout):
     backward(dout)
 
 
-def peak(call):
-    """Megabytes that a call holds at once, beyond what there was."""
-    tracemalloc.start()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1] / 2**20
-    finally:
-        tracemalloc.stop()
-
-
-def shortest(calls, rounds):
-    """The shortest time of each call, one after the other in every round, in this thread's own time."""
-    times = {key: [] for key in calls}
-    for _ in range(rounds):
-        for key, call in calls.items():
-            with processor_seconds() as spent:
-                call()
-            times[key].append(spent())
-    return {key: min(of) for key, of in times.items()}
-
-
 @section.experiment
 def experiment(rng):
     hold_blas()                                              # one thread, so that its own time is all there is
@@ -127,8 +105,8 @@ def experiment(rng):
     for (name, n), call in calls.items():
         if n == lengths[0]:
             call()                                           # what is imported at the first call is no cost of the form
-        yield name, n, {"megabytes": peak(call)}
-    for (name, n), seconds in shortest(calls, 2 if section.quick else 4).items():
+        yield name, n, {"megabytes": peak_megabytes(call)}
+    for (name, n), seconds in shortest_times(calls, rounds=2 if section.quick else 4).items():
         yield name, n, {"seconds": seconds}
 
 

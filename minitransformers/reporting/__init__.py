@@ -7,7 +7,9 @@ from minitransformers.reporting.measures import (
     counted_pairs,
     fitted_exponent,
     paired_times,
+    peak_megabytes,
     processor_seconds,
+    shortest_times,
 )
 from minitransformers.reporting.run import run_chapter
 from minitransformers.reporting.section import Section
@@ -15,6 +17,6 @@ from minitransformers.reporting.seeds import Found, along
 from minitransformers.reporting.tables import mean_and_spread
 
 __all__ = [
-    "Found", "Section", "along", "bits", "bits_in_windows", "counted_pairs", "fitted_exponent", "level", "lines", "mean_and_spread", "paired_times", "processor_seconds",
-    "run_chapter", "ticks_at",
+    "Found", "Section", "along", "bits", "bits_in_windows", "counted_pairs", "fitted_exponent", "level", "lines", "mean_and_spread", "paired_times", "peak_megabytes", "processor_seconds",
+    "run_chapter", "shortest_times", "ticks_at",
 ]  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy import ndarray as Array
@@ -14,6 +15,8 @@ from numpy import ndarray as Array
 from minitransformers.training.task import labelled_loss
 from minitransformers.training.text import Corpus
 from minitransformers.training.yardsticks import yardsticks
+
+Key = TypeVar("Key")
 
 
 def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -55,6 +58,27 @@ def processor_seconds() -> Iterator[Callable[[], float]]:
         yield lambda: (end[0] or time.thread_time()) - start
     finally:
         end[0] = time.thread_time()
+
+
+def shortest_times(calls: Mapping[Key, Callable[[], Any]], *, rounds: int) -> dict[Key, float]:
+    """The shortest time of each call, in seconds of this thread's own, one after the other in every round: what else runs can only lengthen it."""
+    times: dict[Key, list[float]] = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
+            with processor_seconds() as spent:
+                call()
+            times[key].append(spent())
+    return {key: min(of) for key, of in times.items()}
+
+
+def peak_megabytes(call: Callable[[], Any]) -> float:
+    """Megabytes that a call holds at once, beyond what there was. It runs slower meanwhile: time it apart."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def bits(nats: float) -> float:

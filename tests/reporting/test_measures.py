@@ -1,6 +1,7 @@
 """What sections measure alike."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from minitransformers.reporting import (
     fitted_exponent,
     mean_and_spread,
     paired_times,
+    peak_megabytes,
     processor_seconds,
+    shortest_times,
 )
 from minitransformers.reporting.seeds import collect, judge
 from minitransformers.training.text import Corpus
@@ -40,6 +43,34 @@ def test_processor_seconds_do_not_count_sleep():
         while time.thread_time() < end:
             pass
     assert idle < 0.04 < 0.05 <= spent() == spent()
+
+
+def test_the_shortest_time_of_each_call_is_that_of_its_quickest_round_and_calls_take_turns():
+    order = []
+
+    def busy(name, seconds):
+        order.append(name)
+        end = time.thread_time() + seconds[order.count(name) - 1]
+        while time.thread_time() < end:
+            pass
+
+    found = shortest_times({"a": lambda: busy("a", (0.06, 0.02, 0.04)), 2: lambda: busy(2, (0.04, 0.06, 0.08))}, rounds=3)
+    assert order == ["a", 2] * 3
+    assert 0.02 <= found["a"] < 0.04 <= found[2] < 0.06
+
+
+def test_the_peak_is_what_a_call_holds_at_once_beyond_what_there_was():
+    kept = np.zeros(2**20)                                   # 8 MiB that were there before
+
+    def call():
+        for _ in range(3):                                   # one after the other, not all at once
+            (kept + 1).sum()
+
+    assert peak_megabytes(call) == pytest.approx(8, abs=0.1)
+    assert peak_megabytes(lambda: [np.zeros(2**17) for _ in range(3)]) == pytest.approx(3, abs=0.1)
+    with pytest.raises(ZeroDivisionError):
+        peak_megabytes(lambda: 1 / 0)
+    assert not tracemalloc.is_tracing()
 
 
 def test_bits():
