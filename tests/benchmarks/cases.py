@@ -685,6 +685,18 @@ def gated_recurrence_call(name: str) -> Callable[[], Any]:
     return lambda: function(query, key, value, log_decay)[1]((dout, None))
 
 
+def wkv_call(name: str, *, channels: int) -> Callable[[], Any]:
+    """Forward and backward of WKV in one of its two forms: one text of 2048 positions, float32, rates from e^-5 to e^3 as RWKV has them."""
+    from minitransformers.foundation import catalogue
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rng, function = np.random.default_rng(0), catalogue.find(name).function
+    decay, bonus = np.exp(np.linspace(-5, 3, channels, dtype=np.float32)), np.zeros(channels, np.float32)
+    key, value, dout = (rng.standard_normal((2048, channels), np.float32) for _ in range(3))
+    return lambda: function(decay, bonus, key, value)[1]((dout, None))
+
+
 CASES |= {
     "retention": {
         "what": "retention in chunks (2 x 2048 positions, 8 heads, keys 64, values 128), against the same formula in eager PyTorch",
@@ -700,6 +712,16 @@ CASES |= {
         "what": "the gated recurrence in chunks (2 x 2048 positions, 4 heads, keys 32, values 64), against its plain form",
         "ours": lambda: gated_recurrence_call("gated_recurrence_chunked"),
         "theirs": lambda: gated_recurrence_call("gated_recurrence"),
+    },
+    "wkv": {
+        "what": "WKV in chunks (2048 positions, 64 channels), against its plain form",
+        "ours": lambda: wkv_call("wkv_chunked", channels=64),
+        "theirs": lambda: wkv_call("wkv", channels=64),
+    },
+    "wkv_wide": {
+        "what": "WKV in chunks (2048 positions, 256 channels), against its plain form",
+        "ours": lambda: wkv_call("wkv_chunked", channels=256),
+        "theirs": lambda: wkv_call("wkv", channels=256),
     },
 }
 
