@@ -72,7 +72,8 @@ def moba(
     """Causal softmax attention over ``top`` blocks for each query, its own one of them. A core.
 
     block is in positions. The choice looks at queries and keys alone; bias and mask, as in scaled_dot_product_attention, act on
-    what is chosen. Queries are the last of the positions that the keys span.
+    what is chosen: keys that are hidden still count in the means of their blocks, so texts are padded on the right. Queries are
+    the last of the positions that the keys span.
     Returns out (*batch, queries, d_value), and backward: dout -> None, dquery, dkey, dvalue, dbias (None without a bias).
     Raises ValueError when axes do not fit or there are more queries than keys.
     """
