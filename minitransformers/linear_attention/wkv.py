@@ -23,7 +23,7 @@ everywhere. At the start there is nothing: the mean is 0 and the log-total -inf.
     dtotal_{t-1} = (1 - write_t) dtotal_t - dread_t - dwrite_t  (13)
 
 dread and dwrite are the gradients of what stands inside the two sigmoids. (2) and (3) merge two means, as merge_attention does.
-One step a position; wkv_blocks is the same in a few steps over many positions.
+One step a position; wkv_chunked is the same in a few steps over many positions.
 """
 
 from typing import Annotated, NamedTuple
