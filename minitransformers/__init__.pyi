@@ -141,6 +141,11 @@ from minitransformers.hybrids.zamba import ZambaLayer as ZambaLayer
 from minitransformers.hybrids.zamba import init_zamba as init_zamba
 from minitransformers.hybrids.zamba import zamba as zamba
 from minitransformers.hybrids.zamba import zamba_step as zamba_step
+from minitransformers.linear_attention.delta_net import DeltaNet as DeltaNet
+from minitransformers.linear_attention.delta_net import DeltaNetState as DeltaNetState
+from minitransformers.linear_attention.delta_net import delta_net as delta_net
+from minitransformers.linear_attention.delta_net import delta_net_step as delta_net_step
+from minitransformers.linear_attention.delta_net import init_delta_net as init_delta_net
 from minitransformers.linear_attention.delta_rule import delta_rule as delta_rule
 from minitransformers.linear_attention.delta_rule_chunked import delta_rule_chunked as delta_rule_chunked
 from minitransformers.linear_attention.elu_plus_one import elu_plus_one as elu_plus_one
@@ -159,6 +164,8 @@ from minitransformers.linear_attention.linformer import linformer as linformer
 from minitransformers.linear_attention.performer import performer as performer
 from minitransformers.linear_attention.positive_random_features import orthogonal_projection as orthogonal_projection
 from minitransformers.linear_attention.positive_random_features import positive_random_features as positive_random_features
+from minitransformers.linear_attention.rank_one_recurrence import rank_one_recurrence as rank_one_recurrence
+from minitransformers.linear_attention.rank_one_recurrence_chunked import rank_one_recurrence_chunked as rank_one_recurrence_chunked
 from minitransformers.linear_attention.recurrent_attention import RecurrentAttention as RecurrentAttention
 from minitransformers.linear_attention.recurrent_attention import RecurrentAttentionState as RecurrentAttentionState
 from minitransformers.linear_attention.recurrent_attention import init_recurrent_attention as init_recurrent_attention
@@ -177,6 +184,12 @@ from minitransformers.linear_attention.rwkv import RwkvState as RwkvState
 from minitransformers.linear_attention.rwkv import init_rwkv as init_rwkv
 from minitransformers.linear_attention.rwkv import rwkv as rwkv
 from minitransformers.linear_attention.rwkv import rwkv_step as rwkv_step
+from minitransformers.linear_attention.rwkv7 import Rwkv7 as Rwkv7
+from minitransformers.linear_attention.rwkv7 import Rwkv7State as Rwkv7State
+from minitransformers.linear_attention.rwkv7 import ThinMap as ThinMap
+from minitransformers.linear_attention.rwkv7 import init_rwkv7 as init_rwkv7
+from minitransformers.linear_attention.rwkv7 import rwkv7 as rwkv7
+from minitransformers.linear_attention.rwkv7 import rwkv7_step as rwkv7_step
 from minitransformers.linear_attention.rwkv_channel_mix import RwkvChannelMix as RwkvChannelMix
 from minitransformers.linear_attention.rwkv_channel_mix import init_rwkv_channel_mix as init_rwkv_channel_mix
 from minitransformers.linear_attention.rwkv_channel_mix import rwkv_channel_mix as rwkv_channel_mix
@@ -260,6 +273,10 @@ from minitransformers.sparse_attention.causal_longformer_attention import Longfo
 from minitransformers.sparse_attention.causal_longformer_attention import causal_longformer_attention as causal_longformer_attention
 from minitransformers.sparse_attention.causal_longformer_attention import causal_longformer_attention_step as causal_longformer_attention_step
 from minitransformers.sparse_attention.causal_longformer_attention import init_causal_longformer_attention as init_causal_longformer_attention
+from minitransformers.sparse_attention.compressed_attention import CompressedCache as CompressedCache
+from minitransformers.sparse_attention.compressed_attention import compressed_attention as compressed_attention
+from minitransformers.sparse_attention.compressed_attention import compressed_attention_step as compressed_attention_step
+from minitransformers.sparse_attention.compressed_attention import most_read_blocks as most_read_blocks
 from minitransformers.sparse_attention.fixed_attention_fast import fixed_attention_fast as fixed_attention_fast
 from minitransformers.sparse_attention.gathered_attention import Piece as Piece
 from minitransformers.sparse_attention.gathered_attention import gathered_attention as gathered_attention
@@ -277,6 +294,11 @@ from minitransformers.sparse_attention.lsh_attention import lsh_chunks_across as
 from minitransformers.sparse_attention.lsh_attention_sorted import lsh_attention_sorted as lsh_attention_sorted
 from minitransformers.sparse_attention.moba import moba as moba
 from minitransformers.sparse_attention.moba import moba_selection as moba_selection
+from minitransformers.sparse_attention.native_sparse_attention import NativeSparseAttention as NativeSparseAttention
+from minitransformers.sparse_attention.native_sparse_attention import NativeSparseCache as NativeSparseCache
+from minitransformers.sparse_attention.native_sparse_attention import init_native_sparse_attention as init_native_sparse_attention
+from minitransformers.sparse_attention.native_sparse_attention import native_sparse_attention as native_sparse_attention
+from minitransformers.sparse_attention.native_sparse_attention import native_sparse_attention_step as native_sparse_attention_step
 from minitransformers.sparse_attention.reformer_attention import ReformerAttention as ReformerAttention
 from minitransformers.sparse_attention.reformer_attention import ReformerState as ReformerState
 from minitransformers.sparse_attention.reformer_attention import init_reformer_attention as init_reformer_attention

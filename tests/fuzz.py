@@ -45,10 +45,10 @@ MILD: dict[str, Callable[[np.random.Generator, Array], Any]] = {
     "other numbers": lambda rng, a: a + 0.1 * rng.normal(size=a.shape) if a.dtype.kind == "f" else a,
 }
 WILD: dict[str, Callable[[np.random.Generator, Array], Any]] = {
-    "as float32": lambda rng, a: a.astype(np.float32),
-    "as float16": lambda rng, a: a.astype(np.float16),
-    "as int64": lambda rng, a: a.astype(np.int64),
-    "as uint8": lambda rng, a: a.astype(np.uint8),
+    "as float32": lambda rng, a: a.real.astype(np.float32),
+    "as float16": lambda rng, a: a.real.astype(np.float16),
+    "as int64": lambda rng, a: a.real.astype(np.int64),
+    "as uint8": lambda rng, a: a.real.astype(np.uint8),
     "as complex128": lambda rng, a: a.astype(np.complex128),
     "as bool": lambda rng, a: a.astype(bool),
     "as object": lambda rng, a: a.astype(object),

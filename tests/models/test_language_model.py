@@ -4,7 +4,17 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
-from workbench_models import NEEDED, assert_gradients_are_right, checked, in_slot, mixers_with, whole, with_noise
+from workbench_models import (
+    FROM_THE_FIRST,
+    NEEDED,
+    WHOLE_TEXT,
+    assert_gradients_are_right,
+    checked,
+    in_slot,
+    mixers_with,
+    whole,
+    with_noise,
+)
 from workbench_models import config as config_of
 from workbench_models import model as noisy_model
 
@@ -514,7 +524,7 @@ def test_a_core_that_sees_the_whole_text_is_refused_where_no_position_may_look_a
         whole(params, config, np.zeros((1, 4), int))
 
 
-@pytest.mark.parametrize("core", [name for name in catalogue.concepts(role="core") if name != "linformer"])
+@pytest.mark.parametrize("core", [name for name in catalogue.concepts(role="core") if name not in WHOLE_TEXT | FROM_THE_FIRST])
 def test_padded_keys_change_nothing_for_any_core(core):
     params, config = noisy_model(24, **in_slot("core", core), position="none")
     text = np.random.default_rng(25).integers(5, size=(2, 4))

@@ -33,10 +33,19 @@ NEEDED = {
     "fixed_attention": {"stride": 2},
     "fixed_attention_fast": {"stride": 2},
     "linformer": {"rank": 2},
+    "big_bird": {"block": 1, "num_random": 0},
+    "big_bird_blocks": {"block": 1, "num_random": 0},
+    "moba": {"block": 1, "top": 2},
+    "native_sparse_attention": {"block": 2, "top": 2, "window": 2},
 }
 
 ATTENTIONS = ("multi_head_attention", "grouped_query_attention", "sliding_window_attention")
 
+# Cores that see the whole text, those that compute what attention without them computes, and those whose pattern counts from the first key,
+# so that what is cut off in front of it (a window's past) or put there (padding) changes who sees whom.
+WHOLE_TEXT = {"linformer"}
+EXACT = {"flash_attention", "causal_flash_attention"}
+FROM_THE_FIRST = {"fixed_attention", "fixed_attention_fast", "big_bird", "big_bird_blocks", "moba"}
 
 checked = trusted(check_gradients)  # the shapes are known to fit
 
@@ -63,8 +72,8 @@ def in_slot(slot, name, mixer="multi_head_attention", **more):
 
 
 def slots_and_names():
-    """Every concept that fits into a slot of attention."""
-    return [(slot, name) for slot in ("core", "prepare") for name in catalogue.concepts(role=slot)]
+    """Every concept that fits into a slot of attention that looks back only."""
+    return [(slot, name) for slot in ("core", "prepare") for name in catalogue.concepts(role=slot) if name not in WHOLE_TEXT]
 
 
 def mixers_with(argument):
