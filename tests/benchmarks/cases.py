@@ -798,3 +798,46 @@ CASES |= {
         "threads": 1,
     },
 }
+
+
+def exact_core_call(name: str) -> Callable[[], Any]:
+    """Forward and backward of one head of 4096 positions, width 64, float32, looking back: in tiles, or with all scores at once."""
+    from minitransformers.attention.core import causal_attention
+    from minitransformers.efficient.flash_attention import causal_flash_attention
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    core = {"dense": causal_attention, "flash": causal_flash_attention}[name]
+    *arrays, dout = np.random.default_rng(0).standard_normal((4, 1, 4096, 64), np.float32)
+    return lambda: core(None, *arrays)[1](dout)
+
+
+def torch_exact_attention() -> Callable[[], Any]:
+    """The same by PyTorch's attention, which on a processor is a kernel in tiles as well."""
+    import torch
+
+    torch.set_num_threads(1)
+    *arrays, dout = map(torch.tensor, np.random.default_rng(0).standard_normal((4, 1, 1, 4096, 64), np.float32))
+    leaves = [array.requires_grad_() for array in arrays]
+
+    def call() -> Any:
+        out = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True)
+        return torch.autograd.grad(out, leaves, dout)
+
+    return call
+
+
+CASES |= {
+    "flash": {
+        "what": "attention in tiles (4096 positions, one head of 64, looking back, one thread), against this package's dense attention",
+        "ours": lambda: exact_core_call("flash"),
+        "theirs": lambda: exact_core_call("dense"),
+        "threads": 1,
+    },
+    "flash_kernel": {
+        "what": "attention in tiles (4096 positions, one head of 64, looking back, one thread), against PyTorch's kernel in tiles",
+        "ours": lambda: exact_core_call("flash"),
+        "theirs": torch_exact_attention,
+        "threads": 1,
+    },
+}
