@@ -15,6 +15,7 @@ from minitransformers.attention.core import causal_attention, softmax_attention
 from minitransformers.attention.grouped_query_attention import GroupedQueryAttention
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention
 from minitransformers.attention.sliding_window_attention import sliding_window_attention
+from minitransformers.basics.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.foundation import trees
@@ -26,7 +27,6 @@ from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.transformer_block import TransformerBlock, transformer_block
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.reporting.chapter import Chapter
-from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.state_space.mamba import Mamba, mamba
 from minitransformers.training.fit import fit
 from minitransformers.training.memory import keep_freed_memory

@@ -20,6 +20,7 @@ from minitransformers.attention.banded_attention_blocks import banded_attention_
 from minitransformers.attention.masks import causal_mask
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention_step
 from minitransformers.attention.scaled_dot_product_attention_fast import scaled_dot_product_attention_fast
+from minitransformers.basics.causal_convolution import causal_convolution
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.feed_forward import feed_forward
 from minitransformers.basics.linear import linear
@@ -33,7 +34,6 @@ from minitransformers.models.workbench.language_model import init_language_model
 from minitransformers.models.workbench.transformer_block import transformer_block
 from minitransformers.norms.rms_norm import rms_norm
 from minitransformers.reporting.chapter import Chapter
-from minitransformers.state_space.causal_convolution import causal_convolution
 from minitransformers.state_space.discretize import discretize
 from minitransformers.state_space.hippo import hippo_legs
 from minitransformers.state_space.linear_scan import linear_scan, scan

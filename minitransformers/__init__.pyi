@@ -63,6 +63,9 @@ from minitransformers.attention.softmax_off_by_one import softmax_off_by_one_att
 from minitransformers.attention.sparsemax import sparsemax as sparsemax
 from minitransformers.attention.sparsemax import sparsemax_attention as sparsemax_attention
 from minitransformers.attention.weighted_attention import weighted_attention as weighted_attention
+from minitransformers.basics.causal_convolution import CausalConvolution as CausalConvolution
+from minitransformers.basics.causal_convolution import causal_convolution as causal_convolution
+from minitransformers.basics.causal_convolution import init_causal_convolution as init_causal_convolution
 from minitransformers.basics.chain import chain as chain
 from minitransformers.basics.cross_entropy import cross_entropy as cross_entropy
 from minitransformers.basics.dropout import dropout as dropout
@@ -317,9 +320,6 @@ from minitransformers.sparse_attention.selected_block_attention_fast import sele
 from minitransformers.sparse_attention.strided import fixed_attention as fixed_attention
 from minitransformers.sparse_attention.strided import strided as strided
 from minitransformers.sparse_attention.strided_fast import strided_fast as strided_fast
-from minitransformers.state_space.causal_convolution import CausalConvolution as CausalConvolution
-from minitransformers.state_space.causal_convolution import causal_convolution as causal_convolution
-from minitransformers.state_space.causal_convolution import init_causal_convolution as init_causal_convolution
 from minitransformers.state_space.discretize import discretize as discretize
 from minitransformers.state_space.fft_convolution import fft_convolution as fft_convolution
 from minitransformers.state_space.gated_rms_norm import GatedRmsNorm as GatedRmsNorm

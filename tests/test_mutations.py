@@ -16,6 +16,7 @@ from minitransformers.attention.prepare import on_both
 from minitransformers.attention.scalable_softmax import ScalableSoftmax
 from minitransformers.attention.sigmoid_attention import SigmoidAttention
 from minitransformers.attention.softmax_off_by_one import SoftmaxOffByOne, softmax_off_by_one_attention
+from minitransformers.basics.causal_convolution import CausalConvolution
 from minitransformers.basics.chain import chain
 from minitransformers.basics.dropout import dropout
 from minitransformers.foundation import bad, check_gradients, example, gradients, trusted
@@ -26,7 +27,6 @@ from minitransformers.models.workbench.transformer_block import post_norm
 from minitransformers.norms.dynamic_tanh import DynamicTanh, dynamic_tanh
 from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.positional.rope import rope
-from minitransformers.state_space.causal_convolution import CausalConvolution
 
 checked = trusted(check_gradients)  # the shapes are known to fit
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
+from minitransformers.basics.causal_convolution import causal_convolution, init_causal_convolution
 from minitransformers.basics.chain import chain
 from minitransformers.basics.embedding import embedding, init_embedding
 from minitransformers.basics.linear import init_linear, linear
@@ -21,7 +22,6 @@ from minitransformers.linear_attention.recurrent_attention import RecurrentAtten
 from minitransformers.linear_attention.retention_chunked import retention_chunked
 from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
 from minitransformers.reporting import Section, lines, mean_and_spread
-from minitransformers.state_space.causal_convolution import causal_convolution, init_causal_convolution
 from minitransformers.state_space.mamba import init_mamba, mamba
 from minitransformers.training.fit import fit
 from minitransformers.training.synthetic import associative_recall

@@ -43,10 +43,10 @@ from numpy import ndarray as Array
 from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.heads import check_heads, check_per_head, merge_heads, split_heads
 from minitransformers.attention.prepare import unprepared
+from minitransformers.basics.causal_convolution import CausalConvolution
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example
 from minitransformers.hybrids.eidetic_memory import Memory, Window, eidetic_mask, innovation
-from minitransformers.state_space.causal_convolution import CausalConvolution
 from minitransformers.state_space.mamba import Mamba, init_mamba, mamba
 
 

@@ -37,13 +37,13 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.heads import check_heads, merge_heads, split_heads
+from minitransformers.basics.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.sigmoid import sigmoid
 from minitransformers.basics.silu import silu
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, positive, trusted
 from minitransformers.linear_attention.delta_rule_chunked import delta_rule_chunked
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
-from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 
 
 class DeltaNet(NamedTuple):

@@ -32,12 +32,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
+from minitransformers.basics.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softplus import softplus
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trusted
 from minitransformers.foundation.ranges import log_rate
-from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.state_space.selective_scan_blocks import selective_scan_blocks
 
 

@@ -33,12 +33,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
+from minitransformers.basics.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.silu import silu
 from minitransformers.basics.softplus import softplus
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, positive, trusted
 from minitransformers.foundation.ranges import log_rate
-from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.state_space.gated_rms_norm import GatedRmsNorm, gated_rms_norm, init_gated_rms_norm
 from minitransformers.state_space.ssd import ssd
 from minitransformers.state_space.ssd_chunked import ssd_chunked

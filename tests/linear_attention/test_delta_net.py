@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minitransformers import catalogue, trees
+from minitransformers.basics.causal_convolution import CausalConvolution
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation import check_gradients
@@ -18,7 +19,6 @@ from minitransformers.models.decoding import generate, without_cache
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
 from minitransformers.norms.rms_norm import RmsNorm
-from minitransformers.state_space.causal_convolution import CausalConvolution
 
 FORMS = {"plain": delta_rule, "chunks of 1": partial(delta_rule_chunked, chunk=1), "chunks of 4": partial(delta_rule_chunked, chunk=4)}
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from minitransformers import catalogue, trees
+from minitransformers.basics.causal_convolution import CausalConvolution
 from minitransformers.basics.linear import Linear
 from minitransformers.basics.softplus import softplus
 from minitransformers.foundation import check_gradients
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model
-from minitransformers.state_space.causal_convolution import CausalConvolution
 from minitransformers.state_space.mamba import Mamba, init_mamba, mamba, mamba_step
 from minitransformers.state_space.selective_scan import selective_scan
 from minitransformers.state_space.selective_scan_blocks import selective_scan_blocks

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from minitransformers import catalogue, trees
+from minitransformers.basics.causal_convolution import CausalConvolution
 from minitransformers.basics.linear import Linear
 from minitransformers.basics.softplus import softplus
 from minitransformers.foundation import check_gradients
 from minitransformers.models.decoding import generate, without_cache
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
-from minitransformers.state_space.causal_convolution import CausalConvolution
 from minitransformers.state_space.gated_rms_norm import GatedRmsNorm
 from minitransformers.state_space.mamba2 import Mamba2, init_mamba2, mamba2, mamba2_step
 from minitransformers.state_space.ssd import ssd

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minitransformers import catalogue, trees
+from minitransformers.basics.causal_convolution import CausalConvolution, init_causal_convolution
 from minitransformers.basics.embedding import Embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear
 from minitransformers.models.gpt2 import init_gpt2
@@ -13,7 +14,6 @@ from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model
 from minitransformers.norms.layer_norm import init_layer_norm
 from minitransformers.positional.learned import init_learned
-from minitransformers.state_space.causal_convolution import CausalConvolution, init_causal_convolution
 from minitransformers.state_space.mamba import init_mamba
 from minitransformers.state_space.s4d import init_s4d
 from minitransformers.training.update import Learner

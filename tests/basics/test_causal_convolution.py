@@ -5,8 +5,8 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 
+from minitransformers.basics.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.foundation import check_gradients
-from minitransformers.state_space.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 
 
 def random_call(rng, width=4, d_model=3, n=5, bias=True):
