@@ -9,6 +9,7 @@ from minitransformers import catalogue, trees
 from minitransformers.basics.causal_convolution import CausalConvolution, init_causal_convolution
 from minitransformers.basics.embedding import Embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear
+from minitransformers.linear_attention.rwkv7 import ThinMap
 from minitransformers.models.gpt2 import init_gpt2
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model
@@ -78,10 +79,10 @@ def test_an_update_without_a_gradient_shrinks_those_and_touches_nothing_else():
 
 
 def expected(tree, path=""):
-    """The rule, walked once more: a field called weight of one of the two."""
+    """The rule, walked once more: a field called weight of one of the two, and both halves of a thin map."""
     for name, child in trees.children(tree) or []:
         place = f"{path}.{name}" if path else name
-        if name == "weight" and isinstance(tree, (Linear, CausalConvolution)):
+        if (name == "weight" and isinstance(tree, (Linear, CausalConvolution))) or (name in ("low", "high") and isinstance(tree, ThinMap)):
             yield place
         yield from expected(child, place)
 
