@@ -9,7 +9,7 @@ solved in three passes over about sqrt(positions) chunks of as many positions:
     together    what a chunk began with, as far as it is left, is added to its positions
 
 That is 2 sqrt(positions) steps in the place of positions, and twice the work in each. Source: Blelloch 1990, Prefix sums and their
-applications, section 1.3; Peng et al. 2023, arXiv:2305.13048, note that the recurrence could be run as a parallel scan.
+applications, section 1.4; Peng et al. 2023, arXiv:2305.13048, note that the recurrence could be run as a parallel scan.
 """
 
 from math import isqrt
@@ -26,7 +26,7 @@ from minitransformers.linear_attention.wkv import WkvState, empty_past, example_
 
 @concept(
     title="WKV in chunks",
-    source="Peng et al. 2023, arXiv:2305.13048, eq. 16; Blelloch 1990, Prefix sums and their applications, section 1.3",
+    source="Peng et al. 2023, arXiv:2305.13048, eq. 16; Blelloch 1990, Prefix sums and their applications, section 1.4",
     example=lambda rng: example_call(rng),
     roles=("recurrence",),
     form_of="wkv",
