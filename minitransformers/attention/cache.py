@@ -47,6 +47,13 @@ class KeyValueCache(NamedTuple):
         return sum(a[..., -kept:, :].size * a.itemsize for a in (self.keys, self.values))
 
 
+def positions_before(state: KeyValueCache | None) -> int:
+    """How many positions a layer has seen before. Raises ValueError where the state is that of another kind of layer."""
+    if state is not None and not isinstance(state, KeyValueCache):
+        raise invalid("state", got=type(state).__name__, wants="KeyValueCache, or None at the start of a text")
+    return 0 if state is None else state.length
+
+
 class _Room:
     """Buffers for keys and values, and up to where they are filled, whoever filled them."""
 

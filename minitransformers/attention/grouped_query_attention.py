@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.cache import KeyValueCache, key_value_cache
+from minitransformers.attention.cache import KeyValueCache, key_value_cache, positions_before
 from minitransformers.attention.core import causal_attention
 from minitransformers.attention.heads import check_heads, check_per_head, check_scores, merge_heads, split_heads
 from minitransformers.attention.multi_head_attention import MultiHeadAttention
@@ -97,7 +97,7 @@ def grouped_query_attention_step(
     """
     query = _group(split_heads(linear(params.query, x)[0], num_heads), num_kv_heads)
     key, value = (split_heads(linear(part, x)[0], num_kv_heads)[..., None, :, :] for part in (params.key, params.value))
-    seen = 0 if state is None else state.length
+    seen = positions_before(state)
     query, key = prepare(params.prepare, query, key, positions=np.arange(seen, seen + x.shape[-2]))[0]
     state = key_value_cache(state, key, value, window=window)
     bias, mask = (_group(scores if scores is None else scores[..., -state.keys.shape[-2] :], num_kv_heads) for scores in (bias, mask))

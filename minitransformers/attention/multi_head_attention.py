@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.cache import KeyValueCache, key_value_cache
+from minitransformers.attention.cache import KeyValueCache, key_value_cache, positions_before
 from minitransformers.attention.core import causal_attention
 from minitransformers.attention.heads import check_heads, check_per_head, check_scores, merge_heads, split_heads
 from minitransformers.attention.prepare import unprepared
@@ -70,7 +70,7 @@ def multi_head_attention_step(
     Returns out, shaped like x, and the state after them. Forward only.
     """
     query, key, value = (split_heads(linear(part, x)[0], num_heads) for part in params[:3])
-    seen = 0 if state is None else state.length
+    seen = positions_before(state)
     query, key = prepare(params.prepare, query, key, positions=np.arange(seen, seen + x.shape[-2]))[0]
     state = key_value_cache(state, key, value)
     heads, _ = core(params.core, query, state.keys, state.values, bias, mask=mask)

@@ -151,7 +151,12 @@ def gpt2_step(
     """Logits at a few new positions, given those before; ``state`` is None at the start. Forward only.
 
     mask is True where a new position may see one of all so far: the last rows of gpt2's.
+    Raises ValueError where the text outgrows the context, or state is that of a model of other sizes.
     """
+    if state is not None and not isinstance(state, Gpt2State):
+        raise invalid("state", got=type(state).__name__, wants="Gpt2State, or None at the start of a text")
+    if state is not None and len(state.blocks) != len(params.blocks):
+        raise invalid("state", got=f"that of a model of {len(state.blocks)} blocks", wants=f"that of this model, of {len(params.blocks)}")
     seen = 0 if state is None else state.length
     caches: list[Any] = [None] * len(params.blocks) if state is None else state.blocks
     end, after = seen + ids.shape[-1], []

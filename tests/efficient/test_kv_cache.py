@@ -271,6 +271,43 @@ def test_a_model_that_ends_refuses_by_itself():
     assert decode(step, texts(1, 20), num_tokens=5, chunk=7)[1].length == CONTEXT
 
 
+@pytest.mark.parametrize("other", CHOICES)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_what_another_kind_of_model_has_read_is_refused(choice, other):
+    (_, step), (_, own) = made(other), made(choice)
+    past, ids = prefill(step, texts(1, 4)), texts(1, 3)
+    if choice == other:
+        assert prefill(own, ids, past).length == 7
+        return
+    with pytest.raises(ValueError, match=r"^(state|state\.past|key|window): got "):
+        prefill(own, ids, past)
+    assert prefill(step, ids, past).length == 7, "and what was read can still be read on"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 3}, "state: got that of a model of 2 blocks, wants that of this model, of 3"),
+        ({"num_layers": 1}, "state: got that of a model of 2 blocks, wants that of this model, of 1"),
+        ({"d_model": 12}, r"(state: got .* words \(11, 8\) in float64, wants .* words \(11, 12\) in float64)|(key: got .*, as the cache has)"),
+        ({"num_heads": 4}, r"key: got float64 of shape \(1, 4, 3, 2\), wants float64 of shape \(1, 2, 4, 4\) at any length, as the cache has"),
+        ({"dtype": np.float32}, "(state: got .* in float64, wants .* in float32)|(key: got float32 of shape .*, wants float64 of shape .*, as the cache has)"),
+    ],
+    ids=["more layers", "fewer layers", "a wider model", "more heads", "another dtype"],
+)
+@pytest.mark.parametrize("kind", ["GPT-2", "workbench"])
+def test_what_the_same_kind_of_model_in_other_sizes_has_read_is_refused(kind, changes, message):
+    def sized(d_model=8, num_layers=2, num_heads=2, dtype=np.float64):
+        rng, sizes = np.random.default_rng(0), {"context": CONTEXT, "d_model": d_model, "num_layers": num_layers}
+        if kind == "GPT-2":
+            return partial(gpt2_step, init_gpt2(rng, vocabulary=VOCABULARY, num_heads=num_heads, **sizes, dtype=dtype), num_heads=num_heads)
+        config = LanguageModelConfig(VOCABULARY, num_heads=num_heads, tied=False, position="rope", **sizes)
+        return partial(language_model_step, init_language_model(rng, config, dtype=dtype), config=config)
+
+    with pytest.raises(ValueError, match=message):
+        prefill(sized(**changes), texts(1, 3), prefill(sized(), texts(1, 4)))
+
+
 def test_errors_name_what_does_not_fit():
     _, step = made("rotations")
     past = prefill(step, texts(2, 3))

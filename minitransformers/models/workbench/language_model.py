@@ -200,8 +200,10 @@ def language_model_step(
     """Logits at new positions, given the state after those before; ids is (batch, new), state is None at the start of a text.
 
     mask is True where a new position may see one of all so far: the last rows of language_model's, (..., new, seen).
-    Raises ValueError where the mixer has no step or no place for a mask, or the text outgrows the context.
+    Raises ValueError where the mixer has no step or no place for a mask, the text outgrows the context, or state is that of a
+    model of other sizes.
     """
+    _check_state(params, state, config)
     parts, length = config.bound, state.length if state else 0
     end = length + ids.shape[-1]
     if any(mixer.step is None for mixer in parts.mixers):
@@ -230,6 +232,20 @@ def language_model_step(
         hidden = parts.norm(params.final_norm, hidden)[0]
     head = table.T if params.head is None else params.head.weight
     return hidden @ head, DecodingState(blocks, end, table)
+
+
+def _check_state(params: LanguageModel, state: DecodingState | None, config: LanguageModelConfig) -> None:
+    """Raise ValueError where a state is not of such a model; what a block keeps is judged by the block."""
+    if state is None:
+        return
+    if not isinstance(state, DecodingState):
+        raise invalid("state", got=type(state).__name__, wants="DecodingState, or None at the start of a text")
+    held, own = state.table, params.embedding.weight
+    if held.shape != own.shape or held.dtype != own.dtype:
+        wants = f"that of this model, with words {own.shape} in {own.dtype}"
+        raise invalid("state", got=f"that of a model with words {held.shape} in {held.dtype}", wants=wants)
+    if config.stack is None and len(state.blocks) != len(params.blocks):
+        raise invalid("state", got=f"that of a model of {len(state.blocks)} blocks", wants=f"that of this model, of {len(params.blocks)}")
 
 
 def _example(rng: np.random.Generator):
