@@ -107,7 +107,7 @@ class PagePool:
         return tables, np.array([self._lengths[text] for text in texts], int)
 
     def _table(self, text: int) -> list[int]:
-        if text not in self._tables:
+        if isinstance(text, bool) or not isinstance(text, int | np.integer) or text not in self._tables:
             raise invalid("text", got=text, wants="one that was started or forked, and not freed")
         return self._tables[text]
 

@@ -322,3 +322,9 @@ def test_errors_name_what_does_not_fit():
         prefill(step, texts(2, 3), chunk=0)
     with pytest.raises(ValueError, match="past: got int"):
         prefill(step, texts(2, 3), 7)
+    with pytest.raises(ValueError, match=r"ids: got shape \(2, 0\), wants no empty axis"):
+        prefill(step, texts(2, 0))
+    with pytest.raises(ValueError, match="capacity: got 0"):
+        prefill(step, texts(2, 3), capacity=0)
+    with pytest.raises(ValueError, match="num_tokens: got 0"):
+        decode(step, texts(2, 3), num_tokens=0)

@@ -305,6 +305,9 @@ def test_what_was_freed_is_unknown():
         for unknown in (text, 7, -1):
             with pytest.raises(ValueError, match=f"text: got {unknown}, wants one that was started or forked, and not freed"):
                 use(unknown)
+        for nothing in ("0", 0.0, True, [0], None):          # no name of a text, though some are equal to one
+            with pytest.raises(ValueError, match="text: got"):
+                use(nothing)
     assert_same_state(before, vars(pool))
     assert pool.start() != text, "a name is never given again: a late second free cannot hit another text"
 
@@ -338,6 +341,18 @@ def test_texts_of_equally_many_blocks_are_read_together_and_no_block_is_read_for
 
     paged_attention(rng.normal(size=(5, HEADS, 1, D)), pool_keys=pool.keys, pool_values=pool.values, tables=tables, lengths=found, core=watched)
     assert seen == [(1, 2), (3, 8), (1, 16)]                 # (texts, positions): of one block, of two, of four
+
+
+def test_a_block_that_is_longer_than_every_text_is_half_empty_and_right():
+    rng, pool = np.random.default_rng(19), pool_of(2, 1000)
+    text, other, kept, query = pool.start(), pool.start(), rows(rng, 3), rng.normal(size=(1, HEADS, 1, D))
+    pool.append(text, *kept)
+    tables, lengths = pool.tables([text])
+    out = paged_attention(query, pool_keys=pool.keys, pool_values=pool.values, tables=tables, lengths=lengths)
+    np.testing.assert_allclose(out[0], naive(query[0], *kept), rtol=0, atol=1e-12)
+    tables, lengths = pool.tables([text, other])             # the other has written nothing yet: there is nothing to read
+    with pytest.raises(ValueError, match="lengths: got numbers from 0 to 3, wants finite numbers of at least 1"):
+        paged_attention(np.repeat(query, 2, axis=0), pool_keys=pool.keys, pool_values=pool.values, tables=tables, lengths=lengths)
 
 
 def test_positions_may_come_one_by_one_or_at_once():

@@ -260,6 +260,10 @@ def test_errors_name_what_does_not_fit():
             rolling_attention(None, query, key, value, ring, window=6, **{name: columns})
     with pytest.raises(ValueError, match="past: got tuple, wants RollingCache"):
         rolling_cache((key, value, 5), key, value, window=6)
+    with pytest.raises(ValueError, match="past: got KeyValueCache, wants RollingCache"):
+        rolling_cache(key_value_cache(None, key, value), key, value, window=6)
+    with pytest.raises(ValueError, match="window: got 0"):
+        rolling_cache(None, key, value, window=0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
