@@ -97,5 +97,26 @@ def assert_gradients_are_right(params, chosen, *, positions=4, batch=2, **settin
     assert report.passed, str(report)
 
 
+def assert_gradients_are_right_along_directions(params, chosen, *, positions=4, count=3):
+    """The slope of the loss along random directions, in which all parameters move at once: whatever is wrong anywhere shows in it.
+
+    It says that something is wrong, where assert_gradients_are_right says what, at a hundredth of the price.
+    """
+    rng, h = np.random.default_rng(2), 1e-4
+    ids = rng.integers(chosen.vocabulary_size, size=(1, positions))
+    logits, backward = language_model(params, ids=ids, config=chosen)
+    dlogits = rng.normal(size=logits.shape)
+    gradient = dict(trees.leaves(backward(dlogits)))
+    for _ in range(count):
+        direction = trees.map(lambda leaf: rng.normal(size=leaf.shape), params)
+
+        def moved(by, direction=direction):
+            return np.sum(dlogits * whole(trees.map(lambda leaf, along: leaf + by * h * along, params, direction), chosen, ids))
+
+        slope = (8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * h)
+        expected = sum(float(np.sum(gradient[path] * along)) for path, along in trees.leaves(direction))
+        np.testing.assert_allclose(expected, slope, rtol=1e-6)
+
+
 def whole(params, chosen, ids, **settings):
     return language_model(params, ids=ids, config=chosen, **settings)[0]

@@ -348,8 +348,8 @@ def search_for(browser, words: str) -> str:
     return wait_for(browser, FIRST_HIT)
 
 
-def test_search_answers_from_the_site_itself(browser, address):
-    open_page(browser, address, Path("index.md"))
+def test_search_answers_from_the_site_itself(browser, searchable_address):
+    open_page(browser, searchable_address, Path("index.md"))
     browser.get_log("performance")
     assert "rms" in search_for(browser, "rms")
     assert hosts_asked(browser) <= {"127.0.0.1"}
