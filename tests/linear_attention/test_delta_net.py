@@ -6,18 +6,22 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from mixers_at_work import (
+    assert_it_has_no_place_for,
+    assert_it_writes_the_same_without_a_state,
+    assert_steps_equal_the_whole_pass,
+    last_under_a_key,
+    losses,
+)
+from mixers_at_work import model as small_model
 
 from minitransformers import catalogue, trees
 from minitransformers.basics.causal_convolution import CausalConvolution
-from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation import check_gradients
 from minitransformers.linear_attention.delta_net import DeltaNet, DeltaNetState, delta_net, delta_net_step, init_delta_net
 from minitransformers.linear_attention.delta_rule import delta_rule
 from minitransformers.linear_attention.delta_rule_chunked import delta_rule_chunked
-from minitransformers.models.decoding import generate, without_cache
-from minitransformers.models.workbench.configuration import LanguageModelConfig
-from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
 from minitransformers.norms.rms_norm import RmsNorm
 
 FORMS = {"plain": delta_rule, "chunks of 1": partial(delta_rule_chunked, chunk=1), "chunks of 4": partial(delta_rule_chunked, chunk=4)}
@@ -220,10 +224,7 @@ def test_how_it_starts():
             init_delta_net(np.random.default_rng(11), 64, **wrong)
 
 
-def model(seed=0, **changes):
-    settings = {"vocabulary_size": 7, "context": 12, "d_model": 8, "num_layers": 2, "num_heads": 2, "mixer": "delta_net", "position": "none"}
-    config = LanguageModelConfig(**{**settings, **changes})
-    return init_language_model(np.random.default_rng(seed), config, std=0.3, dtype=np.float64), config
+model = partial(small_model, mixer="delta_net")
 
 
 @pytest.mark.parametrize("position", ["none", "learned"])
@@ -232,56 +233,21 @@ def test_a_language_model_takes_it_by_name_and_steps_equal_the_whole_pass(positi
     entry = catalogue.find("delta_net", role="mixer")
     assert entry.step is delta_net_step and entry.init is init_delta_net
     assert params.blocks[0].mixer.conv.weight.shape == (24, 3)
-    ids = np.random.default_rng(13).integers(7, size=(2, 11))
-    whole, _ = language_model(params, ids=ids, config=config)
-    for pieces in ((1,) * 11, (4, 1, 1, 5)):
-        state, logits, start = None, [], 0
-        for size in pieces:
-            part, state = language_model_step(params, ids[:, start : start + size], state, config=config)
-            logits.append(part)
-            start += size
-        np.testing.assert_allclose(np.concatenate(logits, axis=1), whole, rtol=0, atol=1e-10)
+    assert_steps_equal_the_whole_pass(params, config)
 
 
 def test_it_writes_what_it_would_write_without_a_state():
-    params, config = model()
-    steps = partial(language_model_step, params, config=config), without_cache(partial(language_model, params, config=config))
-    written = [
-        list(generate(step, prompt_ids=np.array([1, 2, 3]), num_tokens=8, rng=np.random.default_rng(0), context=12)) for step in steps
-    ]
-    assert written[0] == written[1]
+    assert_it_writes_the_same_without_a_state(*model())
 
 
 def test_masks_biases_and_rotations_are_refused_for_it_has_no_scores():
-    params, config = model()
-    with pytest.raises(ValueError, match=r"mask: got a mask, wants None: delta_net has no place for one"):
-        language_model(params, ids=np.array([[1, 2, 3]]), config=config, mask=np.ones((1, 3, 3), bool))
-    for position in ("alibi", "rope"):
-        with pytest.raises(ValueError, match=rf"position: got {position}, .* with the mixer delta_net, which takes none"):
-            model(position=position)
+    assert_it_has_no_place_for("alibi", "rope", mixer="delta_net")
 
 
 def test_a_model_of_it_learns_the_value_that_was_written_last_under_a_key():
-    # Keys 0 to 2 and values 3 to 5 alternate, and keys come again with new values. Asked at each key: the value it had before, or 6.
     params, config = model(14, num_layers=1, d_model=16)
-    rng, losses = np.random.default_rng(15), []
-    moments = [trees.map(np.zeros_like, params), trees.map(np.zeros_like, params)]
-    for step in range(1, 161):
-        keys, values = rng.integers(3, size=(2, 8, 6))
-        ids, targets = np.stack([keys, values + 3], axis=-1).reshape(8, 12), np.full((8, 12), -1)
-        for text in range(8):
-            last = {}
-            for t, (key, value) in enumerate(zip(keys[text], values[text], strict=True)):
-                targets[text, 2 * t] = last.get(key, 3) + 3
-                last[key] = value
-        logits, backward = language_model(params, ids=ids, config=config)
-        loss, loss_backward = cross_entropy(logits, targets=targets, ignore_index=-1)
-        gradient = backward(loss_backward(np.ones_like(loss)))
-        moments = [trees.map(lambda m, g, b=b, k=k: b * m + (1 - b) * g**k, m, gradient) for m, b, k in zip(moments, (0.9, 0.99), (1, 2), strict=True)]
-        rate = 0.02 * (1 - 0.99**step) ** 0.5 / (1 - 0.9**step)
-        params = trees.map(lambda p, m, v: p - rate * m / (np.sqrt(v) + 1e-8), params, *moments)
-        losses.append(float(loss))
-    assert losses[0] > 1.2 and np.mean(losses[-20:]) < 0.1   # guessing has log 3 where the key has come before
+    found = losses(params, config, last_under_a_key, steps=240)
+    assert found[0] > 1.2 and np.mean(found[-20:]) < 0.1
 
 
 def without_a_gradient_of(index, params, x):

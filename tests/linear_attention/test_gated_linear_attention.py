@@ -6,9 +6,16 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from mixers_at_work import (
+    assert_it_has_no_place_for,
+    assert_it_writes_the_same_without_a_state,
+    assert_steps_equal_the_whole_pass,
+    last_of_three,
+    losses,
+)
+from mixers_at_work import model as small_model
 
 from minitransformers import catalogue, trees
-from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation import check_gradients
 from minitransformers.linear_attention.gated_linear_attention import (
@@ -19,9 +26,6 @@ from minitransformers.linear_attention.gated_linear_attention import (
 )
 from minitransformers.linear_attention.gated_recurrence import gated_recurrence
 from minitransformers.linear_attention.gated_recurrence_chunked import gated_recurrence_chunked
-from minitransformers.models.decoding import generate, without_cache
-from minitransformers.models.workbench.configuration import LanguageModelConfig
-from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
 from minitransformers.norms.layer_norm import LayerNorm
 
 FORMS = {"plain": gated_recurrence, "chunks of 1": partial(gated_recurrence_chunked, chunk=1), "chunks of 4": partial(gated_recurrence_chunked, chunk=4)}
@@ -212,12 +216,7 @@ def test_at_the_start_nearly_all_is_kept():
     np.testing.assert_allclose(seen[0], 0.5 ** (1 / 16), rtol=0, atol=2e-3)  # sigmoid(0)^(1/16) = 0.958
 
 
-def model(seed=0, **changes):
-    settings = {
-        "vocabulary_size": 7, "context": 12, "d_model": 8, "num_layers": 2, "num_heads": 2, "mixer": "gated_linear_attention", "position": "none"
-    }  # fmt: skip
-    config = LanguageModelConfig(**{**settings, **changes})
-    return init_language_model(np.random.default_rng(seed), config, std=0.3, dtype=np.float64), config
+model = partial(small_model, mixer="gated_linear_attention")
 
 
 @pytest.mark.parametrize("position", ["none", "learned"])
@@ -226,52 +225,22 @@ def test_a_language_model_takes_it_by_name_and_steps_equal_the_whole_pass(positi
     entry = catalogue.find("gated_linear_attention", role="mixer")
     assert entry.step is gated_linear_attention_step and entry.init is init_gated_linear_attention
     assert params.blocks[0].mixer.decay.weight.shape == (3, 12)
-    ids = np.random.default_rng(13).integers(7, size=(2, 11))
-    whole, _ = language_model(params, ids=ids, config=config)
-    for pieces in ((1,) * 11, (4, 1, 1, 5)):
-        state, logits, start = None, [], 0
-        for size in pieces:
-            part, state = language_model_step(params, ids[:, start : start + size], state, config=config)
-            logits.append(part)
-            start += size
-        np.testing.assert_allclose(np.concatenate(logits, axis=1), whole, rtol=0, atol=1e-10)
+    assert_steps_equal_the_whole_pass(params, config)
 
 
 def test_it_writes_what_it_would_write_without_a_state():
-    params, config = model()
-    steps = partial(language_model_step, params, config=config), without_cache(partial(language_model, params, config=config))
-    written = [
-        list(generate(step, prompt_ids=np.array([1, 2, 3]), num_tokens=8, rng=np.random.default_rng(0), context=12)) for step in steps
-    ]
-    assert written[0] == written[1]
+    assert_it_writes_the_same_without_a_state(*model())
 
 
 def test_masks_biases_and_rotations_are_refused_for_it_has_no_scores():
-    params, config = model()
-    with pytest.raises(ValueError, match=r"mask: got a mask, wants None: gated_linear_attention has no place for one"):
-        language_model(params, ids=np.array([[1, 2, 3]]), config=config, mask=np.ones((1, 3, 3), bool))
-    for position in ("alibi", "rope"):
-        with pytest.raises(ValueError, match=rf"position: got {position}, .* with the mixer gated_linear_attention, which takes none"):
-            model(position=position)
+    assert_it_has_no_place_for("alibi", "rope", mixer="gated_linear_attention")
 
 
 def test_a_model_of_it_learns_which_of_three_words_came_last_among_others():
     # What a gate that the input decides is for: one of the three overwrites, the others let everything stand.
     params, config = model(14, num_layers=1, d_model=16)
-    rng, losses = np.random.default_rng(15), []
-    moments = [trees.map(np.zeros_like, params), trees.map(np.zeros_like, params)]
-    for step in range(1, 151):
-        ids = np.where(rng.random((8, 12)) < 0.3, rng.integers(3, size=(8, 12)), rng.integers(3, 7, size=(8, 12)))
-        ids[:, 0] = rng.integers(3, size=8)
-        last = np.maximum.accumulate(np.where(ids < 3, np.arange(12), 0), axis=1)
-        logits, backward = language_model(params, ids=ids, config=config)
-        loss, loss_backward = cross_entropy(logits, targets=np.take_along_axis(ids, last, axis=1))
-        gradient = backward(loss_backward(np.ones_like(loss)))
-        moments = [trees.map(lambda m, g, b=b, k=k: b * m + (1 - b) * g**k, m, gradient) for m, b, k in zip(moments, (0.9, 0.99), (1, 2), strict=True)]
-        rate = 0.02 * (1 - 0.99**step) ** 0.5 / (1 - 0.9**step)
-        params = trees.map(lambda p, m, v: p - rate * m / (np.sqrt(v) + 1e-8), params, *moments)
-        losses.append(float(loss))
-    assert losses[0] > np.log(3) and np.mean(losses[-20:]) < 0.1  # guessing among the three has log 3
+    found = losses(params, config, last_of_three, steps=150)
+    assert found[0] > np.log(3) and np.mean(found[-20:]) < 0.1
 
 
 def slope_on_the_wrong_side(params, x):

@@ -8,20 +8,25 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 from jaxtyping import Float
+from mixers_at_work import (
+    WORDS,
+    assert_it_has_no_place_for,
+    assert_it_writes_the_same_without_a_state,
+    assert_steps_equal_the_whole_pass,
+    losses,
+    repeats,
+)
+from mixers_at_work import model as small_model
 from numpy import ndarray as Array
 
 from minitransformers import catalogue, trees
 from minitransformers.attention.prepare import on_both, unprepared
-from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation import check_gradients, slot
 from minitransformers.linear_attention.retention import retention
 from minitransformers.linear_attention.retention_chunked import retention_chunked
 from minitransformers.linear_attention.retention_recurrent import retention_recurrent
 from minitransformers.linear_attention.retnet import RetNet, init_retnet, retnet, retnet_step, turn
-from minitransformers.models.decoding import generate, without_cache
-from minitransformers.models.workbench.configuration import LanguageModelConfig
-from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
 from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.positional.rope import rope
 
@@ -255,10 +260,7 @@ def test_how_it_starts():
             init_retnet(np.random.default_rng(13), 64, **wrong)
 
 
-def model(seed=0, **changes):
-    settings = {"vocabulary_size": 7, "context": 12, "d_model": 8, "num_layers": 2, "num_heads": 2, "mixer": "retnet", "position": "none"}
-    config = LanguageModelConfig(**{**settings, **changes})
-    return init_language_model(np.random.default_rng(seed), config, std=0.3, dtype=np.float64), config
+model = partial(small_model, mixer="retnet")
 
 
 @pytest.mark.parametrize("position", ["none", "learned", "rope"])
@@ -266,15 +268,7 @@ def test_a_language_model_takes_it_by_name_and_steps_equal_the_whole_pass(positi
     params, config = model(position=position, options={"mixer": {"expand": 1}})
     assert config.mixers[0].entry.step is retnet_step and catalogue.find("retnet", role="mixer").init is init_retnet
     assert params.blocks[0].mixer.value.weight.shape == (8, 8)
-    ids = np.random.default_rng(14).integers(7, size=(2, 11))
-    whole, _ = language_model(params, ids=ids, config=config)
-    for pieces in ((1,) * 11, (4, 1, 1, 5)):
-        state, logits, start = None, [], 0
-        for size in pieces:
-            part, state = language_model_step(params, ids[:, start : start + size], state, config=config)
-            logits.append(part)
-            start += size
-        np.testing.assert_allclose(np.concatenate(logits, axis=1), whole, rtol=0, atol=1e-10)
+    assert_steps_equal_the_whole_pass(params, config)
 
 
 def test_a_rotation_chosen_by_name_stands_in_the_place_of_its_own():
@@ -294,38 +288,17 @@ def test_decays_and_forms_are_chosen_by_name():
 
 
 def test_it_writes_what_it_would_write_without_a_state():
-    params, config = model()
-    steps = partial(language_model_step, params, config=config), without_cache(partial(language_model, params, config=config))
-    written = [
-        list(generate(step, prompt_ids=np.array([1, 2, 3]), num_tokens=8, rng=np.random.default_rng(0), context=12)) for step in steps
-    ]
-    assert written[0] == written[1]
+    assert_it_writes_the_same_without_a_state(*model())
 
 
 def test_a_mask_is_refused_for_it_has_no_scores():
-    params, config = model()
-    with pytest.raises(ValueError, match=r"mask: got a mask, wants None: retnet has no place for one"):
-        language_model(params, ids=np.array([[1, 2, 3]]), config=config, mask=np.ones((1, 3, 3), bool))
-    with pytest.raises(ValueError, match=r"position: got alibi, a bias on the scores, with the mixer retnet, which takes none"):
-        model(position="alibi")
+    assert_it_has_no_place_for("alibi", mixer="retnet")
 
 
 def test_a_model_of_it_learns_to_repeat_what_stood_two_places_back():
     params, config = model(17, num_layers=1, d_model=16)
-    rng, losses = np.random.default_rng(18), []
-    moments = [trees.map(np.zeros_like, params), trees.map(np.zeros_like, params)]
-    for step in range(1, 151):
-        ids = rng.integers(7, size=(8, 8))
-        logits, backward = language_model(params, ids=ids, config=config)
-        loss, loss_backward = cross_entropy(logits[:, 2:], targets=ids[:, :-2])
-        dlogits = np.zeros_like(logits)
-        dlogits[:, 2:] = loss_backward(np.ones_like(loss))
-        gradient = backward(dlogits)
-        moments = [trees.map(lambda m, g, b=b, k=k: b * m + (1 - b) * g**k, m, gradient) for m, b, k in zip(moments, (0.9, 0.99), (1, 2), strict=True)]
-        rate = 0.02 * (1 - 0.99**step) ** 0.5 / (1 - 0.9**step)
-        params = trees.map(lambda p, m, v: p - rate * m / (np.sqrt(v) + 1e-8), params, *moments)
-        losses.append(float(loss))
-    assert losses[0] > np.log(7) and np.mean(losses[-20:]) < np.log(7) / 2  # guessing has log 7
+    found = losses(params, config, partial(repeats, back=2, positions=8), steps=150)
+    assert found[0] > np.log(WORDS) and np.mean(found[-20:]) < np.log(WORDS) / 2
 
 
 def turned_on_and_not_back(params, x):

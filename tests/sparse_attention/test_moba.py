@@ -6,8 +6,9 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from mixers_at_work import WORDS, assert_steps_equal_the_whole_pass, losses, repeats
+from mixers_at_work import model as small_model
 
-from minitransformers import trees
 from minitransformers.attention.core import causal, causal_attention
 from minitransformers.attention.grouped_query_attention import (
     grouped_query_attention,
@@ -19,10 +20,7 @@ from minitransformers.attention.multi_head_attention import (
     multi_head_attention,
     multi_head_attention_step,
 )
-from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.foundation import catalogue, check_gradients
-from minitransformers.models.workbench.configuration import LanguageModelConfig
-from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
 from minitransformers.sparse_attention.moba import moba, moba_selection
 from minitransformers.sparse_attention.selected_block_attention import selected_block_attention
 
@@ -169,41 +167,18 @@ def test_decoding_equals_the_whole(kind, sizes):
 
 
 def model(**options):
-    config = LanguageModelConfig(
-        vocabulary_size=7, context=12, d_model=16, num_layers=1, num_heads=2, options={"mixer": {"core": "moba", **options}}
-    )
-    return init_language_model(np.random.default_rng(17), config, std=0.3, dtype=np.float64), config
+    return small_model(17, d_model=16, num_layers=1, position="learned", options={"mixer": {"core": "moba", **options}})
 
 
 def test_a_language_model_takes_it_by_name_and_steps_equal_the_whole_pass():
     params, config = model(**{"core.block": 2, "core.top": 2})
-    ids = np.random.default_rng(14).integers(7, size=(2, 11))
-    whole, _ = language_model(params, ids=ids, config=config)
-    for sizes in ((1,) * 11, (4, 1, 1, 5)):
-        state, logits, start = None, [], 0
-        for size in sizes:
-            part, state = language_model_step(params, ids[:, start : start + size], state, config=config)
-            logits.append(part)
-            start += size
-        np.testing.assert_allclose(np.concatenate(logits, axis=1), whole, rtol=0, atol=1e-10)
+    assert_steps_equal_the_whole_pass(params, config)
 
 
 def test_a_model_of_it_learns_to_repeat_what_stood_two_places_back():
     params, config = model(**{"core.block": 2, "core.top": 2})
-    rng, losses = np.random.default_rng(18), []
-    moments = [trees.map(np.zeros_like, params), trees.map(np.zeros_like, params)]
-    for step in range(1, 151):
-        ids = rng.integers(7, size=(8, 8))
-        logits, backward = language_model(params, ids=ids, config=config)
-        loss, loss_backward = cross_entropy(logits[:, 2:], targets=ids[:, :-2])
-        dlogits = np.zeros_like(logits)
-        dlogits[:, 2:] = loss_backward(np.ones_like(loss))
-        gradient = backward(dlogits)
-        moments = [trees.map(lambda m, g, b=b, k=k: b * m + (1 - b) * g**k, m, gradient) for m, b, k in zip(moments, (0.9, 0.99), (1, 2), strict=True)]
-        rate = 0.02 * (1 - 0.99**step) ** 0.5 / (1 - 0.9**step)
-        params = trees.map(lambda p, m, v: p - rate * m / (np.sqrt(v) + 1e-8), params, *moments)
-        losses.append(float(loss))
-    assert losses[0] > np.log(7) and np.mean(losses[-20:]) < np.log(7) / 2  # guessing has log 7
+    found = losses(params, config, partial(repeats, back=2, positions=8), steps=150)
+    assert found[0] > np.log(WORDS) and np.mean(found[-20:]) < np.log(WORDS) / 2
 
 
 def test_bias_and_mask_act_on_what_is_chosen_and_not_on_the_choice():

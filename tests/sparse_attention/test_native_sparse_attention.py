@@ -6,17 +6,22 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from mixers_at_work import (
+    WORDS,
+    assert_it_has_no_place_for,
+    assert_it_writes_the_same_without_a_state,
+    assert_steps_equal_the_whole_pass,
+    losses,
+    repeats,
+)
+from mixers_at_work import model as small_model
 
 from minitransformers import trees
 from minitransformers.attention.grouped_query_attention import GroupedQueryAttention, grouped_query_attention
 from minitransformers.attention.prepare import on_both
 from minitransformers.attention.sliding_window_attention import sliding_window_attention
-from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation import check_gradients
-from minitransformers.models.decoding import generate, without_cache
-from minitransformers.models.workbench.configuration import LanguageModelConfig
-from minitransformers.models.workbench.language_model import init_language_model, language_model, language_model_step
 from minitransformers.norms.qk_norm import QkNorm, qk_norm
 from minitransformers.positional.rope import rope
 from minitransformers.sparse_attention.native_sparse_attention import (
@@ -239,60 +244,32 @@ def test_what_is_prepared_is_prepared_in_every_branch_and_at_its_position(prepar
 # In a language model -----------------------------------------------------------------------------------------------
 
 
-def model(seed=0, **changes):
-    settings = {"vocabulary_size": 7, "context": 12, "d_model": 16, "num_layers": 2, "num_heads": 4, "mixer": "native_sparse_attention"}
-    options = {"options": {"mixer": {"num_kv_heads": 2, "block": 2, "top": 2, "window": 2}}}
-    config = LanguageModelConfig(**{**settings, **options, **changes})
-    return init_language_model(np.random.default_rng(seed), config, std=0.3, dtype=np.float64), config
+model = partial(
+    small_model, mixer="native_sparse_attention", d_model=16, num_heads=4, position="learned",
+    options={"mixer": {"num_kv_heads": 2, "block": 2, "top": 2, "window": 2}},
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("position", ["none", "learned", "rope"])
 def test_a_language_model_takes_it_by_name_and_steps_equal_the_whole_pass(position):
     params, config = model(position=position)
     assert params.blocks[0].mixer.key.weight.shape == (16, 3 * 2 * 4)
-    ids = np.random.default_rng(14).integers(7, size=(2, 11))
-    whole, _ = language_model(params, ids=ids, config=config)
-    for sizes in ((1,) * 11, (4, 1, 1, 5)):
-        state, logits, start = None, [], 0
-        for size in sizes:
-            part, state = language_model_step(params, ids[:, start : start + size], state, config=config)
-            logits.append(part)
-            start += size
-        np.testing.assert_allclose(np.concatenate(logits, axis=1), whole, rtol=0, atol=1e-10)
+    assert_steps_equal_the_whole_pass(params, config)
 
 
 def test_it_writes_what_it_would_write_without_a_state():
-    params, config = model()
-    steps = partial(language_model_step, params, config=config), without_cache(partial(language_model, params, config=config))
-    written = [list(generate(step, prompt_ids=np.array([1, 2, 3]), num_tokens=8, rng=np.random.default_rng(0), context=12)) for step in steps]
-    assert written[0] == written[1]
+    assert_it_writes_the_same_without_a_state(*model())
 
 
 def test_masks_and_biases_are_refused_for_a_mean_has_no_place_for_them():
-    params, config = model()
-    with pytest.raises(ValueError, match=r"mask: got a mask, wants None: native_sparse_attention has no place for one"):
-        language_model(params, ids=np.array([[1, 2, 3]]), config=config, mask=np.ones((1, 3, 3), bool))
-    with pytest.raises(ValueError, match=r"position: got alibi, a bias on the scores, with the mixer native_sparse_attention"):
-        model(position="alibi")
+    assert_it_has_no_place_for("alibi", mixer="native_sparse_attention")
 
 
 def test_a_model_of_it_learns_to_repeat_what_stood_four_places_back():
     """Neither the window of two nor the block before reaches so far, and means of two say but half of it: the block must be found."""
     params, config = model(17, num_layers=1, options={"mixer": {"block": 2, "top": 4, "window": 2}})
-    rng, losses = np.random.default_rng(18), []
-    moments = [trees.map(np.zeros_like, params), trees.map(np.zeros_like, params)]
-    for step in range(1, 201):
-        ids = rng.integers(7, size=(8, 10))
-        logits, backward = language_model(params, ids=ids, config=config)
-        loss, loss_backward = cross_entropy(logits[:, 4:], targets=ids[:, :-4])
-        dlogits = np.zeros_like(logits)
-        dlogits[:, 4:] = loss_backward(np.ones_like(loss))
-        gradient = backward(dlogits)
-        moments = [trees.map(lambda m, g, b=b, k=k: b * m + (1 - b) * g**k, m, gradient) for m, b, k in zip(moments, (0.9, 0.99), (1, 2), strict=True)]
-        rate = 0.02 * (1 - 0.99**step) ** 0.5 / (1 - 0.9**step)
-        params = trees.map(lambda p, m, v: p - rate * m / (np.sqrt(v) + 1e-8), params, *moments)
-        losses.append(float(loss))
-    assert losses[0] > np.log(7) and np.mean(losses[-20:]) < 0.1  # guessing has log 7; without a block of one's choice 0.4 is left
+    found = losses(params, config, partial(repeats, back=4, positions=10), steps=200)
+    assert found[0] > np.log(WORDS) and np.mean(found[-20:]) < 0.1  # without a block of one\'s choice 0.4 is left
 
 
 def test_how_it_starts():
