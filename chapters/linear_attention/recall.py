@@ -195,12 +195,12 @@ def report(found):
     section.values("recall", {"steps": STEPS, "width": WIDTH})
 
 
-@section.figure("recall")
+@section.figure("recall", size=(7.2, 3.2))
 def picture(ax, found):
     lines(ax, found["right"])
     ax.plot(ASKED, [1 / pairs for pairs in ASKED], "--", color="#808080", label="any value of the text")
     ax.set(xlabel="pairs", ylabel="right", ylim=(0, 1.05), xticks=ASKED)
-    ax.legend()
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 if __name__ == "__main__":

@@ -65,12 +65,12 @@ def show_in_notebook(svg: bytes) -> None:
 def lines(ax: Any, curves: Mapping[str, Mapping[Any, Array]], *, marker: str = "o", **settings: Any) -> None:
     """A line a curve through the means over seeds, and a band from the least to the largest: {curve: {x: array over seeds}}.
 
-    A single point is a star. settings are those of ``Axes.set`` (xlabel, xscale, ylim, ...).
+    A single point is a star. Where colours come again, lines are dashed. settings are those of ``Axes.set`` (xlabel, xscale, ylim, ...).
     """
-    for name, points in curves.items():
+    for i, (name, points) in enumerate(curves.items()):
         xs, ys = list(points), np.array([np.atleast_1d(y) for y in points.values()])
-        lone = len(xs) == 1
-        (line,) = ax.plot(xs, ys.mean(1), "*" if lone else f"{marker}-", markersize=9 if lone else 4.5, label=name)
+        lone, style = len(xs) == 1, f"{marker}-" if i < len(COLOURS) else "s--"
+        (line,) = ax.plot(xs, ys.mean(1), "*" if lone else style, markersize=9 if lone else 4.5, label=name)
         ax.fill_between(xs, ys.min(1), ys.max(1), color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set(**settings)
 

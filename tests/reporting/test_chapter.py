@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minitransformers.reporting.chapter import Chapter
-from minitransformers.reporting.figures import COLOURS
+from minitransformers.reporting.figures import COLOURS, drawing, lines
 from minitransformers.reporting.tables import aligned
 
 SCRIPT = '''
@@ -188,3 +188,10 @@ def test_a_notebook_shows_the_figure(monkeypatch, capsys):
     with Chapter("tiny", "Tiny.").figure("line") as (_, ax):
         ax.plot([0, 1])
     assert len(shown) == 1 and b"<svg" in shown[0]
+
+
+def test_more_lines_than_colours_are_still_told_apart():
+    pytest.importorskip("matplotlib")
+    with drawing() as (_, ax, _):
+        lines(ax, {str(i): {1: np.array([i, i + 1]), 2: np.array([i, i])} for i in range(len(COLOURS) + 2)})
+        assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ax.lines}) == len(COLOURS) + 2
