@@ -61,13 +61,13 @@ def gated_recurrence_chunked(
 
     q, k, v = padded(scale * query), padded(key), padded(value)  # (1)
     decay = np.exp(padded(log_decay))                        # (2)
-    *levels, (_, since, until) = _fading(decay, size)
+    *levels, (_, since, until) = fading_levels(decay, size)
     alone = np.vecdot(q, k)[..., None]                       # a position and itself: nothing has faded
     padded_out, pairs = alone * v, []
     for half, since_middle, until_middle in levels:
-        reading, keeping = _second(q, half) * since_middle, _first(k, half) * until_middle
+        reading, keeping = second_halves(q, half) * since_middle, first_halves(k, half) * until_middle
         weights = reading @ keeping.swapaxes(-1, -2)         # (..., blocks, half, half)
-        _add_to(_second(padded_out, half), weights @ _first(v, half))
+        add_to(second_halves(padded_out, half), weights @ first_halves(v, half))
         pairs.append(weights)
 
     reading, keeping, fade = chunks(q * since), chunks(k * until), chunks(since)[..., -1, :, None]
@@ -91,7 +91,7 @@ def gated_recurrence_chunked(
             dh = fade[here] * dh
             dfading[here] = np.vecdot(dh, h)[..., None, :]   # what passes through the chunk has crossed each of its positions
             dh += reading[here].swapaxes(-1, -2) @ chunks(dout)[here]  # (5)
-        dfading += _crossed_since(dreading * reading) + _crossed_until(dkeeping * keeping)
+        dfading += crossed_since(dreading * reading) + crossed_until(dkeeping * keeping)
         dq, dk = dreading.reshape(q.shape) * since, dkeeping.reshape(k.shape) * until
         dv, dfading = dv.reshape(v.shape), dfading.reshape(q.shape)
         dalone = np.vecdot(dout, v)[..., None]
@@ -99,15 +99,15 @@ def gated_recurrence_chunked(
         dk += dalone * q
         dv += alone * dout
         for (half, since_middle, until_middle), weights in zip(levels, pairs, strict=True):
-            reads, kept = _second(q, half) * since_middle, _first(k, half) * until_middle
-            dlater = _second(dout, half)
-            dweights = dlater @ _first(v, half).swapaxes(-1, -2)
+            reads, kept = second_halves(q, half) * since_middle, first_halves(k, half) * until_middle
+            dlater = second_halves(dout, half)
+            dweights = dlater @ first_halves(v, half).swapaxes(-1, -2)
             dreads, dkept = dweights @ kept, dweights.swapaxes(-1, -2) @ reads
-            _add_to(_first(dv, half), weights.swapaxes(-1, -2) @ dlater)
-            _add_to(_second(dq, half), dreads * since_middle)
-            _add_to(_first(dk, half), dkept * until_middle)
-            _add_to(_second(dfading, half), _crossed_since(dreads * reads))
-            _add_to(_first(dfading, half), _crossed_until(dkept * kept))
+            add_to(first_halves(dv, half), weights.swapaxes(-1, -2) @ dlater)
+            add_to(second_halves(dq, half), dreads * since_middle)
+            add_to(first_halves(dk, half), dkept * until_middle)
+            add_to(second_halves(dfading, half), crossed_since(dreads * reads))
+            add_to(first_halves(dfading, half), crossed_until(dkept * kept))
         dquery = scale * dq[..., :positions, :]              # (6)
         dkey = dk[..., :positions, :]                        # (7)
         dvalue = dv[..., :positions, :]                      # (8)
@@ -117,41 +117,41 @@ def gated_recurrence_chunked(
     return (out, h), backward
 
 
-def _first(a: Float[Array, "... positions d"], half: int) -> Float[Array, "... blocks half d"]:
+def first_halves(a: Float[Array, "... positions d"], half: int) -> Float[Array, "... blocks half d"]:
     """The first half of each block of 2 half positions, a view."""
     return a.reshape(*a.shape[:-2], -1, 2, half, a.shape[-1])[..., 0, :, :]
 
 
-def _second(a: Float[Array, "... positions d"], half: int) -> Float[Array, "... blocks half d"]:
+def second_halves(a: Float[Array, "... positions d"], half: int) -> Float[Array, "... blocks half d"]:
     """The second half of each."""
     return a.reshape(*a.shape[:-2], -1, 2, half, a.shape[-1])[..., 1, :, :]
 
 
-def _add_to(part: Array, term: Array) -> None:
+def add_to(part: Array, term: Array) -> None:
     """Add to a part of an array, which the part is a view of."""
     part += term
 
 
-def _fading(decay: Float[Array, "... positions d"], chunk: int) -> list[tuple[int, Array, Array]]:
+def fading_levels(decay: Float[Array, "... positions d"], chunk: int) -> list[tuple[int, Array, Array]]:
     """For halves of 1, 2, 4, ... positions what the second is left with since the middle, and the first until the middle.
 
     Last comes the chunk as a whole: since its start, and until its end.
     """
     since, until, levels, half = decay.copy(), np.ones_like(decay), [], 1
     while half < chunk:
-        since_middle, until_middle = _second(since, half), _first(until, half)
+        since_middle, until_middle = second_halves(since, half), first_halves(until, half)
         levels.append((half, since_middle.copy(), until_middle.copy()))
         until_middle *= since_middle[..., -1:, :]            # on to the end of the block
-        since_middle *= _first(since, half)[..., -1:, :]     # and since its start
+        since_middle *= first_halves(since, half)[..., -1:, :]     # and since its start
         half *= 2
     return [*levels, (chunk, since, until)]
 
 
-def _crossed_since(a: Float[Array, "... size d"]) -> Array:
+def crossed_since(a: Float[Array, "... size d"]) -> Array:
     """For each position the sum of a at it and after it: what was read there has crossed it."""
     return np.tri(a.shape[-2], dtype=a.dtype).T @ a
 
 
-def _crossed_until(a: Float[Array, "... size d"]) -> Array:
+def crossed_until(a: Float[Array, "... size d"]) -> Array:
     """For each position the sum of a before it: what was kept from there has crossed it."""
     return np.tri(a.shape[-2], k=-1, dtype=a.dtype) @ a

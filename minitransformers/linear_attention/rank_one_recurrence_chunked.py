@@ -31,12 +31,12 @@ from minitransformers.foundation import Backward, at_least, at_most, concept
 from minitransformers.linear_attention.delta_rule import state_before
 from minitransformers.linear_attention.delta_rule_chunked import chunks_of, inverse, positions_of
 from minitransformers.linear_attention.gated_recurrence_chunked import (
-    _add_to,
-    _crossed_since,
-    _crossed_until,
-    _fading,
-    _first,
-    _second,
+    add_to,
+    crossed_since,
+    crossed_until,
+    fading_levels,
+    first_halves,
+    second_halves,
 )
 from minitransformers.linear_attention.rank_one_recurrence import REJECTS, example_call
 
@@ -67,12 +67,12 @@ def rank_one_recurrence_chunked(
     size = 1 << (min(chunk, positions) - 1).bit_length()     # of a chunk
     readers, keepers = (chunks_of(np.stack(pair), size) for pair in ((read, query), (write, key)))  # (chunks, 2, ..., size, d_head)
     v, decay = chunks_of(value, size), np.exp(chunks_of(log_decay, size))  # (1)
-    *levels, (_, since, until) = _fading(decay, size)
+    *levels, (_, since, until) = fading_levels(decay, size)
     since, until, fade = _for_both(since), until[:, None], since[..., -1, :, None]
 
     weights = np.zeros((len(v), 2, 2, *v.shape[1:-1], size), v.dtype)  # (chunks, readers, keepers, ..., size, size)
     for half, since_middle, until_middle in levels:
-        reads, kept = _second(readers, half) * _for_both(since_middle), _first(keepers, half) * until_middle[:, None]
+        reads, kept = second_halves(readers, half) * _for_both(since_middle), first_halves(keepers, half) * until_middle[:, None]
         _between(weights, half)[...] = reads[:, :, None] @ kept[:, None].swapaxes(-1, -2)
     _diagonal(weights[:, 1])[...] = np.vecdot(readers[:, 1:], keepers)  # a query reads what its own position has done
 
@@ -101,21 +101,21 @@ def rank_one_recurrence_chunked(
         dread_out, kept_in = np.stack([dfound, dout], axis=1), np.stack([found, v], axis=1)
         dreading, dkeeping = dread_out @ before[:, None].swapaxes(-1, -2), kept_in @ dafter[:, None].swapaxes(-1, -2)
         passed = np.vecdot(fade * dafter, before)[..., None, :]  # what passes through a chunk has crossed each of its positions
-        dfading = passed + _crossed_by_both(dreading * reading) + _crossed_until((dkeeping * keeping).sum(1))
+        dfading = passed + _crossed_by_both(dreading * reading) + crossed_until((dkeeping * keeping).sum(1))
         dreaders, dkeepers = dreading * since, dkeeping * until
         dweights = dread_out[:, :, None] @ kept_in[:, None].swapaxes(-1, -2)
         dalone = _diagonal(dweights[:, 1])[..., None]
         dreaders[:, 1] += (dalone * keepers).sum(1)
         dkeepers += dalone * readers[:, 1:]
         for half, since_middle, until_middle in levels:
-            fading, reads, kept = _for_both(since_middle), _second(readers, half), _first(keepers, half)
+            fading, reads, kept = _for_both(since_middle), second_halves(readers, half), first_halves(keepers, half)
             dpairs = _between(dweights, half)
             dreads = (dpairs @ (kept * until_middle[:, None])[:, None]).sum(2) * fading
             dkept = (dpairs.swapaxes(-1, -2) @ (reads * fading)[:, :, None]).sum(1) * until_middle[:, None]
-            _add_to(_second(dreaders, half), dreads)
-            _add_to(_first(dkeepers, half), dkept)
-            _add_to(_second(dfading, half), _crossed_by_both(dreads * reads))
-            _add_to(_first(dfading, half), _crossed_until((dkept * kept).sum(1)))
+            add_to(second_halves(dreaders, half), dreads)
+            add_to(first_halves(dkeepers, half), dkept)
+            add_to(second_halves(dfading, half), _crossed_by_both(dreads * reads))
+            add_to(first_halves(dfading, half), crossed_until((dkept * kept).sum(1)))
         dread, dquery = (positions_of(dreaders[:, i], positions) for i in range(2))  # (6), (11)
         dwrite, dkey = (positions_of(dkeepers[:, i], positions) for i in range(2))  # (7), (9)
         dlog_decay = positions_of(dfading, positions)        # (12)
@@ -133,7 +133,7 @@ def _for_both(since: Float[Array, "chunks ... d"]) -> Float[Array, "chunks 2 ...
 def _crossed_by_both(a: Float[Array, "chunks 2 ... size d"]) -> Float[Array, "chunks ... size d"]:
     """For each position the sum of what reads after it, and of what queries at it and after it."""
     after = np.tri(a.shape[-2], k=-1, dtype=a.dtype).T
-    return after @ a[:, 0] + _crossed_since(a[:, 1])
+    return after @ a[:, 0] + crossed_since(a[:, 1])
 
 
 def _between(weights: Float[Array, "... size size"], half: int) -> Float[Array, "... blocks half half"]:

@@ -57,6 +57,7 @@ def selected_block_attention_fast(
     queries, keys = query.shape[-2], key.shape[-2]
     check_selected(selected, queries, keys, block)
     check_bias(bias)
+    block = min(block, keys)                                 # a short text is one block, and is not filled up to a whole one
     if mask is not None and mask is causal_mask(queries, keys):
         mask = None                                          # what ``causal`` puts around every core: nothing ahead is seen anyway
     leads = [a.shape[:-2] for a in (query, key, value, selected, bias, mask) if a is not None]

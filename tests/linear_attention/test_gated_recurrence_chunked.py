@@ -30,7 +30,7 @@ def test_equals_the_plain_form_at_every_length(positions):
 @pytest.mark.parametrize("chunk", [1, 2, 8, 16])
 def test_halves_have_the_products_of_the_decays_since_and_until_the_middle(chunk):
     decay = np.random.default_rng(1).uniform(0.1, 1.0, size=(2, 16, 3))
-    *levels, (whole, since, until) = module._fading(decay, chunk)
+    *levels, (whole, since, until) = module.fading_levels(decay, chunk)
     assert whole == chunk and [half for half, _, _ in levels] == [1 << i for i in range(chunk.bit_length() - 1)]
     for half, since_middle, until_middle in levels:
         for block in range(16 // (2 * half)):
@@ -46,8 +46,8 @@ def test_halves_have_the_products_of_the_decays_since_and_until_the_middle(chunk
 
 @pytest.mark.parametrize(("positions", "chunk", "size"), [(70, 16, 16), (70, 11, 16), (70, 17, 32), (5, 16, 8), (4, 16, 4), (1, 16, 1), (70, 1, 1), (70, 2, 2)])
 def test_a_chunk_is_the_next_power_of_two_and_no_longer_than_the_text_needs(positions, chunk, size, monkeypatch):
-    sizes, fading = [], module._fading
-    monkeypatch.setattr(module, "_fading", lambda decay, size: sizes.append((decay.shape[-2], size)) or fading(decay, size))
+    sizes, fading = [], module.fading_levels
+    monkeypatch.setattr(module, "fading_levels", lambda decay, size: sizes.append((decay.shape[-2], size)) or fading(decay, size))
     gated_recurrence_chunked(*random_case(positions)[0], chunk=chunk)
     assert sizes == [(-(-positions // size) * size, size)]
 

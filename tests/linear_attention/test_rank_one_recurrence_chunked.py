@@ -68,8 +68,8 @@ def test_every_pair_of_a_chunk_is_in_one_size_and_only_one():
 
 @pytest.mark.parametrize(("positions", "chunk", "size"), [(70, 16, 16), (70, 11, 16), (70, 17, 32), (5, 16, 8), (4, 16, 4), (1, 16, 1), (70, 1, 1), (70, 2, 2)])
 def test_a_chunk_is_the_next_power_of_two_and_no_longer_than_the_text_needs(positions, chunk, size, monkeypatch):
-    shapes, fading = [], module._fading
-    monkeypatch.setattr(module, "_fading", lambda decay, size: shapes.append((*decay.shape, size)) or fading(decay, size))
+    shapes, fading = [], module.fading_levels
+    monkeypatch.setattr(module, "fading_levels", lambda decay, size: shapes.append((*decay.shape, size)) or fading(decay, size))
     rank_one_recurrence_chunked(*random_case(positions)[0], chunk=chunk)
     assert shapes == [(-(-positions // size), size, 3, size)]
 

@@ -1,12 +1,14 @@
 """Attention to selected blocks, sorted by block: it is the plain form whatever it is given, and what it does not compute."""
 
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 
 from minitransformers.attention.core import causal
 from minitransformers.attention.masks import causal_mask
+from minitransformers.reporting import peak_megabytes
 from minitransformers.sparse_attention import selected_block_attention_fast as module
 from minitransformers.sparse_attention.selected_block_attention import selected_block_attention
 from minitransformers.sparse_attention.selected_block_attention_fast import selected_block_attention_fast
@@ -184,3 +186,12 @@ def test_the_causal_mask_itself_is_not_looked_at(monkeypatch):
     np.testing.assert_array_equal(out, same)
     other, _ = selected_block_attention_fast(q, k, v, selected=selected, block=2, mask=causal_mask(9, 9).copy())
     np.testing.assert_array_equal(out, other)
+
+
+def test_a_block_that_is_longer_than_the_text_costs_no_more_than_the_text():
+    rng = np.random.default_rng(21)
+    q, k, v = rng.normal(size=(3, 2, 9, 4))
+    selected = np.zeros((2, 9, 1), int)
+    assert_forms_agree(q, k, v, selected=selected, block=1000)
+    long, short = (peak_megabytes(partial(selected_block_attention_fast, q, k, v, selected=selected, block=block)) for block in (100_000, 9))
+    assert long < 1.5 * short
