@@ -131,6 +131,8 @@ def edit(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+    later = path.stat().st_mtime + 2                         # as a person is slower: kept bytecode goes by whole seconds and the size
+    os.utime(path, (later, later))
 
 
 def test_a_full_run_writes_what_all_sections_found(chapter, start):
