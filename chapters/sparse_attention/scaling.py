@@ -106,7 +106,7 @@ def experiment(rng):
         if n == lengths[0]:
             call()                                           # what is imported at the first call is no cost of the form
         yield name, n, {"megabytes": peak_megabytes(call)}
-    for (name, n), seconds in shortest_times(calls, rounds=2 if section.quick else 4).items():
+    for (name, n), seconds in shortest_times(calls, rounds=2 if section.quick else 8).items():
         yield name, n, {"seconds": seconds}
 
 
