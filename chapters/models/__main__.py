@@ -1,0 +1,10 @@
+"""Models: parts put together, trained on real text and measured against things that need no network.
+
+The text is Python's language reference, which every Python carries. The last tenth is kept for validation, and all figures are
+bits a character on it: how many yes-or-no answers one still needs for each character.
+"""
+
+from minitransformers.reporting import run_chapter
+
+if __name__ == "__main__":
+    raise SystemExit(run_chapter(__file__, __doc__, order=["fresh", "recipes", "parts", "sizes", "cache"]))

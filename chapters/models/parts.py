@@ -1,0 +1,147 @@
+"""From GPT-2's parts to Llama's, one at a time: which of them learns sooner?
+
+Touvron et al. 2023, arXiv:2302.13971, section 2.2: RMSNorm, SwiGLU and RoPE in the place of LayerNorm, GELU and a table of positions;
+Touvron et al. 2023, arXiv:2307.09288, section 2.2: heads that share keys and values. One part of a small language model is changed at a
+time, then all four. Feed-forward networks are as wide as makes all models equally large, and each has a learning rate of its own. Two
+of them also start at GPT-2's 0.02, the others at 0.1: a gate multiplies two maps, and the product of two small numbers is smaller still.
+"""
+
+# %%
+from functools import partial
+
+import numpy as np
+
+from minitransformers import LanguageModelConfig, init_language_model, language_model, trees
+from minitransformers.reporting import Section, bits_in_windows, counted_pairs, mean_and_spread, processor_seconds
+from minitransformers.training.fit import fit
+from minitransformers.training.text import Corpus
+from minitransformers.training.threads import hold_blas
+from minitransformers.training.workbench import workbench_task
+
+section = Section(__file__, __doc__, kind="trained")
+LENGTH, WIDTH, STEPS, BATCH, PARAMETERS, MEASURED = 64, 48, 300, 8, 66_000, 16_384
+GPT2, LLAMA, DELETED, NONE = "GPT-2's parts", "all four: Llama's parts", "its own position alone", "no positions"
+ROPE, GATED, SMALL, GATED_SMALL = "RoPE", "SwiGLU", "GPT-2's parts, start 0.02", "SwiGLU, start 0.02"
+NORM, SHARED = "RMSNorm", "2 key heads for 4"
+TURN, RMS, GATE = {"position": "rope"}, {"norm": "rms_norm"}, {"channel": "gated_feed_forward"}
+GROUPS = {"mixer": "grouped_query_attention", "options": {"mixer": {"num_kv_heads": 2}}}
+PARTS = {
+    SMALL: {}, GPT2: {}, NORM: RMS, ROPE: TURN, GATED_SMALL: GATE, GATED: GATE, SHARED: GROUPS, LLAMA: {**TURN, **RMS, **GATE, **GROUPS},
+    NONE: {"position": "none"}, DELETED: {"mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}},
+}  # fmt: skip
+corpus = Corpus.load(context=LENGTH)
+PAIRS, apart = counted_pairs(corpus), Corpus.from_text(corpus.train_text, context=LENGTH)  # rates are chosen without the validation part
+
+
+# %%
+def config_of(name, vocabulary, hidden):
+    parts = PARTS[name]
+    options = {**parts.get("options", {}), "channel": {"d_hidden": hidden}}
+    return LanguageModelConfig(vocabulary.size, context=LENGTH, d_model=WIDTH, num_layers=2, num_heads=4, **{**parts, "options": options})
+
+
+def sized(name, vocabulary):
+    """The configuration whose feed-forward networks make up for what other parts have more or fewer."""
+    configs = [config_of(name, vocabulary, hidden) for hidden in (1, 2)]
+    one, two = (trees.count_parameters(init_language_model(np.random.default_rng(0), config)) for config in configs)
+    return config_of(name, vocabulary, 1 + round((PARAMETERS - one) / (two - one)))
+
+
+def trained(name, rng, *, text, rate, steps):
+    """Its parameters, and bits a character on the text's validation part."""
+    config = sized(name, text.vocabulary)
+    params = init_language_model(rng, config, std=0.02 if name in (SMALL, GATED_SMALL) else 0.1)
+    task = workbench_task(text, config, batch_size=BATCH)
+    params = fit(params, task, steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.1, floor=0.05)
+    read = text.validation[: 513 if section.quick else MEASURED + 1]
+    return params, bits_in_windows(partial(language_model, params, config=config), read, LENGTH)
+
+
+@section.tuning
+def tuning(rng):
+    hold_blas()
+    for name in PARTS:
+        for rate in (1e-2,) if section.quick else (5e-3, 1e-2, 2e-2):
+            own = np.random.default_rng(rng.integers(2**32))
+            yield name, rate, {"loss": trained(name, own, text=apart, rate=rate, steps=STEPS // 2)[1]}
+
+
+@section.experiment
+def experiment(rng):
+    hold_blas()
+    for name in PARTS:
+        with processor_seconds() as spent:
+            params, measured = trained(name, rng, text=corpus, rate=section.rates[name], steps=STEPS)
+        yield name, "all", {"bits": measured, "seconds": spent(), "parameters": trees.count_parameters(params)}
+
+
+# %%
+def of(found, name, measure="bits"):
+    return found[measure][name]["all"]
+
+
+def told(found, *names):
+    return ", ".join(f"{name} {mean_and_spread(of(found, name))}" for name in names) + " bits a character"
+
+
+@section.claim(
+    "Do Llama's parts learn sooner than GPT-2's?",
+    paper="Touvron et al. 2023, arXiv:2302.13971, section 2.2: RMSNorm for stability, SwiGLU for performance, RoPE",
+    measured=lambda found: told(found, GPT2, LLAMA),
+)
+def sooner(found):
+    """Equally large, from the same start: at least 0.1 bits a character fewer after the same updates."""
+    return of(found, LLAMA) <= of(found, GPT2) - 0.1
+
+
+@section.claim(
+    "RoPE alone makes most of the difference",
+    paper="Su et al. 2021, arXiv:2104.09864, section 4.2: a language model with rotary positions converges faster",
+    measured=lambda found: told(found, GPT2, NORM, ROPE, GATED, SHARED, LLAMA),
+)
+def rope_alone(found):
+    """RoPE alone saves at least 0.1 bits, and more than half of what all four save; no other part saves as much alone."""
+    saved = {name: of(found, GPT2) - of(found, name) for name in (NORM, ROPE, GATED, SHARED, LLAMA)}
+    return saved[ROPE] >= 0.1 and saved[ROPE] > saved[LLAMA] / 2 and saved[ROPE] > max(saved[name] for name in (NORM, GATED, SHARED))
+
+
+@section.claim(
+    "A gated network needs a wider start",
+    paper="the product of two maps that start small starts as the square of small (see the gated feed-forward page)",
+    measured=lambda found: told(found, SMALL, GPT2, GATED_SMALL, GATED),
+)
+def wider(found):
+    """SwiGLU saves at least 0.1 bits when it starts at 0.1 and not at 0.02, and at least 0.1 more than GELU saves."""
+    gated, plain = of(found, GATED_SMALL) - of(found, GATED), of(found, SMALL) - of(found, GPT2)
+    return gated >= 0.1 and gated >= plain + 0.1
+
+
+@section.report
+def report(found):
+    rows = []
+    for name in PARTS:
+        size, seconds = (np.mean(of(found, name, measure)) for measure in ("parameters", "seconds"))
+        rows.append([name, mean_and_spread(of(found, name)), int(size), float(f"{seconds:.1f}"), f"{section.rates[name]:g}"])
+    rows.append(["counted pairs", f"{PAIRS:.2f}", None, None, ""])
+    section.table("parts", ["parts", "bits a character", "parameters", "processor seconds", "rate"], rows)
+    short = {
+        "small": SMALL, "gpt2": GPT2, "rms_norm": NORM, "rope": ROPE, "swiglu_small_start": GATED_SMALL, "swiglu": GATED,
+        "shared": SHARED, "llama": LLAMA, "none": NONE, "deleted": DELETED,
+    }  # fmt: skip
+    section.values("parts", {key: np.mean(of(found, name)) for key, name in short.items()})
+    sizes = [np.mean(of(found, name, "parameters")) for name in PARTS]
+    section.values("parts", {"steps": STEPS, "width": WIDTH, "pairs": PAIRS, "apart": 100 * (max(sizes) / min(sizes) - 1)})
+
+
+@section.figure("parts", size=(6, 3.6))
+def picture(ax, found):
+    names = list(PARTS)[::-1]
+    for row, name in enumerate(names):
+        ax.plot(np.atleast_1d(of(found, name)), [row] * np.size(of(found, name)), "o", alpha=0.8)
+    ax.axvline(PAIRS, linestyle=":", color="#808080")
+    ax.set(yticks=range(len(names)), xlabel="bits a character, one point a seed; dotted: counted pairs")
+    ax.set_yticklabels(names)
+
+
+if __name__ == "__main__":
+    section.main()

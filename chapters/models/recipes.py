@@ -1,0 +1,199 @@
+"""GPT-2's recipe and a better one: how few bits a character from the same updates?
+
+Radford et al. 2018, section 4.1, start every weight at 0.02, add a table of positions and normalise with LayerNorm; GPT-2 kept that.
+Later models turn queries and keys instead (RoPE) and normalise with RMSNorm. Two models of the same width and depth take the same
+number of updates, each with its own learning rate; the better recipe also starts wider and decays its weights more. Delétang et al.
+2023, arXiv:2309.10668: language models compress text better than general compressors. So lzma stands beside them, and counted pairs.
+"""
+
+# %%
+from functools import partial
+
+import numpy as np
+
+from minitransformers import LanguageModelConfig, init_language_model, language_model, trees
+from minitransformers.models.decoding import generate
+from minitransformers.models.workbench.language_model import language_model_step
+from minitransformers.reporting import Section, bits, level, lines, mean_and_spread, processor_seconds
+from minitransformers.training.fit import fit
+from minitransformers.training.task import IGNORED, labelled_loss
+from minitransformers.training.text import Corpus
+from minitransformers.training.threads import hold_blas
+from minitransformers.training.workbench import workbench_task
+from minitransformers.training.yardsticks import yardsticks
+
+section = Section(__file__, __doc__, kind="trained")
+LENGTH, WIDTH, LAYERS, BATCH, STEPS, EVERY = 64, 64, 2, 8, 1500, 125
+GPT2, BETTER, DELETED = "GPT-2's recipe", "the better recipe", "its own position alone"
+PROMPT = "The following "
+LATER = {"position": "rope", "norm": "rms_norm"}
+RECIPES = {                                                  # parts, start, weight decay
+    GPT2: ({}, 0.02, 0.1),
+    BETTER: (LATER, 0.1, 0.3),
+    DELETED: ({**LATER, "mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}}, 0.1, 0.3),
+}
+corpus = Corpus.load(context=LENGTH)
+apart = Corpus.from_text(corpus.train_text, context=LENGTH)  # rates are chosen without the validation part
+simpler = yardsticks(corpus.train_text, corpus.validation_text)
+
+
+# %%
+def trained(recipe, rng, *, text, rate, steps):
+    """The parameters and the task that they learned, and the bits a character of 64 windows on the way there."""
+    parts, std, decay = RECIPES[recipe]
+    config = LanguageModelConfig(text.vocabulary.size, context=LENGTH, d_model=WIDTH, num_layers=LAYERS, num_heads=4, **parts)
+    whole, some = (workbench_task(text, config, batch_size=BATCH, eval_windows=windows) for windows in (16 if section.quick else None, 64))
+    curve = {}
+
+    def watch(step, _, params):
+        if step % EVERY == 0 or section.quick:
+            curve[step] = bits_of(params, some)
+
+    settings = {"warmup": 0.05, "floor": 0.05, "weight_decay": decay, "watch": watch}
+    params = fit(init_language_model(rng, config, std=std), whole, steps=2 if section.quick else steps, peak=rate, rng=rng, **settings)
+    return params, whole, config, curve
+
+
+def bits_of(params, task):
+    """Every character of the validation part but the first, once, from what its window of 64 has before it."""
+    return task.evaluate(params)["bits per character"]
+
+
+def bits_overlapping(params, config):
+    """In windows that overlap by half, of which the second half counts: each character has at least 32 before it."""
+    windows = np.lib.stride_tricks.sliding_window_view(corpus.validation, LENGTH + 1)[:: LENGTH // 2]
+    nats = count = 0
+    for start in range(0, 64 if section.quick else len(windows), 32):
+        targets = windows[start : start + 32, 1:].copy()
+        targets[:, : LENGTH // 2] = IGNORED
+        (total, number), _ = labelled_loss(*language_model(params, ids=windows[start : start + 32, :-1], config=config), targets)
+        nats, count = nats + float(total), count + number
+    return bits(nats / count)
+
+
+def continued(params, config, rng):
+    """The ids of 160 characters that the model writes."""
+    step, prompt = partial(language_model_step, params, config=config), corpus.vocabulary.encode(PROMPT)
+    return generate(step, prompt_ids=prompt, num_tokens=160, rng=rng, temperature=0.8, top_p=0.9, context=LENGTH)
+
+
+@section.tuning
+def tuning(rng):
+    hold_blas()
+    for recipe in RECIPES:
+        for rate in (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2):
+            own = np.random.default_rng(rng.integers(2**32))
+            params, task, *_ = trained(recipe, own, text=apart, rate=rate, steps=STEPS // 3)
+            yield recipe, rate, {"loss": bits_of(params, task)}
+
+
+@section.experiment
+def experiment(rng):
+    hold_blas()
+    for recipe in RECIPES:
+        with processor_seconds() as spent:
+            steps = STEPS // 3 if recipe == DELETED else STEPS
+            params, task, config, curve = trained(recipe, rng, text=corpus, rate=section.rates[recipe], steps=steps)
+        yield recipe, "end", {"bits": bits_of(params, task), "seconds": spent(), "parameters": trees.count_parameters(params)}
+        for step, number in curve.items():
+            yield recipe, step, {"curve": number}
+        if recipe == BETTER:
+            yield recipe, "end", {"overlapping": bits_overlapping(params, config)}
+            for place, token in enumerate(continued(params, config, rng)):
+                yield recipe, place, {"written": token}
+
+
+# %%
+def end(found, recipe, measure="bits"):
+    return found[measure][recipe]["end"]
+
+
+def told(found, *recipes):
+    return ", ".join(f"{recipe} {mean_and_spread(end(found, recipe), '.3f')}" for recipe in recipes)
+
+
+@section.claim(
+    "Both recipes beat counting pairs of characters",
+    paper="a network that sees more than one character back must beat a bigram model",
+    measured=lambda found: f"{told(found, GPT2, BETTER)}; pairs {simpler.bigram:.3f}, of validation itself {simpler.bigram_oracle:.3f}",
+)
+def beats_pairs(found):
+    """More than 0.3 bits a character below counted pairs, and below pairs that were counted on the validation part itself."""
+    worse = max(end(found, GPT2), end(found, BETTER))
+    return worse < simpler.bigram - 0.3 and worse < simpler.bigram_oracle
+
+
+@section.claim(
+    "After the same updates the better recipe is far ahead of GPT-2's",
+    paper="Touvron et al. 2023, arXiv:2302.13971, section 2.2: RoPE and RMSNorm in the place of GPT-2's; nobody there compares the start",
+    measured=lambda found: f"{told(found, GPT2, BETTER)} bits a character",
+)
+def ahead(found):
+    """At least 0.2 bits a character fewer, with no more parameters."""
+    fewer = end(found, BETTER, "parameters") <= end(found, GPT2, "parameters")
+    return end(found, BETTER) <= end(found, GPT2) - 0.2 and fewer
+
+
+@section.claim(
+    "The better recipe beats lzma alone",
+    paper="Delétang et al. 2023, arXiv:2309.10668: language models compress text better than general compressors",
+    measured=lambda found: f"{told(found, BETTER)}; lzma {simpler.lzma_alone:.3f} bits a character",
+)
+def beats_lzma(found):
+    """Fewer bits a character than lzma needs for the validation part alone."""
+    return end(found, BETTER) < simpler.lzma_alone
+
+
+@section.claim(
+    "Does it beat lzma that has read the training text?",
+    paper="no paper: the compressors of Delétang et al. 2023, arXiv:2309.10668, have not read what the model was trained on",
+    measured=lambda found: f"{told(found, BETTER)}; in windows that overlap {mean_and_spread(end(found, BETTER, 'overlapping'), '.3f')}; "
+    f"lzma after the training text {simpler.lzma_after_train:.3f} bits a character",
+)
+def beats_all(found):
+    """Fewer bits a character than lzma adds for the validation part after the training part."""
+    return end(found, BETTER) < simpler.lzma_after_train
+
+
+@section.report
+def report(found):
+    rows = []
+    for recipe in RECIPES:
+        name = f"{recipe}, a third of the updates" if recipe == DELETED else recipe
+        rows.append([name, mean_and_spread(end(found, recipe), ".3f"), *sizes(found, recipe), f"{section.rates[recipe]:g}"])
+    section.table("recipes", ["recipe", "bits a character", "parameters", "processor seconds", "learning rate"], rows)
+    others = {
+        "every character alike": simpler.uniform, "characters counted (unigram)": simpler.unigram, "pairs counted (bigram)": simpler.bigram,
+        "pairs counted on the validation text itself": simpler.bigram_oracle, "zlib, the validation text alone": simpler.zlib_alone,
+        "lzma, the validation text alone": simpler.lzma_alone, "lzma, after the training text": simpler.lzma_after_train,
+        GPT2: np.mean(end(found, GPT2)), BETTER: np.mean(end(found, BETTER)),
+        "the same, windows that overlap by half": np.mean(end(found, BETTER, "overlapping")),
+    }  # fmt: skip
+    section.table("yardsticks", ["what", "bits a character"], sorted(others.items(), key=lambda row: -row[1]))
+    section.values("yardsticks", simpler._asdict())
+    section.values("text", {"characters": len(corpus.train_text) + len(corpus.validation_text), "vocabulary": corpus.vocabulary.size})
+    for name, recipe in (("gpt2", GPT2), ("better", BETTER), ("deleted", DELETED)):
+        (size, seconds), spread = sizes(found, recipe), np.std(end(found, recipe))
+        section.values(name, {"bits": np.mean(end(found, recipe)), "spread": spread, "parameters": size, "seconds": seconds})
+    section.value("better.overlapping", np.mean(end(found, BETTER, "overlapping")))
+    section.values("recipes", {"steps": STEPS, "length": LENGTH, "batch": BATCH, "characters": STEPS * BATCH * LENGTH})
+    ids = np.array([np.ravel(token)[0] for token in found["written"][BETTER].values()], int)
+    section.table("sample", ["prompt", "what the model writes"], [[PROMPT, " ".join(corpus.vocabulary.decode(ids).split())]])
+
+
+def sizes(found, recipe):
+    """Its parameters and processor seconds."""
+    return int(np.mean(end(found, recipe, "parameters"))), float(f"{np.mean(end(found, recipe, 'seconds')):.1f}")
+
+
+@section.figure("training", size=(6, 3.6))
+def picture(ax, found):
+    lines(ax, found["curve"], xlabel="updates", ylabel="bits a character, 64 windows", ylim=(1.3, 5))
+    beside = {"counted pairs": simpler.bigram, "lzma alone": simpler.lzma_alone, "lzma after the training text": simpler.lzma_after_train}
+    for name, height in beside.items():
+        level(ax, height, name)
+    ax.legend(loc="upper center", ncols=2)
+
+
+if __name__ == "__main__":
+    section.main()
