@@ -1,0 +1,184 @@
+"""How do time and memory grow with the text: a scan, SSD in its three forms, attention?
+
+Dao and Gu 2024, arXiv:2405.21060, theorem 6.1 and section 6.3: SSD in chunks takes time T N^2 and memory T N, attention T^2 N and T^2.
+Section 9.3: SSD is 2 to 8 times as fast as Mamba's scan, and faster than FlashAttention-2 from 2,000 positions on. Forward and backward
+of the cores alone, at equal width, in float32 on one core. The scan has a state of 16 numbers a channel, SSD of 64.
+"""
+
+# %%
+from functools import partial
+
+import numpy as np
+
+from minitransformers import (
+    banded_attention_blocks,
+    scaled_dot_product_attention_fast,
+    selective_scan_blocks,
+    ssd,
+    ssd_chunked,
+    ssd_quadratic,
+    ssd_recurrent,
+)
+from minitransformers.attention.masks import causal_mask
+from minitransformers.reporting import Section, fitted_exponent, peak_megabytes, shortest_times, ticks_at
+from minitransformers.training.threads import hold_blas
+
+section = Section(__file__, __doc__, kind="timed")
+WIDTH, HEADS, WINDOW, COMMON = 256, 4, 256, 2048             # COMMON is the longest text that all of them read
+CHUNKED, RECURRENT, QUADRATIC, SCAN, ATTENTION, BANDED = (
+    "SSD, chunked", "SSD, recurrent", "SSD, quadratic", "selective scan", "attention", f"attention, window {WINDOW}"
+)  # fmt: skip
+LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+LONGEST = {QUADRATIC: COMMON, ATTENTION: 4096, RECURRENT: 8192, BANDED: 8192}
+SHORT = {CHUNKED: "chunked", RECURRENT: "recurrent", QUADRATIC: "quadratic", SCAN: "scan", ATTENTION: "attention", BANDED: "window"}
+
+
+# %%
+def ssd_call(rng, n, *, heads=HEADS, d_head=64, d_state=64):
+    """x, delta, A, B, C with steps and rates as Mamba-2 starts them."""
+    x, (B, C) = rng.standard_normal((n, heads, d_head), np.float32), rng.standard_normal((2, n, 1, d_state), np.float32)
+    delta = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), (n, heads))).astype(np.float32)
+    return x, delta, -rng.uniform(1, 16, heads).astype(np.float32), B, C
+
+
+def both_ways(core, call, *dout):
+    """Forward and backward; an output whose gradient is not given has none."""
+    out, backward = core(*call)
+    backward((*dout, *[None] * (len(out) - len(dout))) if isinstance(out, tuple) else dout[0])
+
+
+def cores(rng, n):
+    """What mixes n positions of width 256, without maps around it."""
+    u, z, dy = rng.standard_normal((3, n, WIDTH), np.float32)
+    A = -np.tile(np.arange(1, 17, dtype=np.float32), (WIDTH, 1))
+    scan_call = u, np.full_like(u, 0.01), A, *rng.standard_normal((2, n, 1, 16), np.float32), None, z
+    ssd_of_n, dheads = ssd_call(rng, n), dy.reshape(n, HEADS, -1)
+    q, k, v, dvalues = rng.standard_normal((4, HEADS, n, 64), np.float32)
+    every = {form: partial(both_ways, partial(ssd, core=core), ssd_of_n, dheads)
+             for form, core in ((CHUNKED, ssd_chunked), (RECURRENT, ssd_recurrent), (QUADRATIC, ssd_quadratic))}  # fmt: skip
+    every[SCAN] = partial(both_ways, selective_scan_blocks, scan_call, dy)
+    every[BANDED] = partial(both_ways, partial(banded_attention_blocks, window=WINDOW), (None, q, k, v), dvalues)
+    if n <= LONGEST[ATTENTION]:
+        every[ATTENTION] = partial(both_ways, partial(scaled_dot_product_attention_fast, mask=causal_mask(n)), (q, k, v), dvalues)
+    return {name: every[name] for name in SHORT if n <= LONGEST.get(name, n)}
+
+
+@section.experiment
+def experiment(rng):
+    hold_blas()                                              # one thread, so that its own time is all there is
+    for n in LENGTHS[:3] if section.quick else LENGTHS:
+        for name, seconds in shortest_times(cores(rng, n), rounds=1 if n > 1024 or section.quick else 3).items():
+            yield name, n, {"ms": 1e3 * seconds}
+    for n in LENGTHS[4:6] if section.quick else LENGTHS[4:8]:
+        small = ssd_call(rng, n, heads=2, d_head=16, d_state=16)
+        for name, core in ((CHUNKED, ssd_chunked), (QUADRATIC, ssd_quadratic)):
+            if name == CHUNKED or n == LENGTHS[4]:
+                yield name, n, {"MiB": peak_megabytes(partial(both_ways, partial(ssd, core=core), small, np.ones_like(small[0])))}
+
+
+# %%
+def series(found, measure, name):
+    """Lengths and numbers of the one seed there is."""
+    return list(found[measure][name]), [float(np.ravel(of)[0]) for of in found[measure][name].values()]
+
+
+def exponent(found, measure, name):
+    """The fitted power over the longest four lengths: below, what a call costs whatever its length still shows."""
+    return fitted_exponent(*(numbers[-4:] for numbers in series(found, measure, name)))
+
+
+def times(found, name):
+    """What a form takes at the longest text that all read, that of chunks as 1."""
+    one, other = (dict(zip(*series(found, "ms", form), strict=True)) for form in (CHUNKED, name))
+    at = max(n for n in other if n <= COMMON)
+    return other[at] / one[at]
+
+
+def crossing(sizes, one, other):
+    """The length from which the other costs more, on straight lines between logarithms; None where it does not at the longest."""
+    gaps = np.log(other) - np.log(one)
+    if gaps[-1] < 0:
+        return None
+    last = int(np.flatnonzero(gaps < 0).max(initial=-1))
+    if last < 0:
+        return float(sizes[0])
+    share = gaps[last] / (gaps[last] - gaps[last + 1])
+    return float(sizes[last] * (sizes[last + 1] / sizes[last]) ** share)
+
+
+def overtaken(found):
+    """From where on attention takes longer than chunks."""
+    sizes, attention = series(found, "ms", ATTENTION)
+    return crossing(sizes, series(found, "ms", CHUNKED)[1][: len(sizes)], attention)
+
+
+@section.claim(
+    "Chunks cost linear time, attention and the quadratic form quadratic time",
+    paper="Dao and Gu 2024, arXiv:2405.21060, theorem 6.1 and section 6.3: T N^2 for SSD in chunks, T^2 N for attention",
+    measured=lambda found: ", ".join(f"{name} {exponent(found, 'ms', name):.2f}" for name in (CHUNKED, QUADRATIC, ATTENTION)),
+)
+def linear_time(found):
+    """Exponents over the four longest lengths of each: at most 1.15 in chunks, at least 1.8 for both others."""
+    chunked, *others = (exponent(found, "ms", name) for name in (CHUNKED, QUADRATIC, ATTENTION))
+    return chunked <= 1.15 and min(others) >= 1.8
+
+
+@section.claim(
+    "Matrix products make a state four times as large cheaper than a scan",
+    paper="Dao and Gu 2024, arXiv:2405.21060, section 9.3: SSD is 2 to 8 times as fast as Mamba's scan, with larger states",
+    measured=lambda found: f"the scan takes {times(found, SCAN):.1f} times as long, the recurrent form {times(found, RECURRENT):.1f} times",
+)
+def cheaper(found):
+    """At 2,048 positions the scan with a state of 16 takes at least twice the time of SSD with 64, and SSD's own recurrent form three times."""
+    return times(found, SCAN) >= 2 and times(found, RECURRENT) >= 3
+
+
+@section.claim(
+    "From some length on SSD is faster than attention",
+    paper="Dao and Gu 2024, arXiv:2405.21060, section 9.3, figure 10: faster than FlashAttention-2 from 2,000 positions on",
+    measured=lambda found: "no crossing" if overtaken(found) is None else f"from {overtaken(found):,.0f} positions on",
+)
+def faster(found):
+    """A crossing at 2,048 positions or earlier: attention here is dense and unfused."""
+    return overtaken(found) is not None and overtaken(found) <= 2048
+
+
+@section.claim(
+    "In chunks the memory of forward and backward is linear",
+    paper="Dao and Gu 2024, arXiv:2405.21060, section 6.3: memory T N, against T^2 for attention written out",
+    kind="exact",
+    measured=lambda found: f"to the power {exponent(found, 'MiB', CHUNKED):.2f}, {series(found, 'MiB', CHUNKED)[1][-1]:.1f} MiB at the longest (2 heads of 16)",
+)
+def linear_memory(found):
+    """The peak grows with the length, from 1,024 positions on, to a power of at most 1.05."""
+    return exponent(found, "MiB", CHUNKED) <= 1.05
+
+
+@section.report
+def report(found):
+    common, rows = max(series(found, "ms", QUADRATIC)[0]), []
+    for name in SHORT:
+        sizes, ms = series(found, "ms", name)
+        rows.append([name, ms[0], ms[sizes.index(common)], ms[-1], sizes[-1], exponent(found, "ms", name)])
+    section.table("length", ["core", f"ms at {LENGTHS[0]}", f"ms at {common:,}", "ms at the longest", "longest", "exponent"], rows)
+    section.values("length.exponent", {short: exponent(found, "ms", name) for name, short in SHORT.items()})
+    longest = max(series(found, "ms", CHUNKED)[0])
+    section.values("length.speed", {"common": common, "longest": longest, "over_recurrent": times(found, RECURRENT), "over_scan": times(found, SCAN)})
+    if overtaken(found) is not None:
+        section.value("length.speed.crossing", round(overtaken(found)))
+    (first, *_), (short, *_) = series(found, "MiB", CHUNKED)
+    section.values("length.memory", {"exponent": exponent(found, "MiB", CHUNKED), "at": first, "short": short, "quadratic": series(found, "MiB", QUADRATIC)[1][0]})
+
+
+@section.figure("length", size=(6.4, 3.4))
+def picture(ax, found):
+    for name, marker in zip(SHORT, "osD^vP", strict=True):
+        sizes, ms = series(found, "ms", name)
+        ax.plot(sizes, ms, marker=marker, label=f"{name} ({exponent(found, 'ms', name):.1f})")
+    ax.set(xlabel="positions", ylabel="ms, forward and backward", xscale="log", yscale="log")
+    ticks_at(ax, series(found, "ms", CHUNKED)[0])
+    ax.legend()
+
+
+if __name__ == "__main__":
+    section.main()
