@@ -12,3 +12,9 @@ CASES = [pytest.param(entry, check, id=f"{name}-{check}") for name, entry in cat
 def test_entry_passes(entry, check):
     outcome = checks.CHECKS[check](entry)
     assert outcome.passed, f"{entry.name}, {check}: {outcome.message}"
+
+
+@pytest.mark.parametrize("name", catalogue.concepts())
+def test_every_element_of_every_gradient_by_itself(name):
+    report = checks.gradient_report(catalogue.find(name), directions=0)
+    assert report.passed, str(report)

@@ -161,12 +161,12 @@ class Judge:
 
     def __init__(self, entry):
         self.calls = calls(entry)
-        self.differences, self.known = gradients._central_differences, {}
+        self.slope, self.known = gradients._slope, {}
 
     def refuses(self, *, forward_intact):
         for i, (function, call) in enumerate(self.calls):
-            differences = partial(self.remembered, i) if forward_intact else self.differences
-            with mock.patch.object(gradients, "_central_differences", differences):
+            slope = partial(self.remembered, i) if forward_intact else self.slope
+            with mock.patch.object(gradients, "_slope", slope):
                 try:
                     report = checked(function, *call.args, second_opinion=False, **call.config)
                 except NameError:                            # the mutation made no program: a mistake in mutations.py
@@ -177,10 +177,11 @@ class Judge:
                 return True
         return False
 
-    def remembered(self, call, outputs, values, which, weights):
-        if (call, which) not in self.known:
-            self.known[call, which] = self.differences(outputs, values, which, weights)
-        return self.known[call, which]
+    def remembered(self, call, outputs, values, which, direction, *settings, **steps):
+        key = call, which, direction.tobytes(), *steps.values()
+        if key not in self.known:
+            self.known[key] = self.slope(outputs, values, which, direction, *settings, **steps)
+        return self.known[key]
 
 
 @pytest.mark.parametrize("name", catalogue.concepts())

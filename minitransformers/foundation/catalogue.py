@@ -80,6 +80,7 @@ class Entry:
     step: Callable | None = None
     form_of: str | None = None
     gradient_of: Callable | None = None
+    make_large: Callable[[np.random.Generator], Example] | None = None
     is_procedure: bool = False
 
     @property
@@ -100,6 +101,10 @@ class Entry:
     def example(self, rng: np.random.Generator) -> Example:
         """A small float64 call with random arguments."""
         return self.make_example(rng)
+
+    def large_example(self, rng: np.random.Generator) -> Example:
+        """One whose arguments become a thousand times larger where large inputs are checked: the example, if the label has no other."""
+        return (self.make_large or self.make_example)(rng)
 
     def has_role(self, role: str) -> bool:
         """Whether the concept fills the role; "position" stands for all three places."""

@@ -18,7 +18,7 @@ from minitransformers.foundation import trees
 from minitransformers.foundation.bad_calls import bad_calls, resized
 from minitransformers.foundation.catalogue import Entry, Example, Rejection
 from minitransformers.foundation.contract import InvalidArgument
-from minitransformers.foundation.gradients import GradientReport, check_gradients, fresh, one_each
+from minitransformers.foundation.gradients import DIRECTIONS, GradientReport, check_gradients, fresh, one_each
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,13 @@ def checks_of(entry: Entry) -> dict[str, Callable[..., Outcome]]:
     return {name: check for name, check in CHECKS.items() if not (entry.is_procedure and name in _OF_GRADIENTS)}
 
 
-def gradient_report(entry: Entry, *, seed: int = 0) -> GradientReport:
-    """The gradient checker's report on the label's example."""
+def gradient_report(entry: Entry, *, seed: int = 0, directions: int = DIRECTIONS) -> GradientReport:
+    """The gradient checker's report on the label's example. directions is check_gradients' own."""
     example = _example(entry, seed)
     return check_gradients(
-        entry.function, *example.args, rng_for_check=np.random.default_rng([seed, 1]), gradient_of=entry.gradient_of, **example.config
-    )
+        entry.function, *example.args, rng_for_check=np.random.default_rng([seed, 1]), gradient_of=entry.gradient_of,
+        directions=directions, **example.config,
+    )  # fmt: skip
 
 
 def gradients(entry: Entry, *, seed: int = 0) -> Outcome:
@@ -170,7 +171,7 @@ def batches(entry: Entry, *, seed: int = 0) -> Outcome:
 
 def large_inputs(entry: Entry, *, seed: int = 0) -> Outcome:
     """Arguments a thousand times larger give finite outputs and gradients, in float32."""
-    example = _as_dtype(_example(entry, seed), np.float32)
+    example = _as_dtype(entry.large_example(np.random.default_rng(seed)), np.float32)
     example = Example(trees.map(lambda a: a * np.float32(1e3), example.args), example.config)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         try:
@@ -183,15 +184,16 @@ def large_inputs(entry: Entry, *, seed: int = 0) -> Outcome:
 
 def rejections(entry: Entry, *, seed: int = 0) -> Outcome:
     """Every bad call on the label raises a ValueError that names the argument."""
-    found = [f"{rejection.names}: {problem}" for rejection in entry.rejects if (problem := _refused(entry, rejection, _example(entry, seed)))]
+    example = _example(entry, seed)
+    found = [f"{rejection.names}: {problem}" for rejection in entry.rejects if (problem := _refused(entry, rejection, example))]
     return Outcome("rejections", float(len(found)), 0.0, "; ".join(found))
 
 
 def signature(entry: Entry, *, seed: int = 0) -> Outcome:
     """Every bad call that the annotations tell of raises a ValueError that names the argument."""
-    found = []
-    for what, rejection in bad_calls(entry.function, _example(entry, seed)):
-        if problem := _refused(entry, rejection, _example(entry, seed)):
+    example, found = _example(entry, seed), []
+    for what, rejection in bad_calls(entry.function, example):
+        if problem := _refused(entry, rejection, example):
             found.append(f"{what}: {problem}")
     return Outcome("signature", float(len(found)), 0.0, "; ".join(found[:10]))
 

@@ -62,6 +62,7 @@ def concept(
     step: Callable | None = None,
     form_of: str | None = None,
     gradient_of: Callable | None = None,
+    large: Callable[[np.random.Generator], catalogue.Example] | None = None,
 ) -> Callable[[F], F]:
     """Label a function as a concept.
 
@@ -71,6 +72,8 @@ def concept(
     the same outputs, a few positions at a time. form_of names the concept that this is another form of: the two share a
     page. gradient_of, where backward is a surrogate's, gives that surrogate: ``gradient_of(*args, **config)`` is a
     function of the same args whose gradient at these args backward returns (straight-through: ``lambda x: lambda x: x``).
+    large is for a concept in which so many factors meet that the example's numbers cannot all grow a thousandfold: the call
+    whose do, in the check of large inputs.
     """
 
     def label(function: F) -> F:
@@ -96,7 +99,7 @@ def concept(
         catalogue.register(
             catalogue.Entry(
                 **_said(function, outermost), title=title, source=source, make_example=example, roles=tuple(roles), rejects=tuple(rejects),
-                step=step, form_of=form_of, gradient_of=gradient_of,
+                step=step, form_of=form_of, gradient_of=gradient_of, make_large=large,
             )
         )  # fmt: skip
         return outermost  # type: ignore[return-value]

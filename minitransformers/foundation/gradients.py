@@ -6,17 +6,21 @@
 Three witnesses are heard, for a loss L = <dout, f(arguments)> with a *random* dout (with ones, a LayerNorm backward
 that has lost a term still passes):
 
-1. **Central differences**, every element of every argument, by the five-point formula, whose own error falls as h^4.
-   Each element chooses its step: where two estimates at one step disagree (a stiff softmax, a kink), a smaller step
-   is tried. The difference is taken of each output before they are summed, so large outputs that do not move add no
-   rounding noise, and gradients of 1e-8 are judged as sharply as gradients of 1.
+1. **Central differences** of every argument, by the five-point formula, whose own error falls as h^4. First along a few
+   random directions v, in which every element moves by 0.5 to 1.5, up or down: <g, v> sees a single wrong element as
+   well as a whole wrong term, and only numbers that cancel in each direction could hide. Where the two disagree, or
+   rounding is too loud to tell, every element is moved by itself, and it is this that says which is wrong and why;
+   directions=0 does so always. Each difference chooses its step: where two estimates at one step disagree (a stiff
+   softmax, a kink), a smaller step is tried. It is taken of each output before they are summed, so large outputs that
+   do not move add no rounding noise, and gradients of 1e-8 are judged as sharply as gradients of 1.
 2. **The Taylor remainder** f(x + hv) - f(x) - h<g, v> along a random direction v: halving h must quarter it. With a
    wrong gradient it only halves. No tolerance is needed.
 3. **HIPS autograd**, where it is installed and can trace the forward (no slice assignment, no ``out=``).
 
 Where a backward is a surrogate's (straight-through, gradient reversal), all three look at the surrogate.
 
-The error of an argument is its largest deviation relative to the largest element of its gradient. Floor: a gradient
+The error of an argument is its largest deviation, of an element or along a direction, relative to the largest element of
+its gradient. Floor: a gradient
 that drowns in what rounding does to the difference is judged by that rounding, and a deviation that rounding explains
 (a gradient that is zero, as that of attention's key bias) counts relative to the largest gradient of the call.
 """
@@ -36,6 +40,7 @@ from minitransformers.foundation.contract import trusted
 BOUND = 1e-6  # largest error, relative to the gradient, that passes
 ORDER = 1.8  # smallest order of the Taylor remainder that passes
 AUTOGRAD_BOUND = 1e-10  # largest difference from HIPS autograd that passes
+DIRECTIONS = 2  # in which an argument is moved as a whole, before its elements are
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 # A seed that nobody else uses: with that of the caller's data, dout could equal an argument, and a transposed gradient
 # x^T dout would be symmetric and pass.
@@ -48,13 +53,14 @@ class ArgumentReport:
     """What was found for one array among the arguments.
 
     error is relative to the gradient's largest element; index is where it is largest, analytic and numeric the two
-    values there; cause is the likely mistake in words, empty where the gradient passes.
+    values there; cause is the likely mistake in words, empty where the gradient passes. index is None where the argument
+    was moved as a whole: then the values are the slopes along the direction in which they differ most.
     """
 
     path: str
     shape: tuple[int, ...]
     error: float
-    index: tuple[int, ...] = ()
+    index: tuple[int, ...] | None = ()
     analytic: float = 0.0
     numeric: float = 0.0
     cause: str = ""
@@ -110,10 +116,14 @@ class GradientReport:
         width = max([len(a.path) for a in self.arguments] + [8])
         rows = [f"{self.name}: {'passed' if self.passed else 'FAILED'}"]
         for a in self.arguments:
-            rows.append(f"  {a.path:<{width}}  {a.shape!s:<14} error {a.error:8.1e}  at {a.index}: {a.analytic:.9g} | {a.numeric:.9g}")
+            rows.append(f"  {a.path:<{width}}  {a.shape!s:<14} error {a.error:8.1e}  {_place(a.index)}: {a.analytic:.9g} | {a.numeric:.9g}")
         second = f"{self.autograd:.1e}" if self.autograd is not None else f"not used ({self.autograd_reason})"
         rows.append(f"  Taylor order {self.order:.2f}   HIPS autograd {second}")
         return "\n".join(rows + [f"  {finding}" for finding in self.failures()])
+
+
+def _place(index: tuple[int, ...] | None) -> str:
+    return "along a direction" if index is None else f"at {index}"
 
 
 def assert_gradients(function: Callable, *args: Any, bound: float = BOUND, **config: Any) -> GradientReport:
@@ -129,6 +139,7 @@ def check_gradients(
     *args: Any,
     rng_for_check: np.random.Generator | None = None,
     bound: float = BOUND,
+    directions: int = DIRECTIONS,
     second_opinion: bool = True,
     gradient_of: Callable | None = None,
     **config: Any,
@@ -136,7 +147,8 @@ def check_gradients(
     """Hold the backward of ``function(*args, **config) -> (out, backward)`` against differences of its forward.
 
     args are float64 arrays or trees of them; config goes through. A generator in config is copied before every call,
-    so that each call draws the same numbers. rng_for_check draws dout and the direction (default: a fixed seed).
+    so that each call draws the same numbers. rng_for_check draws dout and the directions (default: a fixed seed).
+    directions is in how many an argument is moved as a whole before its elements are moved one by one; 0: only one by one.
     second_opinion=False leaves HIPS autograd out. gradient_of is for a backward that is a surrogate's: ``gradient_of(*args,
     **config)`` makes a function of the same args, and it is this function that is differentiated.
     Raises ValueError where an argument is not float64; a wrong structure or shape of a gradient is a finding.
@@ -169,14 +181,17 @@ def check_gradients(
     weights = [leaf for _, leaf in trees.leaves(dout)]
     gradients = one_each(backward(dout), len(args))
     report = GradientReport(getattr(function, "__name__", repr(function)), bound=bound)
-    numeric = [_central_differences(outputs, values, i, weights) for i in range(len(values))]
     analytic = _matched(report, names, args, gradients)
     if analytic is None:
         return report
-    overall = max([float(np.max(np.abs(differences), initial=0)) for differences, _ in numeric], default=0.0)
-    for path, array, own, (differences, noise) in zip(paths, values, analytic, numeric, strict=True):
-        report.arguments.append(_compare(path, array, own, differences, noise, overall, bound))
-    _name_swapped(report, analytic, [d for d, _ in numeric])
+    found = [_along_directions(outputs, values, i, weights, own, directions, bound, rng) for i, own in enumerate(analytic)]
+    numeric = {i: _central_differences(outputs, values, i, weights) for i, agreed in enumerate(found) if agreed is None}
+    overall = max([float(np.max(np.abs(numeric[i][0] if i in numeric else own), initial=0)) for i, own in enumerate(analytic)], default=0.0)
+    for i, (path, array, own, agreed) in enumerate(zip(paths, values, analytic, found, strict=True)):
+        report.arguments.append(
+            _compare(path, array, own, *numeric[i], overall, bound) if agreed is None else ArgumentReport(path, array.shape, *agreed)
+        )
+    _name_swapped(report, analytic, {i: differences for i, (differences, _) in numeric.items()})
     if all(np.shape(own) == array.shape for own, array in zip(analytic, values, strict=True)):
         report.order = _taylor_order(outputs, values, analytic, weights, rng)
         if second_opinion:
@@ -211,43 +226,82 @@ def fresh(config: dict[str, Any]) -> dict[str, Any]:
     return {k: copy.deepcopy(v) if isinstance(v, np.random.Generator) else v for k, v in config.items()}
 
 
+def _along_directions(
+    outputs: Callable, values: list[np.ndarray], which: int, weights: list[np.ndarray], own: np.ndarray, count: int, bound: float,
+    rng: np.random.Generator,
+) -> tuple[float, None, float, float] | None:  # fmt: skip
+    """The error, no index, and both slopes of the direction in which they differ most; None: the elements have to be looked at.
+
+    No element moves by less than half a step. So one that is wrong by the bound is ten times what is let through here.
+    """
+    array = values[which]
+    if own.shape != array.shape or array.size <= count or count == 0 or not np.all(np.isfinite(own)):
+        return None
+    largest = float(np.max(np.abs(own)))
+    worst = (0.0, None, 0.0, 0.0)
+    for _ in range(count):
+        direction = rng.choice((-1.0, 1.0), size=array.shape) * rng.uniform(0.5, 1.5, size=array.shape)
+        slope = float(np.sum(own * direction))
+        for steps in (_STEPS, _STEPS[1:], _STEPS[2:]):           # a shorter step meets a kink of fewer elements
+            numeric, noise = _slope(outputs, values, which, direction, weights, float(np.max(np.abs(array))), steps=steps)
+            deviation = abs(slope - numeric)
+            if max(deviation, noise / 16) <= bound / 20 * largest:
+                break
+        else:
+            return None
+        worst = max(worst, (deviation / largest, None, slope, numeric), key=lambda found: found[0])
+    return worst
+
+
 def _central_differences(
     outputs: Callable, values: list[np.ndarray], which: int, weights: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The derivative of <weights, outputs> by each element of one argument, and the rounding noise of each."""
     array = values[which]
-    derivative, noise = np.zeros(array.shape), np.zeros(array.shape)
-    work = [v.copy() if i == which else v for i, v in enumerate(values)]
-    largest = 0.0
+    derivative, noise, largest = np.zeros(array.shape), np.zeros(array.shape), 0.0
     for index in np.ndindex(array.shape):
-        best = float("inf")
-        for relative_step in _STEPS:
-            h = relative_step * max(1.0, float(abs(array[index])))
-
-            def moved(by: float, index: tuple = index) -> list[np.ndarray]:
-                work[which][index] = array[index] + by
-                found = outputs(work)
-                work[which][index] = array[index]
-                return found
-
-            near = [(p - m, np.maximum(np.abs(p), np.abs(m))) for p, m in zip(moved(h), moved(-h), strict=True)]
-            far = [p - m for p, m in zip(moved(2 * h), moved(-2 * h), strict=True)]
-            simple = sum(float(np.sum(w * d)) for w, (d, _) in zip(weights, near, strict=True)) / (2 * h)
-            wide = sum(float(np.sum(w * d)) for w, d in zip(weights, far, strict=True)) / (4 * h)
-            estimate = (4 * simple - wide) / 3
-            moving = [(d != 0) | (f != 0) for (d, _), f in zip(near, far, strict=True)]
-            if not any(map(np.any, moving)):  # nothing moves: then a gradient can only be told from zero above the rounding of all
-                moving = [np.ones_like(m) for m in moving]
-            squares = sum(float(np.sum((w * size)[m] ** 2)) for w, (_, size), m in zip(weights, near, moving, strict=True))
-            rounding = 16 * _EPS * squares**0.5 / h
-            # |estimate - simple| is the error of the simple formula; the five-point one has about its square.
-            truncation = (estimate - simple) ** 2 / max(abs(estimate), _EPS)
-            if not truncation + rounding >= best:
-                best, derivative[index], noise[index] = truncation + rounding, estimate, rounding
-            largest = max(largest, abs(estimate))
-            if truncation <= max(1e-9 * largest, rounding):
-                break
+        direction = np.zeros(array.shape)
+        direction[index] = 1.0
+        derivative[index], noise[index] = _slope(outputs, values, which, direction, weights, float(abs(array[index])), largest)
+        largest = max(largest, abs(float(derivative[index])))
     return derivative, noise
+
+
+def _slope(
+    outputs: Callable, values: list[np.ndarray], which: int, direction: np.ndarray, weights: list[np.ndarray], size: float, largest: float = 0.0,
+    *, steps: tuple[float, ...] = _STEPS,
+) -> tuple[float, float]:  # fmt: skip
+    """The derivative of <weights, outputs> as one argument moves along a direction, and its rounding noise.
+
+    size is that of the numbers that move; largest a slope beside which an error of 1e-9 does not count.
+    """
+    array, work = values[which], list(values)
+
+    def moved(by: float) -> list[np.ndarray]:
+        work[which] = array + by * direction
+        return outputs(work)
+
+    best, found = float("inf"), (0.0, 0.0)
+    for relative_step in steps:
+        h = relative_step * max(1.0, size)
+        near = [(p - m, np.maximum(np.abs(p), np.abs(m))) for p, m in zip(moved(h), moved(-h), strict=True)]
+        far = [p - m for p, m in zip(moved(2 * h), moved(-2 * h), strict=True)]
+        simple = sum(float(np.sum(w * d)) for w, (d, _) in zip(weights, near, strict=True)) / (2 * h)
+        wide = sum(float(np.sum(w * d)) for w, d in zip(weights, far, strict=True)) / (4 * h)
+        estimate = (4 * simple - wide) / 3
+        moving = [(d != 0) | (f != 0) for (d, _), f in zip(near, far, strict=True)]
+        if not any(map(np.any, moving)):  # nothing moves: then a gradient can only be told from zero above the rounding of all
+            moving = [np.ones_like(m) for m in moving]
+        squares = sum(float(np.sum((w * s)[m] ** 2)) for w, (_, s), m in zip(weights, near, moving, strict=True))
+        rounding = 16 * _EPS * squares**0.5 / h
+        # |estimate - simple| is the error of the simple formula; the five-point one has about its square.
+        truncation = (estimate - simple) ** 2 / max(abs(estimate), _EPS)
+        if not truncation + rounding >= best:
+            best, found = truncation + rounding, (estimate, rounding)
+        largest = max(largest, abs(estimate))
+        if truncation <= max(1e-9 * largest, rounding):
+            break
+    return found
 
 
 def _matched(report: GradientReport, names: list[str], args: tuple, gradients: Any) -> list[Any] | None:
@@ -289,7 +343,7 @@ def _compare(
     return found
 
 
-def _name_swapped(report: GradientReport, analytic: list[np.ndarray], numeric: list[np.ndarray]) -> None:
+def _name_swapped(report: GradientReport, analytic: list[np.ndarray], numeric: dict[int, np.ndarray]) -> None:
     """Add the cause where two arguments' gradients stand in each other's place."""
     for i, found in enumerate(report.arguments):
         for j, other in enumerate(report.arguments):

@@ -19,6 +19,8 @@ Tree = Any
 
 def children(tree: Tree) -> list[tuple[str, Tree]] | None:
     """The named children of an inner node, none for None, or None where the tree is a leaf."""
+    if isinstance(tree, np.ndarray):
+        return None
     if tree is None:
         return []
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -135,7 +137,12 @@ def _decaying_fields(cls: type) -> frozenset[str]:
 def unflatten(tree: Tree, new_leaves: Iterable[Any]) -> Tree:
     """A tree shaped like ``tree`` with the leaves given, from left to right."""
     supply = iter(new_leaves)
-    return map(lambda _: next(supply), tree)
+
+    def filled(node: Tree) -> Tree:                          # map, without the paths that its errors name: differences call this often
+        inner = children(node)
+        return next(supply) if inner is None else like(node, [filled(child) for _, child in inner])
+
+    return filled(tree)
 
 
 def from_paths(template: Tree, arrays: Mapping[str, np.ndarray], *, what: str = "weights") -> Tree:

@@ -83,6 +83,7 @@ def init_bmojo(
     title="B'MOJO",
     source="Zancato et al. 2024, arXiv:2407.06324",
     example=lambda rng: example_call(rng),
+    large=lambda rng: large_call(rng),
     rejects=[bad(num_heads=3)],
 )
 def bmojo(
@@ -141,10 +142,23 @@ def check_parts(params: Bmojo, num_heads: int) -> None:
 
 def example_call(rng: np.random.Generator):
     """The small call of both forms."""
+    def normal(*shape):
+        return 0.5 * rng.normal(size=shape)
+
+    ssm = Mamba(
+        Linear(normal(3, 10), normal(10)), CausalConvolution(normal(5, 2), normal(5)), Linear(normal(5, 6), None), Linear(normal(2, 5), normal(5)),
+        rng.uniform(0, 0.5, size=(5, 2)), normal(5), Linear(normal(5, 3), None),
+    )  # fmt: skip
+    params = Bmojo(ssm, *(Linear(normal(*s), normal(s[1])) for s in ((3, 4), (3, 4), (3, 6), (6, 3))))
+    return example(params, rng.normal(size=(2, 8, 3)), num_heads=2, window=3, memory=2)
+
+
+def large_call(rng: np.random.Generator):
+    """The same where every number will be a thousand times larger: in the state-space model many of them meet in one product."""
     def normal(*shape, std=0.03):
         return std * rng.normal(size=shape)
 
-    # Gates of silu(-3): where a check takes all numbers a thousand times larger they are shut, and no power of 1000 gets out.
+    # Gates of silu(-3): a thousand times larger they are shut, and no power of 1000 gets out.
     into = Linear(np.concatenate([normal(3, 5), normal(3, 5, std=1e-3)], axis=1), np.concatenate([normal(5), normal(5) - 3]))
     ssm = Mamba(
         into, CausalConvolution(normal(5, 2), 0.5 + normal(5)), Linear(normal(5, 6, std=0.005), None), Linear(normal(2, 5, std=0.01), normal(5)),

@@ -26,7 +26,7 @@ from minitransformers.basics.embedding import Embedding, embedding
 from minitransformers.basics.linear import linear
 from minitransformers.foundation import Backward, at_least, bad, concept, trusted
 from minitransformers.foundation.signature import check_arguments
-from minitransformers.hybrids.bmojo import Bmojo, check_parts, example_call, init_bmojo
+from minitransformers.hybrids.bmojo import Bmojo, check_parts, example_call, init_bmojo, large_call
 from minitransformers.hybrids.eidetic_memory import Eidetic, Memory, Predictor, Window, admit, choose, innovation
 from minitransformers.state_space.mamba import MambaState, mamba, mamba_step
 
@@ -93,6 +93,7 @@ def bmojo_step(
     title="B'MOJO in blocks",
     source="Zancato et al. 2024, arXiv:2407.06324; blocks: Beltagy, Peters and Cohan 2020, arXiv:2004.05150, section 3.1",
     example=lambda rng: example_call(rng),
+    large=lambda rng: large_call(rng),
     roles=("mixer",),
     rejects=[bad(num_heads=3)],
     step=bmojo_step,

@@ -112,7 +112,8 @@ def samba_step(
 @concept(
     title="Samba",
     source="Ren et al. 2024, arXiv:2406.07522, section 2.1",
-    example=lambda rng: _example(rng),
+    example=lambda rng: _example(rng, 0.5, 0.5),
+    large=lambda rng: _example(rng, 1 / 600, 0.1),            # Mamba's parameters meet in products of many
     roles=("stack",),
     rejects=[bad(num_heads=3), bad(x=np.ones((2, 5, 3)))],
     step=samba_step,
@@ -163,11 +164,10 @@ def _check(params: list[SambaLayer], x: Array, state: list[Any] | None = None) -
     check_stack({f"{i}.mixer_norm": layer.mixer_norm for i, layer in enumerate(params)}, x, state)
 
 
-def _example(rng: np.random.Generator):
+def _example(rng: np.random.Generator, mamba_std: float, std: float):
     params = init_samba(rng, 4, num_layers=2, num_heads=2, d_state=1, d_hidden=3, dtype=np.float64)
-    # Small: a check makes every parameter a thousand times larger, and in Mamba many of them meet in one product.
     layers = [
         SambaLayer(*(trees.map(lambda leaf: rng.normal(size=leaf.shape) * size, part) for part, size in zip(layer, own, strict=True)))
-        for layer, own in zip(params, ((0.1, 1 / 600, 0.1, 0.1), (0.1, 0.1, 0.1, 0.1)), strict=True)
+        for layer, own in zip(params, ((std, mamba_std, std, std), (std, std, std, std)), strict=True)
     ]
     return example(layers, rng.normal(size=(2, 5, 4)), num_heads=2, window=3)

@@ -112,7 +112,8 @@ def zamba_step(
 @concept(
     title="Zamba",
     source="Glorioso et al. 2024, arXiv:2405.16712, section 2; arXiv:2411.15242, section 2",
-    example=lambda rng: _example(rng),
+    example=lambda rng: _example(rng, 0.5),
+    large=lambda rng: _example(rng, 1 / 200),                # what meets in products is small, what follows a norm need not be
     roles=("stack",),
     rejects=[bad(num_heads=3), bad(x=np.ones((2, 3, 5)))],
     step=zamba_step,
@@ -170,9 +171,9 @@ def _check(params: Zamba, x: Array, state: list[Any] | None = None) -> None:
         raise invalid("params.shared", got="no block", wants="at least 1 to call")
 
 
-def _example(rng: np.random.Generator):
+def _example(rng: np.random.Generator, std: float):
     params = init_zamba(rng, 2, num_layers=2, num_heads=1, every=1, num_shared=1, mixer="mamba2", d_state=1, d_hidden=3, dtype=np.float64)
-    # A check makes every parameter a thousand times larger: what meets in products is small, what follows a norm need not be.
+
     def small(tree: Any) -> Any:
         return trees.map(lambda leaf: rng.uniform(0.1, 0.2, size=leaf.shape), tree)
 
@@ -180,7 +181,7 @@ def _example(rng: np.random.Generator):
     layers = []
     for layer in params.layers:
         own: Any = layer.mixer
-        mixer = trees.map(lambda leaf: rng.normal(size=leaf.shape) / 200, own)
+        mixer = trees.map(lambda leaf: rng.normal(size=leaf.shape) * std, own)
         mixer = mixer._replace(D=mixer.D + 9, norm=own.norm, out_proj=own.out_proj)
         layers.append(ZambaLayer(small(layer.norm), mixer, layer.call))
     return example(Zamba(shared, layers), rng.normal(size=(2, 3, 2)), num_heads=1)

@@ -151,16 +151,18 @@ def mamba_step(
     return out, MambaState(seen[..., seen.shape[-2] - (width - 1) :, :], last)
 
 
-def _example_params(rng: np.random.Generator, d_model: int = 3, d_inner: int = 4, d_state: int = 2, dt_rank: int = 1) -> Mamba:
-    def normal(*shape):                                      # small: 19 factors meet in out, and a check takes each 1e3 times larger
-        return rng.normal(size=shape) / 60
+def _example_params(
+    rng: np.random.Generator, d_model: int = 3, d_inner: int = 4, d_state: int = 2, dt_rank: int = 1, *, std: float = 0.5
+) -> Mamba:
+    def normal(*shape):
+        return rng.normal(size=shape) * std
 
     return Mamba(
         Linear(normal(d_model, 2 * d_inner), normal(2 * d_inner)),
         CausalConvolution(normal(d_inner, 3), normal(d_inner)),
         Linear(normal(d_inner, dt_rank + 2 * d_state), None),
         Linear(normal(dt_rank, d_inner), normal(d_inner)),
-        rng.uniform(0, 0.01, size=(d_inner, d_state)),
+        rng.uniform(0, std / 2, size=(d_inner, d_state)),
         normal(d_inner),
         Linear(normal(d_inner, d_model), None),
     )
@@ -169,7 +171,9 @@ def _example_params(rng: np.random.Generator, d_model: int = 3, d_inner: int = 4
 @concept(
     title="Mamba",
     source="Gu and Dao 2023, arXiv:2312.00752, section 3.4",
-    example=lambda rng: example(_example_params(rng), rng.normal(size=(2, 5, 3)) / 4, scan=partial(selective_scan_blocks, chunk=2)),
+    example=lambda rng: example(_example_params(rng), rng.normal(size=(2, 5, 3)), scan=partial(selective_scan_blocks, chunk=2)),
+    # Small: 19 factors meet in out.
+    large=lambda rng: example(_example_params(rng, std=1 / 60), rng.normal(size=(2, 5, 3)) / 4, scan=partial(selective_scan_blocks, chunk=2)),
     roles=("mixer",),
     rejects=[
         bad("params.in_proj.weight", params=_example_params(np.random.default_rng(0))._replace(in_proj=Linear(np.ones((3, 7)), None))),

@@ -172,14 +172,14 @@ def mamba2_step(
     return out, Mamba2State(seen[..., new:, :], last)
 
 
-def _example_params(rng: np.random.Generator) -> Mamba2:
+def _example_params(rng: np.random.Generator, *, std: float = 0.5) -> Mamba2:
     """d_model 3, two heads of 4 features, two groups with a state of 3."""
 
-    def normal(*shape):                                      # small: many factors meet in out, and a check takes each 1e3 times larger
-        return rng.normal(size=shape) / 400
+    def normal(*shape):
+        return rng.normal(size=shape) * std
 
     return Mamba2(
-        Linear(normal(3, 30), normal(30)), CausalConvolution(normal(20, 3), normal(20)), normal(2), rng.uniform(0, 0.01, size=2), normal(2),
+        Linear(normal(3, 30), normal(30)), CausalConvolution(normal(20, 3), normal(20)), normal(2), rng.uniform(0, 2 * std, size=2), normal(2),
         GatedRmsNorm(normal(8)), Linear(normal(8, 3), normal(3)),
     )  # fmt: skip
 
@@ -188,7 +188,10 @@ def _example_params(rng: np.random.Generator) -> Mamba2:
     title="Mamba-2",
     source="Dao and Gu 2024, arXiv:2405.21060, section 7",
     example=lambda rng: example(
-        _example_params(rng), rng.normal(size=(2, 5, 3)) / 4, num_groups=2, mix=partial(ssd, core=partial(ssd_chunked, chunk=2)), eps=1e-12
+        _example_params(rng), rng.normal(size=(2, 5, 3)), num_groups=2, mix=partial(ssd, core=partial(ssd_chunked, chunk=2)), eps=1e-12
+    ),
+    large=lambda rng: example(
+        _example_params(rng, std=1 / 400), rng.normal(size=(2, 5, 3)) / 4, num_groups=2, mix=partial(ssd, core=partial(ssd_chunked, chunk=2)), eps=1e-12
     ),
     roles=("mixer",),
     rejects=[

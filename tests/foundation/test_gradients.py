@@ -260,3 +260,54 @@ def test_arguments_are_left_as_they_were():
     check_gradients(affine, w, b, x)
     for now, before in ((w, W), (b, B), (x, X)):
         np.testing.assert_array_equal(now, before)
+
+
+def mistakes(rng, shape):
+    """Errors that leave most of a gradient as it is, or cancel in a sum: one element, two that cancel, a row, a mean taken out."""
+    one, two, row, dense = (np.zeros(shape) for _ in range(4))
+    one.flat[rng.integers(one.size)] = 1
+    a, b = rng.choice(two.size, 2, replace=False)
+    two.flat[a], two.flat[b] = 1, -1
+    row[rng.integers(shape[0])] = 1
+    dense[:] = rng.normal(size=shape)
+    yield from (one, two, row, dense - dense.mean())
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-5, 1e-3])
+def test_along_two_directions_no_mistake_is_lost_that_each_element_shows(size):
+    rng = np.random.default_rng(7)
+    largest = np.abs(affine(W, B, X)[1](np.ones((4, 5)))[0]).max()
+    for _ in range(25):
+        for mistake in mistakes(rng, W.shape):
+            wrong = spoiled(0, lambda g, mistake=mistake: g + 3 * size * max(largest, np.abs(g).max()) * mistake)
+            assert not check_gradients(wrong, W, B, X, rng_for_check=rng, second_opinion=False).passed
+
+
+def test_an_argument_that_passes_is_moved_as_a_whole_and_one_that_fails_element_by_element():
+    calls = [0, 0]
+
+    def counted(w, x, *, wrong):
+        calls[wrong] += 1
+        return x @ w, lambda dout: ((1 + wrong) * (x.T @ dout), dout @ w.T)
+
+    right, wrong = (check_gradients(counted, W, X, wrong=wrong, second_opinion=False) for wrong in (0, 1))
+    assert [a.index for a in right.arguments] == [None, None]
+    assert "along a direction" in str(right)
+    assert right.error < 1e-9
+    assert wrong.worst.path == "w" and wrong.worst.index is not None  # which element, and what it should be
+    assert wrong.arguments[1].index is None
+    assert calls[0] < 4 * 2 * 2 + 20
+    assert calls[1] > 4 * W.size
+    each = check_gradients(counted, W, X, wrong=0, directions=0, second_opinion=False)
+    assert each.passed and all(a.index is not None for a in each.arguments)
+
+
+def test_what_rounding_hides_along_a_direction_is_judged_element_by_element():
+    def shifted(b, x):
+        """A bias that moves all scores of a softmax alike: its gradient is 0, to rounding."""
+        out, backward = softmax(x + b.sum())
+        return out, lambda dout: (np.full(b.shape, backward(dout).sum()), backward(dout))
+
+    report = check_gradients(shifted, B, X)
+    assert report.passed
+    assert report.arguments[0].index is not None
