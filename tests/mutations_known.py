@@ -28,6 +28,7 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
             "no difference can be made of -inf: a query that sees nothing is in the examples of the cores, which refuse it",
         "some = np.maximum(total, 1) -> some = total": "as above",
     },
+    "gru": {"da = np.empty_like(a) -> da = a": "a is read by nobody after the forward pass, and every number of da is written anew"},
     "linear": {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
