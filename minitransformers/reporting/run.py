@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -85,6 +86,8 @@ def run_sections(sections: list[Section], *, argv: Sequence[str] | None, descrip
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none"
         written = f"; written to {os.path.relpath(out)}" if out else ""
         print(f"\n{chapter}: claims: {counts}; {time.perf_counter() - started:.1f} s{written}")
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     finally:
         sys.stdout = stdout
     if given.json:

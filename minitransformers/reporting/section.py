@@ -125,6 +125,9 @@ class Section:
         """Store a number (or text, or a list of numbers) that pages show as [[path]]; path is dotted: "rope.error"."""
         if not _PATH.fullmatch(path):
             raise ValueError(f"path: got {path!r}, wants names joined by dots, such as 'rope.error'")
+        for known in self._values:
+            if known.startswith(f"{path}.") or path.startswith(f"{known}."):
+                raise ValueError(f"path: got {path!r}, but {known} is a number already")
         self._values[path] = plain(number, path)
 
     def values(self, prefix: str, numbers: Mapping[str, Any]) -> None:

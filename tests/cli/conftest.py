@@ -45,28 +45,11 @@ def refuses(run):
     return refused
 
 
-GOOD_CHAPTER = '''
-    """Norms at work."""
-    from minitransformers.reporting.chapter import Chapter
-
-    chapter = Chapter("norms", __doc__)
-    chapter.value("norms.draw", chapter.rng().random())
-    chapter.claim("it holds", paper="p", expect="e", measured="m", holds=True)
-    chapter.finish()
-'''
-
-BAD_CHAPTER = '''
-    """Attention at work."""
-    from minitransformers.reporting.chapter import Chapter
-
-    raise RuntimeError("the chapter broke")
-'''
-
 FOLDER = '''
-    """Positions at work."""
+    """A chapter at work."""
     from minitransformers.reporting import run_chapter
 
-    raise SystemExit(run_chapter(__file__, __doc__, order=["relative"]))
+    raise SystemExit(run_chapter(__file__, __doc__, order=["{section}"]))
 '''
 
 SECTION = '''
@@ -89,17 +72,18 @@ SECTION = '''
 '''
 
 
+BROKEN = SECTION.replace("yield", 'raise RuntimeError("the section broke"); yield')
+
+
 @pytest.fixture
 def small_repository(tmp_path, monkeypatch) -> Path:
-    """A checkout with two chapters that are scripts, of which one breaks, one that is a folder, and a site of one page."""
+    """A checkout with three chapters of one section, of which one breaks, and a site of one page."""
     files = {
         "mkdocs.yml": "site_name: small\ntheme: {name: mkdocs}\nplugins: []\n",
         "docs/index.md": "# Small\n",
-        "chapters/norms.py": GOOD_CHAPTER,
-        "chapters/attention.py": BAD_CHAPTER,
-        "chapters/positional/__main__.py": FOLDER,
-        "chapters/positional/relative.py": SECTION,
     }
+    for name, section, text in (("norms", "forgets", SECTION), ("attention", "order", BROKEN), ("positional", "relative", SECTION)):
+        files |= {f"chapters/{name}/__main__.py": FOLDER.format(section=section), f"chapters/{name}/{section}.py": text}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(textwrap.dedent(text))

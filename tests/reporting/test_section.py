@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import textwrap
@@ -243,6 +244,18 @@ def test_the_order_names_every_section(chapter, start):
         start(chapter)
 
 
+def test_ctrl_c_is_quiet(chapter):
+    file = chapter / "exactly.py"
+    edit(file, "    yield", "    import time; print('ready', flush=True); time.sleep(60)\n    yield")
+    process = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "ready" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert errors == ""
+
+
 @pytest.mark.parametrize("file", ["", "exactly.py"])
 def test_python_runs_the_folder_and_a_file_of_it(chapter, file):
     run = subprocess.run([sys.executable, str(chapter / file), "--quick"], capture_output=True, text=True, timeout=60)
@@ -303,6 +316,19 @@ def test_some_seeds_hold_and_some_do_not(section, capsys):
 def test_a_values_path_must_be_dotted(section, path):
     with pytest.raises(ValueError, match="path"):
         section.value(path, 1)
+
+
+@pytest.mark.parametrize("number", [float("nan"), np.inf, object()])
+def test_a_value_must_be_something_that_a_page_can_show(section, number):
+    with pytest.raises(ValueError, match=r"a\.b"):
+        section.value("a.b", number)
+
+
+@pytest.mark.parametrize(("first", "second"), [("a.b", "a.b.c"), ("a.d.e", "a.d")])
+def test_a_path_cannot_run_through_a_number(section, first, second):
+    section.value(first, 1)
+    with pytest.raises(ValueError, match=f"path: got .*, but {first} is a number already"):
+        section.value(second, 1)
 
 
 def test_a_table_needs_a_cell_for_each_column(section):
