@@ -20,8 +20,8 @@ from minitransformers import (
     init_linear,
     linear,
     residual,
-    slot,
 )
+from minitransformers.foundation import slot
 from minitransformers.reporting import Section, bits, level, lines, mean_and_spread
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, labelled_loss
@@ -150,7 +150,7 @@ def report(found):
 
 @section.figure("dropout")
 def picture(ax, found):
-    lines(ax, found["on the way"], marker="", xlabel="step", ylabel="bits a character, unseen text", ylim=(2.6, None))
+    lines(ax, found["on the way"], marker="", xlabel="step", ylabel="bits a character, unseen text")
     level(ax, counted(), "counted pairs")
     ax.legend()
 

@@ -143,8 +143,10 @@ def report(found):
         rows.append([name, int(size), float(f"{seconds:.1f}"), section.rates[name], own, small])
     rows.append(["pairs of characters, counted", corpus.vocabulary.size**2, None, None, f"{counted_pairs(corpus):.3f}", None])
     section.table("gate", ["network", "parameters", "processor seconds", "own rate", "bits a character", f"at a rate of {SMALL:g}"], rows)
-    section.values("gated_feed_forward", {"gain": np.mean(gains(found, OWN)), "gain_at_small_rate": np.mean(gains(found, SHARED)), "small_rate": SMALL,
-                                          "spread": max(np.std(found["bits"][name][OWN]) for name in ALL), "seeds": np.size(gains(found, OWN)[0])})  # fmt: skip
+    for which, key in ((OWN, "gain"), (SHARED, "gain_at_small_rate")):
+        section.values(f"gated_feed_forward.{key}", {plain.lower(): np.mean(gain) for plain, gain in zip(PAIRS, gains(found, which), strict=True)})
+    spread = max(np.std(found["bits"][name][OWN]) for name in ALL)
+    section.values("gated_feed_forward", {"small_rate": SMALL, "spread": spread, "seeds": np.size(gains(found, OWN)[0])})
 
 
 @section.figure("gate", size=(6.4, 2.8), ncols=2, sharey=True)

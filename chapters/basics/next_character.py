@@ -23,7 +23,7 @@ from minitransformers import (
     slot,
     trees,
 )
-from minitransformers.reporting import Section, bits, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits, lines, mean_and_spread, processor_seconds
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, labelled_loss
 from minitransformers.training.text import Corpus
@@ -171,7 +171,7 @@ def report(found):
 @section.figure("next_character", size=(7.6, 3.2))
 def picture(ax, found):
     lines(ax, found["on the way"], marker="", xlabel="step", ylabel="bits a character, unseen text")
-    level(ax, counted()[0], "counted pairs")
+    ax.axhline(counted()[0], linestyle=":", color="#808080", label="counted pairs")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
