@@ -65,6 +65,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         f"stride = int(np.ceil(positions ** 0.5)) -> stride = {other}": "how many states are kept decides the memory, and nothing else"
         for other in ("int(positions ** 0.5)", "int(np.ceil(positions ** 1.0))", "int(np.ceil(positions))")
     },
+    "gemma2": {
+        "return Gemma2(dembedding, dblocks[::-1], dnorm, dhead) -> return Gemma2(dembedding, dblocks[::-1], dnorm, zeros_like(dhead))":
+            "the example's head is tied, and zeros like None are None; test_gemma2 has a head of its own",
+    },
     "llama": {
         "return Llama(dembedding, dblocks[::-1], dnorm, dhead) -> return Llama(dembedding, dblocks[::-1], dnorm, zeros_like(dhead))":
             "the example's head is tied, and zeros like None are None; test_llama has a head of its own",
