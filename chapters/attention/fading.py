@@ -9,19 +9,19 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import ScalableSoftmax, polynomial_weights, relu_weights, scalable_softmax, sigmoid_weights, softmax, sparsemax
+import minitransformers as mt
 from minitransformers.attention.fading import fading, largest_possible
 from minitransformers.reporting import Section, fitted_exponent, lines, mean_and_spread, ticks_at
 
 section = Section(__file__, __doc__, kind="arithmetic")
 SIZES, RANDOM, MARKED = (64, 256, 1024, 4096, 16384), "random scores", "one marked key"
 FORMS = {
-    "softmax": softmax,
-    "SSMax": partial(scalable_softmax, ScalableSoftmax(np.array([0.43]))),  # the scale of the paper's figure 1
-    "sigmoid": partial(sigmoid_weights, None),
-    "ReLU": relu_weights,
-    "sparsemax": sparsemax,
-    "cube / √n": partial(polynomial_weights, None),
+    "softmax": mt.softmax,
+    "SSMax": partial(mt.scalable_softmax, mt.ScalableSoftmax(np.array([0.43]))),  # the scale of the paper's figure 1
+    "sigmoid": partial(mt.sigmoid_weights, None),
+    "ReLU": mt.relu_weights,
+    "sparsemax": mt.sparsemax,
+    "cube / √n": partial(mt.polynomial_weights, None),
 }
 KEYS = {"softmax": "softmax", "SSMax": "ssmax", "sigmoid": "sigmoid", "ReLU": "relu", "sparsemax": "sparsemax", "cube / √n": "cube"}
 INDEPENDENT = ("sigmoid", "ReLU", "cube / √n")
