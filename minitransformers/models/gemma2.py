@@ -247,14 +247,14 @@ def gemma2_step(
         raise invalid("state", got=type(state).__name__, wants="Gemma2State, or None at the start of a text")
     if state is not None and len(state.blocks) != len(params.blocks):
         raise invalid("state", got=f"that of a model of {len(state.blocks)} blocks", wants=f"that of this model, of {len(params.blocks)}")
-    norm = partial(rms_norm, eps=eps, offset=1.0)
+    norm, prepare = partial(rms_norm, eps=eps, offset=1.0), on_both(rope)
     caches: list[Any] = [None] * len(params.blocks) if state is None else state.blocks
     scored = _cores(len(params.blocks), window=window, attention_cap=attention_cap, query_pre_attn_scalar=query_pre_attn_scalar)
     x, after = float(params.embedding.weight.shape[1] ** 0.5) * embedding(params.embedding, ids=ids)[0], []
     for layer, (block, core, cache) in enumerate(zip(params.blocks, scored, caches, strict=True)):
         mixed, cache = grouped_query_attention_step(
             block.attention, norm(block.before_attention, x)[0], cache, num_heads=num_heads, num_kv_heads=_kv_heads(block.attention, num_heads),
-            mask=mask, prepare=on_both(rope), core=core, window=None if layer % 2 else window,
+            mask=mask, prepare=prepare, core=core, window=None if layer % 2 else window,
         )  # fmt: skip
         middle = x + norm(block.after_attention, mixed)[0]
         worked, _ = _geglu(block.feed_forward, norm(block.before_feed_forward, middle)[0])

@@ -136,7 +136,8 @@ def llama_block(
 ):  # fmt: skip
     """One block. Returns out, shaped like x, and backward: dout -> LlamaBlock of gradients, dx."""
     norm = partial(rms_norm, eps=eps)
-    attention = partial(grouped_query_attention, mask=mask, **_attention(params.attention, num_heads, rope, window))
+    settings, num_kv_heads = _attention(num_heads, rope, window), _kv_heads(params.attention, num_heads)
+    attention = partial(grouped_query_attention, num_kv_heads=num_kv_heads, mask=mask, **settings)
     attend = partial(chain, parts=(norm, attention))
     work = partial(chain, parts=(norm, gated_feed_forward))
     middle, attend_backward = residual(params[:2], x, part=attend)  # (1)
@@ -150,11 +151,15 @@ def llama_block(
     return out, backward
 
 
-def _attention(params: GroupedQueryAttention, num_heads: int, rope: Callable, window: int | None) -> dict[str, Any]:
-    """The settings of a block's attention. There are as many heads of keys as params.key holds, each as wide as a query's."""
-    num_kv_heads = max(1, params.key.weight.shape[1] * num_heads // params.query.weight.shape[1])
+def _attention(num_heads: int, rope: Callable, window: int | None) -> dict[str, Any]:
+    """The settings of attention that all blocks share."""
     core = causal_attention if window is None else partial(banded_attention_blocks, window=window)
-    return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "prepare": on_both(rope), "core": core}
+    return {"num_heads": num_heads, "prepare": on_both(rope), "core": core}
+
+
+def _kv_heads(params: GroupedQueryAttention, num_heads: int) -> int:
+    """How many heads params.key holds, each as wide as a query's; at least 1, so that what does not divide is named."""
+    return max(1, params.key.weight.shape[1] * num_heads // params.query.weight.shape[1])
 
 
 @concept(
@@ -251,11 +256,13 @@ def llama_step(
     for cache in caches:
         if cache is not None and cache.window != window:
             raise invalid("window", got=window, wants=f"{cache.window}, as the text was started with")
-    x, after = embedding(params.embedding, ids=ids)[0], []
+    x, after, settings = embedding(params.embedding, ids=ids)[0], [], _attention(num_heads, rope, window)
     for block, cache in zip(params.blocks, caches, strict=True):
         normed, _ = rms_norm(block.attention_norm, x, eps=eps)
-        settings = _attention(block.attention, num_heads, rope, window)
-        mixed, cache = grouped_query_attention_step(block.attention, normed, cache, mask=mask, window=window, **settings)
+        num_kv_heads = _kv_heads(block.attention, num_heads)
+        mixed, cache = grouped_query_attention_step(
+            block.attention, normed, cache, num_kv_heads=num_kv_heads, mask=mask, window=window, **settings
+        )  # fmt: skip
         middle = x + mixed
         x = middle + gated_feed_forward(block.feed_forward, rms_norm(block.feed_forward_norm, middle, eps=eps)[0])[0]
         after.append(cache)
