@@ -181,6 +181,8 @@ def test_half_a_surrogate_pair_is_refused_with_its_place():
     for call in (basic_words, partial(wordpiece_encode, vocabulary=VOCABULARY)):
         with pytest.raises(ValueError, match=r"text: got '\\udc00' at character 1, wants characters"):
             call("a\udc00")
+    with pytest.raises(ValueError, match="at character 7"):
+        wordpiece_encode("[MASK]a\udc00", vocabulary=VOCABULARY)
 
 
 # The reference --------------------------------------------------------------------------------------------------------
