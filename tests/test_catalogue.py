@@ -14,6 +14,7 @@ def test_entry_passes(entry, check):
     assert outcome.passed, f"{entry.name}, {check}: {outcome.message}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", catalogue.concepts())
 def test_every_element_of_every_gradient_by_itself(name):
     report = checks.gradient_report(catalogue.find(name), directions=0)
