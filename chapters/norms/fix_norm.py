@@ -179,14 +179,14 @@ def report(found):
     section.values("fix_norm", {"words": WORDS, "steps": STEPS, "seeds": 3, "rare_share": rare})
 
 
-@section.figure("fix_norm", size=(6.8, 2.9), ncols=2, sharey=True)
+@section.figure("fix_norm", size=(6.8, 2.9), ncols=2)
 def picture(axes, found):
     for ax, name in zip(axes, (PLAIN, FIXED), strict=True):
         share, stored = (np.array([np.atleast_1d(y)[0] for y in found[what][name].values()]) for what in ("share", "length"))
         ax.semilogx(share, stored, ".", markersize=3, label="row as stored, the first seed")
-        ax.set(xlabel="frequency of the word", title=name)
+        ax.set(xlabel="frequency of the word", title=name, ylim=(0, 1.1 * stored.max()))
     axes[1].axhline(1, color="C1", label="row as used")
-    axes[0].set(ylabel="length", ylim=(0, None))
+    axes[0].set(ylabel="length")
     axes[1].legend(loc="lower right")
 
 

@@ -1,0 +1,249 @@
+"""Why does post-norm stall without a warm-up: is it the place of the norm, the size of the first weights, or the rate?
+
+Xiong et al. 2020, arXiv:2002.04745, section 3: post-norm without warm-up trains badly, pre-norm well. Wang et al. 2022, arXiv:2203.00555: DeepNorm,
+post-norm with a scaled stream and a small start, is as stable as pre-norm. All placements begin with the same weights here: in their blocks
+of deviation 1/√d_in, or half of that, which is near DeepNorm's own beta. Four layers with RoPE on real text, each placement at a learning rate
+of its own, and some at pre-norm's as well.
+"""
+
+# %%
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
+from minitransformers.attention.prepare import on_both
+from minitransformers.basics.chain import chain
+from minitransformers.basics.embedding import embedding, init_embedding
+from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
+from minitransformers.basics.linear import init_linear, linear
+from minitransformers.foundation import trees
+from minitransformers.models.workbench.transformer_block import TransformerBlock, post_norm, pre_norm, transformer_block
+from minitransformers.norms.deep_norm import deep_norm_constants
+from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
+from minitransformers.positional.rope import rope
+from minitransformers.reporting import Section, bits_in_windows, counted_pairs, level, lines, mean_and_spread, processor_seconds
+from minitransformers.training.fit import fit
+from minitransformers.training.optimizer import TrainingDiverged
+from minitransformers.training.task import Labelled
+from minitransformers.training.text import Corpus
+from minitransformers.training.threads import hold_blas
+
+section = Section(__file__, __doc__, kind="trained")
+LAYERS, WIDTH, HEADS, CONTEXT, BATCH, STEPS = 4, 48, 4, 32, 8, 150
+OWN, SAME = "at its own rate", "at the rate that suits pre-norm"
+PLACEMENTS = {
+    "pre-norm": pre_norm,
+    "post-norm": post_norm,
+    "DeepNorm": partial(post_norm, alpha=deep_norm_constants(LAYERS).alpha),
+    "no norm": None,
+}
+
+
+class Setting(NamedTuple):
+    placement: str
+    start: float = 1.0                                       # of the blocks' weights, in units of 1/√d_in
+    warmup: float = 0.0                                      # a part of the steps
+    deleted: bool = False                                    # attention sees its own position alone
+
+
+MODELS = {
+    "pre": Setting("pre-norm"), "post": Setting("post-norm"), "post_warmed": Setting("post-norm", warmup=0.3),
+    "deep": Setting("DeepNorm"), "none": Setting("no norm"), "pre_half": Setting("pre-norm", 0.5), "post_half": Setting("post-norm", 0.5),
+    "deep_half": Setting("DeepNorm", 0.5), "deleted": Setting("pre-norm", 0.5, deleted=True),
+}  # fmt: skip
+ALIKE = ("pre", "post", "post_warmed", "deep", "post_half")  # also compared at the rate that suits pre-norm
+corpus = Corpus.load(context=CONTEXT)
+
+
+# %%
+def without(params, x):
+    """What stands where a norm was: nothing."""
+    return x, lambda dout: (params, dout)
+
+
+def fresh(setting, rng):
+    """Of one start all have the same weights: norms draw nothing."""
+    normed = setting.placement != "no norm"
+    blocks = []
+    for _ in range(LAYERS):
+        norms = [init_layer_norm(rng, WIDTH) if normed else None for _ in range(2)]
+        blocks.append(TransformerBlock(norms[0], init_multi_head_attention(rng, WIDTH, num_heads=HEADS), norms[1], init_feed_forward(rng, WIDTH)))
+    blocks = trees.map(lambda leaf: leaf * np.float32(setting.start) if leaf.ndim > 1 else leaf, blocks)
+    last = init_layer_norm(rng, WIDTH) if setting.placement == "pre-norm" else None
+    size = corpus.vocabulary.size
+    head = init_linear(rng, WIDTH, size, std=0.1, bias=False)
+    return init_embedding(rng, size, WIDTH, std=0.5), [*blocks, last, head]
+
+
+def model(params, ids, *, setting):
+    """Logits of the next character, and backward."""
+    alone = np.eye(ids.shape[-1], dtype=bool) if setting.deleted else None
+    mixer = partial(multi_head_attention, num_heads=HEADS, prepare=on_both(rope))
+    norm = without if setting.placement == "no norm" else layer_norm
+    block = partial(transformer_block, mixer=mixer, channel=feed_forward, norm=norm, placement=PLACEMENTS[setting.placement] or pre_norm, mask=alone)
+    last = layer_norm if setting.placement == "pre-norm" else without
+    x, words_backward = embedding(params[0], ids=ids)
+    logits, body_backward = chain(params[1], x, parts=[block] * LAYERS + [last, linear])
+
+    def backward(dlogits):
+        dbody, dx = body_backward(dlogits)
+        return words_backward(dx), dbody
+
+    return logits, backward
+
+
+def trained(name, rng, *, rate, watch=None):
+    """Bits a character of the whole validation text; where it diverged, those of guessing."""
+    setting, steps = MODELS[name], 5 if section.quick else STEPS
+    params, task = fresh(setting, rng), Labelled(partial(model, setting=setting), partial(corpus.batch, batch_size=BATCH, context=CONTEXT))
+    try:
+        learned = fit(params, task, steps=steps, peak=rate, rng=rng, warmup=setting.warmup, floor=0.05, watch=watch)
+    except TrainingDiverged:
+        return np.log2(corpus.vocabulary.size)
+    text = corpus.validation[: 2 * CONTEXT + 1] if section.quick else corpus.validation
+    return bits_in_windows(lambda ids: model(learned, ids, setting=setting), text, CONTEXT)
+
+
+@section.tuning
+def tuning(rng):
+    hold_blas()
+    seed = rng.integers(2**32)
+    for name in MODELS:
+        for rate in (6e-4, 1.5e-3, 4e-3, 1e-2, 2.5e-2):
+            yield name, rate, {"loss": trained(name, np.random.default_rng(seed), rate=rate)}
+
+
+@section.experiment
+def experiment(rng):
+    hold_blas()                                              # seeds run side by side, and the arrays are small
+    seed = rng.integers(2**32)
+    for name in MODELS:
+        own, alike = section.rates[name], section.rates["pre"] if name in ALIKE else None
+        for rate in dict.fromkeys(rate for rate in (own, alike) if rate):
+            nats = []
+            with processor_seconds() as spent:
+                bits = trained(name, np.random.default_rng(seed), rate=rate, watch=lambda step, loss, params, nats=nats: nats.append(loss))
+            if rate == own:
+                yield name, OWN, {"bits": bits, "parameters": trees.count_parameters(fresh(MODELS[name], rng)), "seconds": spent()}
+            if rate == alike:
+                yield name, SAME, {"bits": bits}
+                every = max(1, len(nats) // 15)
+                for step in range(every, len(nats) + 1, every):
+                    yield name, step, {"training": np.mean(nats[step - every : step]) / np.log(2)}
+
+
+# %%
+def of(found, name, rate=OWN):
+    return found["bits"][name][rate]
+
+
+def called(name):
+    placement, start, warmup, deleted = MODELS[name]
+    return placement + ", half start" * (start < 1) + ", warm-up" * (warmup > 0) + ", attention deleted" * deleted
+
+
+def told(found, *names, rate=OWN):
+    return ", ".join(f"{called(name)} {mean_and_spread(of(found, name, rate))}" for name in names) + f" bits a character, {rate}"
+
+
+@section.claim(
+    "At pre-norm's rate and from a full start post-norm stalls, and a warm-up helps it",
+    paper="Xiong et al. 2020, arXiv:2002.04745, section 3: post-norm without warm-up trains badly, pre-norm well",
+    measured=lambda found: told(found, "pre", "post", "post_warmed", rate=SAME),
+)
+def needs_warmup(found):
+    """At the rate that suits pre-norm, post-norm needs at least 0.3 bits a character more than pre-norm, and at least 0.15 more than after a
+    warm-up.
+    """
+    post = of(found, "post", SAME)
+    return post >= of(found, "pre", SAME) + 0.3 and post >= of(found, "post_warmed", SAME) + 0.15
+
+
+@section.claim(
+    "At the same rate half the start takes the stall away",
+    paper="Xiong et al. 2020, arXiv:2002.04745, do not vary the start; Wang et al. 2022, arXiv:2203.00555, section 3: a smaller start stabilises post-norm",
+    measured=lambda found: told(found, "post", "post_half", rate=SAME),
+)
+def start_decides(found):
+    """At the rate that suits pre-norm, post-norm needs at least 0.3 bits a character less where its blocks start at half the weights."""
+    return of(found, "post_half", SAME) <= of(found, "post", SAME) - 0.3
+
+
+@section.claim(
+    "From half the start, does post-norm learn as well as pre-norm?",
+    paper="Xiong et al. 2020, arXiv:2002.04745, section 3: pre-norm trains well without warm-up, post-norm does not",
+    measured=lambda found: told(found, "pre_half", "post_half"),
+)
+def as_well(found):
+    """Without a warm-up and each at its own rate, at most 0.1 bits a character more than pre-norm."""
+    return of(found, "post_half") <= of(found, "pre_half") + 0.1
+
+
+@section.claim(
+    "At a rate of its own, does post-norm stay behind from a full start?",
+    paper="Xiong et al. 2020, arXiv:2002.04745, section 3: without warm-up post-norm is far behind at one of two rates, and nearer at the lower",
+    measured=lambda found: told(found, "pre", "post", "post_warmed"),
+)
+def own_rate(found):
+    """Each at its own rate, post-norm without a warm-up needs at least 0.2 bits a character more than pre-norm."""
+    return of(found, "post") >= of(found, "pre") + 0.2
+
+
+@section.claim(
+    "At the same rate and from the same full start DeepNorm's scaled stream learns where post-norm stalls",
+    paper="Wang et al. 2022, arXiv:2203.00555, abstract: the good performance of post-norm and the stable training of pre-norm",
+    measured=lambda found: f"{told(found, 'post', 'deep', rate=SAME)}; {told(found, 'post', 'deep')}",
+)
+def scaled_stream(found):
+    """At the rate that suits pre-norm at least 0.3 bits a character less than post-norm."""
+    return of(found, "deep", SAME) <= of(found, "post", SAME) - 0.3
+
+
+@section.claim(
+    "Where both start small DeepNorm is better than post-norm",
+    paper="Wang et al. 2022, arXiv:2203.00555, abstract: the good performance of post-norm and the stable training of pre-norm",
+    measured=lambda found: told(found, "post_half", "deep_half"),
+)
+def both_small(found):
+    """At half the weights and each at its own rate, at least 0.05 bits a character less than post-norm."""
+    return of(found, "deep_half") <= of(found, "post_half") - 0.05
+
+
+@section.claim(
+    "Does a norm speed up learning from a full start?",
+    paper="Ba, Kiros and Hinton 2016, arXiv:1607.06450, abstract: layer norm substantially reduces training time",
+    measured=lambda found: told(found, "pre", "none"),
+)
+def norm_helps(found):
+    """After as many steps, each at its own rate, pre-norm needs at least 0.1 bits a character less than no norm."""
+    return of(found, "pre") <= of(found, "none") - 0.1
+
+
+@section.report
+def report(found):
+    pairs, rows = counted_pairs(corpus), []
+    for name, (placement, start, warmup, deleted) in MODELS.items():
+        size, seconds = (np.mean(found[what][name][OWN]) for what in ("parameters", "seconds"))
+        cells = [placement + ", attention deleted" * deleted, f"{start:g}", round(warmup * STEPS), int(size), float(f"{seconds:.1f}")]
+        same = mean_and_spread(of(found, name, SAME)) if name in ALIKE else None
+        rows.append([*cells, same, mean_and_spread(of(found, name)), section.rates[name]])
+    rows.append(["counted pairs of characters", *[None] * 5, f"{pairs:.2f}", None])
+    columns = ["placement", "start", "warm-up steps", "parameters", "processor seconds", f"bits at {section.rates['pre']:g}", "bits at its own rate", "its rate"]
+    section.table("start", columns, rows)
+    section.values("start", {name: np.mean(of(found, name)) for name in MODELS})
+    section.values("start.same", {name: np.mean(of(found, name, SAME)) for name in ALIKE})
+    section.values("start", {"layers": LAYERS, "steps": STEPS, "pairs": pairs, "rate": section.rates["pre"]})
+
+
+@section.figure("start", size=(6.4, 3.4))
+def picture(ax, found):
+    curves = {called(name): found["training"][name] for name in ALIKE}
+    lines(ax, curves, xlabel="step", ylabel="bits a character, training", ylim=(3, 6.5))
+    level(ax, counted_pairs(corpus), "counted pairs")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+if __name__ == "__main__":
+    section.main()
