@@ -10,15 +10,14 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import (
-    banded_attention_blocks,
+from minitransformers.attention.banded_attention_blocks import banded_attention_blocks
+from minitransformers.attention.grouped_query_attention import (
     grouped_query_attention,
     grouped_query_attention_step,
     init_grouped_query_attention,
-    init_sliding_window_attention,
-    sliding_window_attention_step,
-    sliding_window_mask,
 )
+from minitransformers.attention.masks import sliding_window_mask
+from minitransformers.attention.sliding_window_attention import init_sliding_window_attention, sliding_window_attention_step
 from minitransformers.reporting import Section, lines, shortest_times
 from minitransformers.training.threads import hold_blas
 

@@ -92,13 +92,13 @@ def report(found):
     section.table("frobenius", ["weighting", "exponent predicted", "measured", "of the derivative by W_q", f"norm at {longest:,}"], rows)
 
 
-@section.figure("frobenius", size=(4.8, 3))
+@section.figure("frobenius", size=(6.2, 3))
 def picture(ax, found):
     sizes = list(found["norm"]["cube"])
     lines(ax, found["norm"], xlabel="n", title="Frobenius norm of the weights", xscale="log", yscale="log")
     ax.plot(sizes, np.sqrt(sizes), "k--", linewidth=0.8, label="√n")
     ticks_at(ax, sizes)
-    ax.legend(fontsize=8)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 if __name__ == "__main__":
