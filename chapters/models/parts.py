@@ -2,25 +2,22 @@
 
 Touvron et al. 2023, arXiv:2302.13971, section 2.2: RMSNorm, SwiGLU and RoPE in the place of LayerNorm, GELU and a table of positions;
 Touvron et al. 2023, arXiv:2307.09288, section 2.2: heads that share keys and values. A small language model takes one more of them at a
-time, RoPE first: without it these models do not get below counted pairs in so few updates. Feed-forward networks are as wide as makes
-all models equally large, and each has a learning rate of its own. All start at 0.1, and two of them at GPT-2's 0.02 as well: a gate
-multiplies two maps, and the product of two small numbers is smaller still.
+time, RoPE first. Feed-forward networks are as wide as makes all models equally large, and each has a learning rate of its own. All
+start at 0.1, and two of them at GPT-2's 0.02 as well: a gate multiplies two maps, and the product of two small numbers is smaller still.
 """
 
 # %%
-from functools import partial
-
 import numpy as np
 
-from minitransformers import LanguageModelConfig, init_language_model, language_model, trees
-from minitransformers.reporting import Section, bits_in_windows, counted_pairs, mean_and_spread, processor_seconds
+from minitransformers import LanguageModelConfig, init_language_model, trees
+from minitransformers.reporting import Section, counted_pairs, mean_and_spread, processor_seconds
 from minitransformers.training.fit import fit
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 from minitransformers.training.workbench import workbench_task
 
 section = Section(__file__, __doc__, kind="trained")
-LENGTH, WIDTH, STEPS, BATCH, PARAMETERS, MEASURED = 64, 48, 300, 8, 66_000, 16_384
+LENGTH, WIDTH, STEPS, BATCH, PARAMETERS = 64, 48, 300, 8, 66_000
 GPT2, ROPE, NORM, GATED, LLAMA = "GPT-2's parts", "RoPE", "RoPE, RMSNorm", "RoPE, RMSNorm, SwiGLU", "with 2 key heads for 4: Llama's parts"
 NORM_SMALL, GATED_SMALL = f"{NORM}, start 0.02", f"{GATED}, start 0.02"
 NONE, DELETED = "GPT-2's parts without positions", "its own position alone"
@@ -52,13 +49,12 @@ def sized(name, vocabulary):
 
 
 def trained(name, rng, *, text, rate, steps):
-    """Its parameters, and bits a character on the text's validation part."""
+    """Its parameters, and bits a character on the whole validation part of the text."""
     config = sized(name, text.vocabulary)
     params = init_language_model(rng, config, std=0.02 if name in (NORM_SMALL, GATED_SMALL) else 0.1)
-    task = workbench_task(text, config, batch_size=BATCH)
+    task = workbench_task(text, config, batch_size=BATCH, eval_windows=16 if section.quick else None)
     params = fit(params, task, steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.1, floor=0.05)
-    read = text.validation[: 513 if section.quick else MEASURED + 1]
-    return params, bits_in_windows(partial(language_model, params, config=config), read, LENGTH)
+    return params, task.evaluate(params)["bits per character"]
 
 
 @section.tuning
@@ -89,7 +85,7 @@ def told(found, *names):
 
 
 @section.claim(
-    "Do Llama's parts learn sooner than GPT-2's?",
+    "Llama's parts learn sooner than GPT-2's",
     paper="Touvron et al. 2023, arXiv:2302.13971, section 2.2: RMSNorm for stability, SwiGLU for performance, RoPE",
     measured=lambda found: told(found, GPT2, LLAMA),
 )
@@ -111,7 +107,7 @@ def rope_alone(found):
 
 
 @section.claim(
-    "A gated network needs a wider start",
+    "Does a gated network need the wider start more than a plain one?",
     paper="the product of two maps that start small starts as the square of small (see the gated feed-forward page)",
     measured=lambda found: told(found, NORM_SMALL, NORM, GATED_SMALL, GATED),
 )
