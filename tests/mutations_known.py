@@ -73,6 +73,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "return Llama(dembedding, dblocks[::-1], dnorm, dhead) -> return Llama(dembedding, dblocks[::-1], dnorm, zeros_like(dhead))":
             "the example's head is tied, and zeros like None are None; test_llama has a head of its own",
     },
+    "t5": {
+        "return T5(Embedding(dembedding), dencoder, ddecoder, dhead) -> return T5(Embedding(dembedding), dencoder, ddecoder, zeros_like(dhead))":
+            "the example's head is tied, and zeros like None are None; test_t5 has heads of their own",
+    },
     "retnet": {
         "return (RetNet(dparams_query, dparams_key, dparams_value, dgate, doutput, dprepare, drecurrence), dx) -> "
         "return (RetNet(dparams_query, dparams_key, dparams_value, dgate, doutput, dprepare, zeros_like(drecurrence)), dx)":
