@@ -205,7 +205,7 @@ def report(found):
 
 @section.figure("selective_copying", size=(4.6, 2.8))
 def picture(ax, found):
-    lines(ax, found["right"], xlabel=f"length in testing (trained at {TRAINED})", ylabel="tokens given back right", xscale="log", ylim=(0, 1.03))
+    lines(ax, found["right"], xlabel=f"length in testing (trained at {TRAINED})", ylabel="tokens given back right", xscale="log", ylim=(0, 1.05))
     ticks_at(ax, list(LENGTHS))
     ax.legend(loc=(0.02, 0.22))
     level(ax, GUESSING, "guessing")

@@ -57,7 +57,7 @@ def experiment(rng):
             state = read(signal, d_state)
             error, least = away(state, signal, signal), away(best, signal, signal)
             yield f"{samples:,} samples", d_state, {"error": np.median(error), "beyond": np.median(away(state, best, signal)),
-                                                    "as good": np.sum(error <= 1.02 * least + 0.01)}  # fmt: skip
+                                                    "smallest": error.min(), "largest": error.max(), "as good": np.sum(error <= 1.02 * least + 0.01)}  # fmt: skip
             if samples == FINE:
                 yield BEST, d_state, {"error": np.median(least)}
 
@@ -100,6 +100,9 @@ def of_the_steps(found):
 def report(found):
     curves = [f"{samples:,} samples" for samples in SAMPLES]
     rows = [[d, *(float(found["error"][name][d].mean()) for name in curves), float(best.mean())] for d, best in found["error"][BEST].items()]
+    section.values("hippo", {"left": np.mean(smaller(found, 32)), "signals": SIGNALS})
+    coarse = curves[0]
+    section.values("hippo.at_16", {"smallest": found["smallest"][coarse][16].min(), "largest": found["largest"][coarse][16].max()})
     section.table("hippo", ["d_state", *(f"error, {name}" for name in curves), BEST], [[*row[:3], row[3] if row[3] > 1e-12 else 0.0] for row in rows])
 
 

@@ -117,7 +117,7 @@ def report(found):
 
 @section.figure("induction", size=(5, 3))
 def picture(ax, found):
-    lines(ax, found["right"], xlabel=f"length in testing (trained at {TRAINED})", ylabel="answers that are right", xscale="log", ylim=(0, 1.03))
+    lines(ax, found["right"], xlabel=f"length in testing (trained at {TRAINED})", ylabel="answers that are right", xscale="log", ylim=(0, 1.05))
     ticks_at(ax, list(found["right"][MAMBA]))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 0.18))
     level(ax, GUESSING, "guessing")

@@ -11,7 +11,8 @@ from minitransformers import selective_scan
 from minitransformers.reporting import Section
 
 section = Section(__file__, __doc__, kind="exact")
-LENGTH, SHORT, LONG, READS = 12, 0.12, {2: 1.0, 7: 2.5}, {4: 1.4, 11: 0.6}  # places, with their steps and weights of reading
+LENGTH, SHORT, READS = 12, 0.12, (4, 11)
+LONG, INPUT = {2: 1.0, 7: 2.5}, {2: 1.4, 7: 0.6}              # long steps by their places, and the input there; 0.5 elsewhere
 STATE, ADJOINT = "state, from left to right", "adjoint, from right to left"
 
 
@@ -19,7 +20,7 @@ STATE, ADJOINT = "state, from left to right", "adjoint, from right to left"
 @section.experiment
 def experiment(rng):
     delta, u, A, C = np.full((LENGTH, 1), SHORT), np.full((LENGTH, 1), 0.5), np.array([[-1.0]]), np.zeros((LENGTH, 1))
-    delta[list(LONG), 0], u[list(LONG), 0], C[list(READS), 0] = list(LONG.values()), 1.0, list(READS.values())
+    delta[list(LONG), 0], u[list(INPUT), 0], C[list(READS)] = list(LONG.values()), list(INPUT.values()), 1.0
     ones = np.ones((LENGTH, 1, 1))                           # one group, one state
     (h, _), _ = selective_scan(u, delta, A, ones, ones)      # read everywhere, to see the states
     _, backward = selective_scan(u, delta, A, ones, C[:, None])
