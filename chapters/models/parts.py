@@ -140,7 +140,7 @@ def picture(ax, found):
     for row, name in enumerate(names):
         ax.plot(np.atleast_1d(of(found, name)), [row] * np.size(of(found, name)), "o", alpha=0.8)
     ax.axvline(PAIRS, linestyle=":", color="#808080")
-    ax.set(yticks=range(len(names)), xlabel="bits a character, one point a seed; dotted: counted pairs")
+    ax.set(yticks=range(len(names)), xlabel="bits a character; dotted: counted pairs")
     ax.set_yticklabels(names)
 
 
