@@ -213,6 +213,8 @@ class TestAnnotations:
             assert len(out) == len(typing.get_args(out_type))
             for part, part_type in zip(out, typing.get_args(out_type), strict=True):
                 assert isinstance(part, typing.get_origin(part_type) or part_type)
+        elif hasattr(out_type, "_fields"):
+            assert isinstance(out, out_type)
         elif out_type is not typing.Any:
             assert isinstance(out, np.floating if out_type is np.floating else np.ndarray)
 
