@@ -103,7 +103,7 @@ def claims(entries: list[dict[str, Any]]) -> str:
 
 
 # How a card looks, by what became of the claim.
-_LOOKS = {"holds": "holds", "exact": "holds", "mixed": "scale", "does not hold": "scale", "does not hold at this scale": "scale", "fails": "fails"}
+_LOOKS = {"holds": "holds", "exact": "holds", "mixed": "scale", "does not hold": "scale", "fails": "fails"}
 
 
 def _claim(claim: dict[str, Any]) -> str:

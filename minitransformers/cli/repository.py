@@ -17,14 +17,13 @@ def root() -> Path:
 
 
 def scripts() -> dict[str, Path]:
-    """Chapter to what Python runs, a folder of sections or a script, in reading order."""
+    """Chapter to its folder of sections, which Python runs, in reading order."""
     order = {name: i for i, name in enumerate(minitransformers.catalogue.READING_ORDER)}
-    chapters = root() / "chapters"
-    found = {path.stem: path for path in chapters.glob("*.py")} | {path.parent.name: path.parent for path in chapters.glob("*/__main__.py")}
+    found = {path.parent.name: path.parent for path in (root() / "chapters").glob("*/__main__.py")}
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
 def sections(chapter: Path) -> dict[str, Path]:
-    """"chapter/section" to the section's file, of a chapter that is a folder."""
+    """"chapter/section" to the section's file."""
     files = sorted(path for path in chapter.glob("*.py") if not path.name.startswith("_"))
     return {f"{chapter.name}/{path.stem}": path for path in files}

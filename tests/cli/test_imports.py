@@ -21,4 +21,4 @@ def test_importing_the_command_is_lean():
 
 
 def test_importing_the_chapter_reporter_is_lean():
-    assert loaded_by("import minitransformers.reporting.chapter") == []
+    assert loaded_by("import minitransformers.reporting.run") == []

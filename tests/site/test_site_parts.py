@@ -14,7 +14,7 @@ RESULTS = {
     "seed": 0,
     "environment": {"numpy": "2.4.0"},
     "values": {"rms_norm": {"cost": {"ratio": 0.7312}, "error": 3.2e-9, "name": "fast", "drop": -0.25, "n": 12345, "count": 23456.7}},
-    "claims": [{"name": "Faster", "paper": "7 %", "expect": "less", "measured": 0.73, "verdict": "does not hold at this scale"}],
+    "claims": [{"name": "Faster", "paper": "7 %", "expect": "less", "measured": 0.73, "state": "mixed", "verdict": "holds in 2 of 3"}],
     "tables": {"speed": {"columns": ["width", "ms | s"], "rows": [[64, 0.0123], [1280, None]]}},
 }
 
@@ -73,7 +73,7 @@ def test_code_is_left_alone():
 def test_tables_and_claims(docs):
     text = results.fill("[[table:speed]]\n\n[[claims]]\n\n[[environment]]\n", docs, "norms", pytest.fail)
     assert "| width | ms \\| s |\n| ---: | ---: |\n| 64 | 0.0123 |\n| 1,280 | – |" in text
-    assert "claim--scale" in text and "does not hold at this scale" in text and "0.73" in text
+    assert "claim--scale" in text and "holds in 2 of 3" in text and "0.73" in text
     assert "numpy 2.4.0 · seed 0" in text
 
 
