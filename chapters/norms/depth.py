@@ -145,6 +145,7 @@ def report(found):
     section.table("gradient_by_norm", ["norm, in pre-norm's place", *(f"{n} layers" for n in DEPTHS), "slope"], rows)
     section.values("placement", {"slope_pre": slope(found, PRE), "spread_post": off(found), "steeper": slope(found, PRE, DEPTHS[2:])})
     section.values("placement", {"first_over_last_post": np.mean(ratio[POST][32]), "first_over_last_pre": np.mean(ratio[PRE][32])})
+    section.value("placement.growth_none", np.mean(last[NONE][32]) / np.mean(last[NONE][2]))
 
 
 @section.figure("gradient_by_depth")
