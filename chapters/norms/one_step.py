@@ -52,7 +52,7 @@ def change_after_one_step(rng, depth, *, scaled, small):
 def experiment(rng):
     for stack, (scaled, small) in STACKS.items():
         for depth in DEPTHS:
-            draws = [change_after_one_step(rng, depth, scaled=scaled, small=small) for _ in range(DRAWS)]
+            draws = [change_after_one_step(rng, depth, scaled=scaled, small=small) for _ in range(2 if section.quick else DRAWS)]
             yield stack, depth, dict(zip((LAYERS, NORMS), np.mean(draws, axis=0), strict=True))
 
 
