@@ -6,7 +6,7 @@ rate that suited it best: a network without dropout can do something against lea
 """
 
 # %%
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 
@@ -26,13 +26,14 @@ from minitransformers.reporting import Section, bits, level, lines, mean_and_spr
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, labelled_loss
 from minitransformers.training.text import Corpus
-from minitransformers.training.yardsticks import yardsticks
+from minitransformers.training.yardsticks import counted
 
 section = Section(__file__, __doc__, kind="trained")
 CONTEXT, WIDTH, STEPS, BATCH, EVERY = 3, 16, 800, 256, 100
 NONE, RATES = "no dropout", {"no dropout": 0.0, "dropout 0.2": 0.2, "dropout 0.4": 0.4}
 corpus = Corpus.load(context=CONTEXT)
 text = "".join(corpus.train_text[start : start + 1000] for start in range(0, len(corpus.train_text), 20_000))
+PAIRS = counted(text, corpus.validation_text)["bigram"]
 known, unseen = (np.lib.stride_tricks.sliding_window_view(ids, CONTEXT + 1) for ids in (corpus.vocabulary.encode(text), corpus.validation))
 unseen = unseen[::4]                                         # one place of four: enough to tell, and it is read often
 
@@ -129,29 +130,24 @@ def harder(found):
     return min(of(found, "known", name) for name in RATES if name != NONE) >= of(found, "known", NONE) + 0.03
 
 
-@cache
-def counted():
-    return yardsticks(text, corpus.validation_text).bigram
-
-
 @section.report
 def report(found):
     rows = []
     for name in RATES:
         rows.append([name, section.rates[name], *(mean_and_spread(of(found, measure, name), ".3f") for measure in ("known", "unseen", "best"))])
-    rows.append(["pairs of characters, counted", None, None, f"{counted():.3f}", None])
+    rows.append(["pairs of characters, counted", None, None, f"{PAIRS:.3f}", None])
     section.table("dropout", ["network", "learning rate", "bits on the training text", "on unseen text", "best on the way"], rows)
     best = min(RATES, key=lambda name: np.mean(of(found, "unseen", name)))
     for prefix, name in (("", best), ("plain_", NONE)):
         section.values("dropout", {f"{prefix}train": np.mean(of(found, "known", name)), f"{prefix}unseen": np.mean(of(found, "unseen", name)),
                                    f"{prefix}best_on_the_way": np.mean(of(found, "best", name))})  # fmt: skip
-    section.values("dropout", {"characters": len(text), "rate": RATES[best], "steps": STEPS, "counted": counted()})
+    section.values("dropout", {"characters": len(text), "rate": RATES[best], "steps": STEPS, "counted": PAIRS})
 
 
 @section.figure("dropout")
 def picture(ax, found):
     lines(ax, found["on the way"], marker="", xlabel="step", ylabel="bits a character, unseen text")
-    level(ax, counted(), "counted pairs")
+    level(ax, PAIRS, "counted pairs")
     ax.legend()
 
 

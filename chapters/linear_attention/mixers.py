@@ -20,7 +20,7 @@ from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
-LENGTH, WIDTH, STEPS, PARAMETERS, MEASURED = 64, 48, 300, 72_000, 8_192
+LENGTH, WIDTH, STEPS, PARAMETERS = 64, 48, 300, 72_000
 DELETED, PAIRS, SOFTMAX = "its own position alone", "counted pairs", "multi_head_attention"
 RECURRENT = ("retnet", "gated_linear_attention", "rwkv", "mamba", "mamba2")  # of which the papers say that they keep up
 OPTIONS = {                                                  # of mixers whose defaults are for longer texts, or that have none
@@ -70,7 +70,7 @@ def trained(name, rng, *, rate):
 
 
 def bits_of(model):
-    return bits_in_windows(model, corpus.validation[: 513 if section.quick else MEASURED + 1], LENGTH)
+    return bits_in_windows(model, corpus.validation[:513] if section.quick else corpus.validation, LENGTH)
 
 
 @section.tuning

@@ -29,7 +29,7 @@ from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.task import Labelled
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
-from minitransformers.training.yardsticks import yardsticks
+from minitransformers.training.yardsticks import counted
 
 section = Section(__file__, __doc__, kind="trained")
 LAYERS, WIDTH, HEADS, CONTEXT, BATCH, STEPS = 4, 48, 4, 32, 8, 150
@@ -224,7 +224,7 @@ def norm_helps(found):
 
 @section.report
 def report(found):
-    pairs, letters, rows = counted_pairs(corpus), yardsticks(corpus.train_text, corpus.validation_text).unigram, []
+    pairs, letters, rows = counted_pairs(corpus), counted(corpus.train_text, corpus.validation_text)["unigram"], []
     for name, (placement, start, warmup, deleted) in MODELS.items():
         size, seconds = (np.mean(found[what][name][OWN]) for what in ("parameters", "seconds"))
         cells = [placement + ", attention deleted" * deleted, f"{start:g}", round(warmup * STEPS), int(size), float(f"{seconds:.1f}")]

@@ -38,9 +38,9 @@ def trained(scheme, rng, *, rate, steps):
 
 
 def bits_at(params, scheme, length):
-    """Bits a character of one text of 16,384 characters, cut into windows of this length."""
+    """Bits a character of the whole validation text, cut into windows of this length."""
     model = partial(language_model, params, config=configuration(scheme, length))
-    return reporting.bits_in_windows(model, corpus.validation[: (2048 if section.quick else 16384) + 1], length)
+    return reporting.bits_in_windows(model, corpus.validation[:2049] if section.quick else corpus.validation, length)
 
 
 @section.tuning

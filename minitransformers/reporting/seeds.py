@@ -6,13 +6,18 @@ an array over seeds where several were run.
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.training.threads import side_by_side
+from minitransformers.training.threads import hold_blas, side_by_side
 
 Experiment = Callable[[np.random.Generator], Iterable[tuple[str, Any, dict[str, Any]]]]
 Found = dict[str, dict[str, dict[Any, Any]]]
@@ -21,22 +26,71 @@ Found = dict[str, dict[str, dict[Any, Any]]]
 def collect(experiment: Experiment, seeds: Sequence[int], *, watch: Callable[[], Any] = lambda: None) -> Found:
     """What the experiment finds with a fresh generator of each seed, each number an array over the seeds.
 
-    The seeds run side by side, a thread each. watch is called after each thing that is found.
+    Several seeds run side by side: on Linux in a process each, which begins as a copy of this one (what an experiment writes to
+    elsewhere is gone with it), on other systems in a thread each. watch is called after each thing that is found.
     """
 
-    def alone(seed: int) -> list[tuple[str, Any, dict[str, Any]]]:
+    def alone(seed: int) -> list[Any]:
         points = []
         for point in experiment(np.random.default_rng(seed)):
             points.append(point)
             watch()
         return points
 
+    processes = len(seeds) > 1 and sys.platform == "linux"
     lists: dict[str, dict[str, dict[Any, list[float]]]] = {}
-    for points in side_by_side(seeds, function=alone):
+    for points in _in_processes(experiment, seeds, watch) if processes else side_by_side(seeds, function=alone):
         for curve, x, numbers in points:
             for measure, number in numbers.items():
                 lists.setdefault(measure, {}).setdefault(curve, {}).setdefault(x, []).append(float(number))
     return _mapped(np.array, lists)
+
+
+def _in_processes(experiment: Experiment, seeds: Sequence[int], watch: Callable[[], Any]) -> list[list[Any]]:
+    """The points of each seed. Threads would wait for one another between the many small calls of a model."""
+    context, found = multiprocessing.get_context("fork"), {seed: [] for seed in seeds}
+    working: dict[Any, tuple[int, Any]] = {}
+    try:
+        for seed in seeds:
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_send, args=(experiment, seed, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            working[ours] = seed, process
+        while working:
+            for ours in connection.wait(list(working)):
+                seed, process = working[ours]
+                try:
+                    point, error = ours.recv()
+                except EOFError:
+                    process.join()
+                    raise RuntimeError(f"seed {seed}: its process ended with exit code {process.exitcode}") from None
+                if error is not None:
+                    raise error
+                if point is None:
+                    process.join()
+                    del working[ours]
+                else:
+                    found[seed].append(point)
+                    watch()
+    finally:
+        for _, process in working.values():
+            process.kill()
+            process.join()
+    return list(found.values())
+
+
+def _send(experiment: Experiment, seed: int, pipe: Any) -> None:
+    """Each point as it is found, then None; or what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)             # the process that waits for us ends us
+    hold_blas()
+    try:
+        for point in experiment(np.random.default_rng(seed)):
+            pipe.send((point, None))
+        pipe.send((None, None))
+    except Exception as error:
+        error.add_note(f"in the process of seed {seed}:\n{traceback.format_exc()}")
+        pipe.send((None, error))
 
 
 def judge(rule: Callable[[Found], Any], found: Found, count: int) -> list[bool]:

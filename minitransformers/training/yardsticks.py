@@ -49,6 +49,17 @@ def yardsticks(train_text: str, validation_text: str) -> Yardsticks:
     Compressors count all characters. Raises ValueError when the training part is empty or the validation part has
     fewer than two characters.
     """
+    return Yardsticks(
+        **counted(train_text, validation_text),
+        zlib_alone=_alone(_zlib_size, validation_text),
+        zlib_after_train=_after(_zlib_size, train_text, validation_text),
+        lzma_alone=_alone(_lzma_size, validation_text),
+        lzma_after_train=_after(_lzma_size, train_text, validation_text),
+    )
+
+
+def counted(train_text: str, validation_text: str) -> dict[str, float]:
+    """Those that count, by name; no compressor runs. Raises as yardsticks does."""
     if not train_text:
         raise invalid("train_text", got="no characters", wants="at least one")
     if len(validation_text) < 2:
@@ -65,17 +76,13 @@ def yardsticks(train_text: str, validation_text: str) -> Yardsticks:
 
     own = np.bincount(after, minlength=size)
     own_rows, own_pairs = _pair_counts(before, after, before, after, size)
-    return Yardsticks(
-        uniform=float(np.log2(size)),
-        unigram=_bits(unigram[after]),
-        bigram=_bits(bigram),
-        unigram_oracle=_bits(own[after] / len(after)),
-        bigram_oracle=_bits(own_pairs / own_rows),
-        zlib_alone=_alone(_zlib_size, validation_text),
-        zlib_after_train=_after(_zlib_size, train_text, validation_text),
-        lzma_alone=_alone(_lzma_size, validation_text),
-        lzma_after_train=_after(_lzma_size, train_text, validation_text),
-    )
+    return {
+        "uniform": float(np.log2(size)),
+        "unigram": _bits(unigram[after]),
+        "bigram": _bits(bigram),
+        "unigram_oracle": _bits(own[after] / len(after)),
+        "bigram_oracle": _bits(own_pairs / own_rows),
+    }
 
 
 def _pair_counts(first, second, asked_first, asked_second, size: int):

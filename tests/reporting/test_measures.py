@@ -1,5 +1,9 @@
 """What sections measure alike."""
 
+import multiprocessing
+import os
+import signal
+import sys
 import time
 import tracemalloc
 
@@ -119,6 +123,18 @@ def test_an_error_in_a_seed_is_raised():
 
     with pytest.raises(RuntimeError, match="broke"):
         collect(experiment, range(2))
+
+
+def test_a_seed_whose_process_is_killed_is_an_error_and_the_others_end():
+    def experiment(rng):
+        yield "curve", 0, {"number": 1}
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if sys.platform != "linux":
+        pytest.skip("seeds are threads here")
+    with pytest.raises(RuntimeError, match="its process ended with exit code -9"):
+        collect(experiment, range(2))
+    assert not multiprocessing.active_children()
 
 
 def test_mean_and_spread():
