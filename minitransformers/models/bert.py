@@ -44,7 +44,7 @@ from minitransformers.basics.feed_forward import FeedForward, feed_forward, init
 from minitransformers.basics.gelu import gelu_exact
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.residual import residual
-from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trees
 from minitransformers.models.weights import Names, plain, read_arrays, transposed
 from minitransformers.norms.layer_norm import LayerNorm, init_layer_norm, layer_norm
 from minitransformers.positional.learned import Learned, init_learned, learned
@@ -322,5 +322,6 @@ def bert_weights(params: Bert) -> dict[str, Array]:
 
 def _example(rng: np.random.Generator):
     params = init_bert(rng, vocabulary=6, context=5, d_model=3, num_layers=2, num_heads=3, d_hidden=4, std=0.5, dtype=np.float64)
+    params = trees.map(lambda leaf: leaf + rng.normal(0, 0.2, leaf.shape), params)  # no gain is 1, no bias 0: each of them is tested
     mask = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)[:, None, None]
     return example(params, ids=rng.integers(6, size=(2, 4)), segments=np.array([[0, 0, 1, 1], [0, 1, 1, 1]]), num_heads=3, mask=mask)

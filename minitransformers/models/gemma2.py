@@ -48,7 +48,7 @@ from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_f
 from minitransformers.basics.gelu import gelu
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.residual import residual
-from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, positive, slot, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, positive, slot, trees, trusted
 from minitransformers.models.weights import Names, plain, read_arrays, transposed
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.positional.rope_fast import rope_fast
@@ -309,6 +309,7 @@ def gemma2_weights(params: Gemma2) -> dict[str, Array]:
 def _example(rng: np.random.Generator):
     sizes: dict[str, Any] = {"vocabulary": 6, "d_model": 5, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "d_head": 2, "d_hidden": 3}
     params = init_gemma2(rng, **sizes, std=0.5, dtype=np.float64)
+    params = trees.map(lambda leaf: leaf + rng.normal(0, 0.2, leaf.shape), params)  # no gain is 1, no bias 0: each of them is tested
     mask = np.array([[1, 1, 1, 1], [0, 1, 1, 1]], bool)[:, None, None]
     settings: dict[str, Any] = {"query_pre_attn_scalar": 3.0, "window": 3, "attention_cap": 2.0, "final_cap": 4.0, "rope": partial(rope_fast, base=20.0)}
     return example(params, ids=rng.integers(6, size=(2, 4)), num_heads=4, mask=mask, **settings)

@@ -37,7 +37,7 @@ from minitransformers.basics.embedding import Embedding, embedding, init_embeddi
 from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, linear
 from minitransformers.basics.residual import residual
-from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trees, trusted
 from minitransformers.models.weights import Names, packed, plain, read_arrays
 from minitransformers.norms.layer_norm import LayerNorm, init_layer_norm, layer_norm
 from minitransformers.positional.learned import Learned, init_learned, learned
@@ -222,5 +222,6 @@ def gpt2_weights(params: Gpt2) -> dict[str, Array]:
 
 def _example(rng: np.random.Generator):
     params = init_gpt2(rng, vocabulary=6, context=5, d_model=3, num_layers=2, num_heads=3, std=0.5, dtype=np.float64)
+    params = trees.map(lambda leaf: leaf + rng.normal(0, 0.2, leaf.shape), params)  # no gain is 1, no bias 0: each of them is tested
     mask = np.array([[1, 1, 1, 1], [0, 1, 1, 1]], bool)[:, None, None]
     return example(params, ids=rng.integers(6, size=(2, 4)), num_heads=3, mask=mask)

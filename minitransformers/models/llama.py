@@ -46,7 +46,7 @@ from minitransformers.basics.embedding import Embedding, embedding, init_embeddi
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward, init_gated_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.residual import residual
-from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trees, trusted
 from minitransformers.models.weights import Names, plain, read_arrays, transposed
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.positional.rope_fast import rope_fast
@@ -314,5 +314,6 @@ def llama_weights(params: Llama) -> dict[str, Array]:
 def _example(rng: np.random.Generator):
     sizes: dict[str, Any] = {"vocabulary": 6, "d_model": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "d_hidden": 3, "tied": True}
     params = init_llama(rng, **sizes, std=0.5, dtype=np.float64)
+    params = trees.map(lambda leaf: leaf + rng.normal(0, 0.2, leaf.shape), params)  # no gain is 1, no bias 0: each of them is tested
     mask = np.array([[1, 1, 1, 1], [0, 1, 1, 1]], bool)[:, None, None]
     return example(params, ids=rng.integers(6, size=(2, 4)), num_heads=4, rope=partial(rope_fast, base=20.0), window=3, mask=mask)

@@ -49,7 +49,7 @@ from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_f
 from minitransformers.basics.gelu import gelu
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.relu import relu
-from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trees, trusted
 from minitransformers.models.weights import Names, Place, plain, read_arrays, transposed
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.positional.t5_bias import T5Bias, init_t5_bias, t5_bias
@@ -455,5 +455,6 @@ def t5_weights(params: T5) -> dict[str, Array]:
 def _example(rng: np.random.Generator):
     sizes: dict[str, Any] = {"vocabulary": 5, "d_model": 3, "num_layers": 2, "num_heads": 2, "d_head": 1, "d_hidden": 4, "num_buckets": 4}
     params = init_t5(rng, **sizes, std=0.5, dtype=np.float64)
+    params = trees.map(lambda leaf: leaf + rng.normal(0, 0.2, leaf.shape), params)  # no gain is 1, no bias 0: each of them is tested
     mask = np.array([[1, 1, 1], [1, 1, 0]], bool)[:, None, None]
     return example(params, source=rng.integers(5, size=(2, 3)), target=rng.integers(5, size=(2, 4)), num_heads=2, max_distance=4, mask=mask)

@@ -57,7 +57,7 @@ from minitransformers.basics.feed_forward import FeedForward, feed_forward, init
 from minitransformers.basics.linear import Linear, linear
 from minitransformers.basics.relu import relu
 from minitransformers.basics.residual import residual
-from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trusted
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trees, trusted
 from minitransformers.models.weights import Names, Place, packed, plain, read_arrays, transposed
 from minitransformers.norms.layer_norm import LayerNorm, init_layer_norm, layer_norm
 from minitransformers.positional.sinusoidal import sinusoidal
@@ -389,5 +389,6 @@ def transformer_weights(params: Transformer) -> dict[str, Array]:
 
 def _example(rng: np.random.Generator):
     params = init_transformer(rng, vocabulary=6, d_model=4, num_layers=2, num_heads=2, d_hidden=5, std=0.5, dtype=np.float64)
+    params = trees.map(lambda leaf: leaf + rng.normal(0, 0.2, leaf.shape), params)  # no gain is 1, no bias 0: each of them is tested
     mask = np.array([[1, 1, 1], [1, 1, 0]], bool)[:, None, None]
     return example(params, source=rng.integers(6, size=(2, 3)), target=rng.integers(6, size=(2, 4)), num_heads=2, mask=mask)
