@@ -115,6 +115,9 @@ def _language_commands(command) -> None:
     _seed(add)
     add("--no-cache", action="store_true", help="read the whole window for every token")
 
+    add = command("weights", "weights:weights", "list published models, whether they are there, and how to obtain them", "weights").add_argument
+    _json(add)
+
 
 def _seed(add) -> None:
     add("--seed", type=natural, default=0, metavar="N", help="seed of every random number (default: %(default)s)")
