@@ -158,10 +158,10 @@ class _Cursor:
                 raise ValueError(f"is damaged: {what} are nested too deeply")
             member, count = self.number("I", what), self.number("Q", what)
             if member in _NUMBERS:
-                dtype = np.dtype(_NUMBERS[member]).newbyteorder("<")
-                start = self.skip(count * dtype.itemsize, what)
-                numbers = np.frombuffer(self.content, np.uint8 if dtype == bool else dtype, count, start)
-                return numbers != 0 if dtype == bool else numbers.astype(dtype.newbyteorder("="))
+                code = _NUMBERS[member]
+                stored = np.dtype("u1" if code == "?" else f"<{code}")
+                start = self.skip(count * stored.itemsize, what)
+                return np.frombuffer(self.content, stored, count, start).astype(code)
             if count * 8 > len(self.content) - self.place:   # the shortest member is a string of no characters
                 raise ValueError(f"is cut off or damaged: {what} should have {count:,} members")
             return [self.value(member, what, depth + 1) for _ in range(count)]

@@ -75,10 +75,10 @@ def load_llama_gguf(path: str | Path) -> GgufLlama:
         vocabulary, sizes = gguf_vocabulary(metadata), _sizes(metadata)
         _check_shapes(tensors, sizes, vocabulary.size)
         arrays = {name: _in_our_order(name, tensor.dequantized(), sizes) for name, tensor in tensors.items()}
-        skeleton = init_llama(
-            np.random.default_rng(0), vocabulary=1, d_model=1, num_layers=sizes["block_count"], num_heads=1, d_hidden=1,
-            tied="output.weight" not in arrays,
-        )  # fmt: skip
+        if (layers := NAMES.count("blk.*.", arrays)) != sizes["block_count"]:
+            raise invalid("weights", got=f"{layers} layers", wants=f"{sizes['block_count']}, as the metadata say")
+        tied = "output.weight" not in arrays
+        skeleton = init_llama(np.random.default_rng(0), vocabulary=1, d_model=1, num_layers=layers, num_heads=1, d_hidden=1, tied=tied)
         params = NAMES.tree(skeleton, arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -96,7 +96,7 @@ def gguf_vocabulary(metadata: Mapping[str, Any]) -> BytePairVocabulary:
     _wants(metadata, "tokenizer.ggml.pre", *_DIGITS)
     for absent in ("tokenizer.ggml.add_space_prefix", "tokenizer.ggml.add_bos_token"):
         _wants({absent: False, **metadata}, absent, False)
-    tokens, kinds, merges = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "merges"))
+    tokens, kinds, merges = (metadata.get(f"tokenizer.ggml.{name}", []) for name in ("tokens", "token_type", "merges"))
     pairs = [tuple(merge.split(" ")) for merge in merges] if _are_texts(merges) else []
     if not _are_texts(tokens) or not pairs or any(len(pair) != 2 for pair in pairs):
         raise invalid("tokenizer.ggml", got="no list of tokens, or none of merges", wants="texts, and pairs of texts with a blank between them")
@@ -129,7 +129,7 @@ def _sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
     _wants({"llama.rope.scaling.type": "none", **metadata}, "llama.rope.scaling.type", "none")
     names = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
     heads = metadata.get("llama.attention.head_count")
-    found = {name: metadata.get(f"llama.{name}") for name in names}
+    found: dict[str, Any] = {name: metadata.get(f"llama.{name}") for name in names}
     found["attention.head_count_kv"] = metadata.get("llama.attention.head_count_kv", heads)
     for name, value in found.items():
         if type(value) is not int or value < 1:
@@ -146,7 +146,7 @@ def _sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _check_shapes(tensors: Mapping[str, GgufTensor], sizes: Mapping[str, int], vocabulary: int) -> None:
-    """Raise ValueError that names the first tensor whose shape is not what the metadata say, and for another number of layers."""
+    """Raise ValueError that names the first tensor whose shape is not what the metadata say."""
     d_model, d_hidden = sizes["embedding_length"], sizes["feed_forward_length"]
     d_keys = d_model // sizes["attention.head_count"] * sizes["attention.head_count_kv"]
     rows = {"token_embd": vocabulary, "output": vocabulary, "attn_q": d_model, "attn_k": d_keys, "attn_v": d_keys, "attn_output": d_model,
@@ -156,8 +156,6 @@ def _check_shapes(tensors: Mapping[str, GgufTensor], sizes: Mapping[str, int], v
         wanted = shapes.get(re.sub(r"^blk\.\d+\.|\.weight$", "", name), (d_model,))
         if tensor.shape != wanted:
             raise invalid("weights", got=f"{name:.80} of shape {tensor.shape}", wants=f"{wanted}, as the metadata say")
-    if (layers := NAMES.count("blk.*.", tensors)) != sizes["block_count"]:
-        raise invalid("weights", got=f"{layers} layers", wants=f"{sizes['block_count']}, as the metadata say")
 
 
 def _wants(metadata: Mapping[str, Any], name: str, *allowed: Any) -> None:
