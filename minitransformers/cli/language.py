@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import codecs
 import functools
+import itertools
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray as Array
 
 from minitransformers.foundation import trees
 from minitransformers.models.decoding import generate as continue_text
@@ -25,7 +28,6 @@ from minitransformers.training.loop import train as run_training
 from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
-from minitransformers.training.vocabulary import Vocabulary
 from minitransformers.training.workbench import load_trained, workbench_task
 from minitransformers.training.yardsticks import yardsticks
 
@@ -109,36 +111,71 @@ def _try(config: LanguageModelConfig) -> None:
         raise UsageError(f"--option: a part cannot be made with these: {error}") from None
 
 
+class _Writer(NamedTuple):
+    """What writing wants of a model: ends are the tokens at which a text ends, tokens and temperature what is chosen where nobody does."""
+
+    encode: Callable[[str], Array]
+    bytes_of: Callable[[int], bytes]
+    step: Callable
+    whole: Callable
+    context: int
+    ends: Container[int]
+    tokens: int
+    temperature: float
+
+
 def generate(arguments: argparse.Namespace) -> int:
     """``minitransformers generate``: the text appears as it is written."""
-    trained = load_trained(arguments.checkpoint)
+    if (arguments.checkpoint is None) == (arguments.model is None):
+        raise UsageError(f"generate: got {'neither' if arguments.model is None else 'both'}, wants a CHECKPOINT or --model")
     if not arguments.prompt:
         raise UsageError("--prompt: got no text, wants at least one character")
+    writer = _trained(arguments.checkpoint) if arguments.model is None else _published(arguments.model)
     try:
-        prompt_ids = trained.vocabulary.encode(arguments.prompt)
+        prompt_ids = writer.encode(arguments.prompt)
     except ValueError as error:
         raise UsageError(f"--prompt: {error}") from None
-    whole = functools.partial(language_model, trained.params, config=trained.config)
+    if arguments.model is not None and len(prompt_ids) > writer.context:
+        raise UsageError(f"--prompt: got {len(prompt_ids):,} tokens, wants at most {writer.context:,}, which {arguments.model} was made for")
     ids = continue_text(
-        without_cache(whole) if arguments.no_cache else trained.decode, prompt_ids=prompt_ids, num_tokens=arguments.tokens,
-        rng=np.random.default_rng(arguments.seed), temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
-        context=trained.config.context,
+        without_cache(writer.whole) if arguments.no_cache else writer.step, prompt_ids=prompt_ids,
+        num_tokens=writer.tokens if arguments.tokens is None else arguments.tokens, rng=np.random.default_rng(arguments.seed),
+        temperature=writer.temperature if arguments.temperature is None else arguments.temperature,
+        top_k=arguments.top_k, top_p=arguments.top_p, context=writer.context,
     )  # fmt: skip
     sys.stdout.write(arguments.prompt)
-    for piece in _pieces(trained.vocabulary, ids):
+    sys.stdout.flush()
+    for piece in _pieces(map(writer.bytes_of, itertools.takewhile(lambda i: i not in writer.ends, ids))):
         sys.stdout.write(piece)
         sys.stdout.flush()
     print()
     return 0
 
 
-def _pieces(vocabulary: Vocabulary, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids, as soon as it is whole: a character may take several bytes."""
-    if vocabulary.kind != "bytes":
-        yield from (vocabulary.decode([token]) for token in ids)
-        return
+def _trained(checkpoint: Path) -> _Writer:
+    trained = load_trained(checkpoint)
+    vocabulary = trained.vocabulary
+    whole = functools.partial(language_model, trained.params, config=trained.config)
+    bytes_of = (lambda i: bytes([i])) if vocabulary.kind == "bytes" else lambda i: vocabulary.decode([i]).encode()
+    return _Writer(vocabulary.encode, bytes_of, trained.decode, whole, trained.config.context, (), tokens=200, temperature=1.0)
+
+
+def _published(name: str) -> _Writer:
+    from minitransformers.models.llama import llama, llama_step
+    from minitransformers.models.llama_gguf import load_llama_gguf
+    from minitransformers.models.published import published_file
+    from minitransformers.models.tokenizers.byte_pair_encoding import byte_pair_encode
+
+    model = load_llama_gguf(published_file(name))
+    step, whole = (functools.partial(form, model.params, **model.settings) for form in (llama_step, llama))
+    encode = functools.partial(byte_pair_encode, vocabulary=model.vocabulary)
+    return _Writer(encode, model.vocabulary.tokens.__getitem__, step, whole, model.context, model.ends, tokens=100, temperature=0.0)
+
+
+def _pieces(parts: Iterable[bytes]) -> Iterator[str]:
+    """The text of some bytes, as soon as it is whole: a character may take several of them."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    yield from (decoder.decode(bytes([token])) for token in ids)
+    yield from map(decoder.decode, parts)
     yield decoder.decode(b"", final=True)
 
 

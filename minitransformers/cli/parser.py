@@ -106,10 +106,11 @@ def _language_commands(command) -> None:
     _json(add)
 
     add = command("generate", "language:generate", "continue a text with a trained model", 'generate runs/first --prompt "The " --tokens 200 --temperature 0.8').add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `minitransformers train` wrote")
+    add("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="folder that `minitransformers train` wrote")
+    add("--model", choices=("smollm2",), help="in its place a published model, which `minitransformers weights` lists")
     add("--prompt", required=True, metavar="TEXT", help="text to continue, in characters that the model knows")
-    add("--tokens", type=natural, default=200, metavar="N", help="tokens to add (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token (default: %(default)s)")
+    add("--tokens", type=natural, metavar="N", help="tokens to add (default: 200; a published model: 100, or fewer where the text ends)")
+    add("--temperature", type=float, metavar="X", help="0 takes the likeliest token (default: 1; a published model: 0)")
     add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens")
     add("--top-p", type=float, metavar="X", help="draw from the likeliest tokens that hold this much probability together")
     _seed(add)

@@ -128,7 +128,7 @@ def _sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
     _wants(metadata, "general.architecture", "llama")
     _wants({"llama.rope.scaling.type": "none", **metadata}, "llama.rope.scaling.type", "none")
     names = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
-    heads = metadata.get("llama.attention.head_count")
+    heads: Any = metadata.get("llama.attention.head_count")
     found: dict[str, Any] = {name: metadata.get(f"llama.{name}") for name in names}
     found["attention.head_count_kv"] = metadata.get("llama.attention.head_count_kv", heads)
     for name, value in found.items():
