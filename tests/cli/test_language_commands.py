@@ -301,6 +301,13 @@ def test_generate_refuses(refuses, model, options, message):
     assert message in refuses("generate", model, "--prompt", "the", *options)
 
 
+def test_generate_wants_one_model(refuses, model):
+    assert "got neither, wants a CHECKPOINT or --model" in refuses("generate", "--prompt", "the")
+    assert "got both, wants a CHECKPOINT or --model" in refuses("generate", model, "--model", "smollm2", "--prompt", "the")
+    assert "--model" in refuses("generate", "--model", "gpt5", "--prompt", "the")
+    assert "--prompt: got no text" in refuses("generate", "--model", "smollm2", "--prompt", "")
+
+
 def test_generate_refuses_what_is_no_checkpoint(refuses, tmp_path):
     assert "cannot be read" in refuses("generate", tmp_path / "nothing", "--prompt", "the")
     (tmp_path / "text").write_text(TEXT)
