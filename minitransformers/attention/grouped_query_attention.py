@@ -167,6 +167,11 @@ def grouped_query_attention(
     return out, backward
 
 
+def kv_heads_of(params: GroupedQueryAttention, num_heads: int) -> int:
+    """How many heads params.key holds, each as wide as a query's; at least 1, so that what does not divide is named."""
+    return max(1, params.key.weight.shape[1] * num_heads // params.query.weight.shape[1])
+
+
 def _group(a: Any, num_kv_heads: int) -> Any:
     """(..., heads, rows, columns) to (..., num_kv_heads, heads / num_kv_heads, rows, columns), a view; one head for all stays one, None None."""
     if a is None or a.ndim < 3:

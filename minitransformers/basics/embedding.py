@@ -53,8 +53,7 @@ def embedding(params: Embedding, *, ids: Int[Array, "*batch"], padding_idx: int 
     vocabulary, d_model = weight.shape
     real = slice(None) if padding_idx is None else ids.reshape(-1) != padding_idx
     rows = ids.reshape(-1)[real]                             # (tokens), padding left out
-    if rows.size and (rows.min() < 0 or rows.max() >= vocabulary):
-        raise invalid("ids", got=f"ids from {rows.min()} to {rows.max()}", wants=f"0 to {vocabulary - 1}, the rows of params.weight")
+    check_ids("ids", rows, params)
     out = np.zeros((*ids.shape, d_model), weight.dtype)
     out.reshape(-1, d_model)[real] = weight[rows]            # (*batch, d_model)  (1)
 
@@ -68,3 +67,10 @@ def embedding(params: Embedding, *, ids: Int[Array, "*batch"], padding_idx: int 
         return Embedding(dweight)
 
     return out, backward
+
+
+def check_ids(name: str, ids: Array, params: Embedding) -> None:
+    """Raise ValueError that names the argument where an id is not one of the table's rows: a negative one would count from its end."""
+    vocabulary = len(params.weight)
+    if ids.size and (ids.min() < 0 or ids.max() >= vocabulary):
+        raise invalid(name, got=f"ids from {ids.min()} to {ids.max()}", wants=f"0 to {vocabulary - 1}, the rows of the table")

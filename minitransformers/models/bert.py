@@ -27,7 +27,7 @@ backward of what it stands on.
     dE = dE + dsum scattered to the rows ids, dS = dsum scattered to the rows segments   (16)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -45,6 +45,7 @@ from minitransformers.basics.gelu import gelu_exact
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.residual import residual
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trees
+from minitransformers.models.configuration import Configuration
 from minitransformers.models.weights import Names, plain, read_arrays, transposed
 from minitransformers.norms.layer_norm import LayerNorm, init_layer_norm, layer_norm
 from minitransformers.positional.learned import Learned, init_learned, learned
@@ -116,17 +117,10 @@ def init_bert(
     )  # fmt: skip
 
 
-class BertConfiguration(NamedTuple):
-    """A published model: what init_bert takes, and what bert takes."""
-
-    sizes: dict[str, Any]
-    settings: dict[str, Any]
-
-
-def _published(*, d_model: int, num_layers: int) -> BertConfiguration:
+def _published(*, d_model: int, num_layers: int) -> Configuration:
     """Heads are 64 wide in all of them, and the vocabulary is that of lower case."""
     heads = {"num_heads": d_model // 64}
-    return BertConfiguration({"vocabulary": 30_522, "d_model": d_model, "num_layers": num_layers, **heads}, heads)
+    return Configuration({"vocabulary": 30_522, "d_model": d_model, "num_layers": num_layers, **heads}, heads)
 
 
 BERT_TINY = _published(d_model=128, num_layers=2)
@@ -138,13 +132,14 @@ BERT_LARGE = _published(d_model=1024, num_layers=24)
 
 
 def bert_block(
-    params: BertBlock, x: Float[Array, "... positions d_model"], *, num_heads: int, mask: Array | None = None, eps: float = 1e-12
+    params: BertBlock, x: Float[Array, "... positions d_model"], *, num_heads: int, mask: Array | None = None, eps: float = 1e-12,
+    activation: Callable = slot(gelu_exact),
 ):  # fmt: skip
-    """One block. Returns out, shaped like x, and backward: dout -> BertBlock of gradients, dx."""
+    """One block; the activation is the feed-forward network's. Returns out, shaped like x, and backward: dout -> BertBlock of gradients, dx."""
     norm = partial(layer_norm, eps=eps)
     attention = partial(multi_head_attention, num_heads=num_heads, mask=mask, core=softmax_attention)
     attend = partial(chain, parts=(partial(residual, part=attention), norm))
-    work = partial(chain, parts=(partial(residual, part=partial(feed_forward, activation=slot(gelu_exact))), norm))
+    work = partial(chain, parts=(partial(residual, part=partial(feed_forward, activation=activation)), norm))
     middle, attend_backward = attend(params[:2], x)          # (1)
     out, work_backward = work(params[2:], middle)            # (2)
 
@@ -195,7 +190,7 @@ def bert(
         BERT_LARGE       24     1024     16      4096       30522        512            335,141,888                     335,174,458
     """
     kinds = np.zeros_like(ids) if segments is None else segments
-    _check(params, kinds)
+    check_heads(params, kinds)
     norm = partial(layer_norm, eps=eps)
     read, embedding_backward = embedding(params.embedding, ids=ids)
     kind, segments_backward = embedding(params.segments, ids=kinds)
@@ -244,7 +239,8 @@ def bert(
     return BertOutput(x, pooled, pair, tokens), backward
 
 
-def _check(params: Bert, kinds: Array) -> None:
+def check_heads(params: Any, kinds: Array) -> None:
+    """Raise ValueError for a head without what it reads, and for a segment that is not one of the table's rows."""
     if params.pair is not None and params.pooler is None:
         raise invalid("params.pair", got="a head for pairs and no pooler", wants="a pooler, which it reads")
     if (params.transform is None) is not (params.bias is None):

@@ -38,6 +38,7 @@ from minitransformers.attention.grouped_query_attention import (
     GroupedQueryAttention,
     grouped_query_attention,
     grouped_query_attention_step,
+    kv_heads_of,
 )
 from minitransformers.attention.heads import check_heads
 from minitransformers.attention.prepare import on_both
@@ -49,7 +50,8 @@ from minitransformers.basics.gelu import gelu
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.residual import residual
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, positive, slot, trees, trusted
-from minitransformers.models.weights import Names, plain, read_arrays, transposed
+from minitransformers.models.configuration import Configuration
+from minitransformers.models.weights import Names, drop_tied, plain, read_arrays, transposed
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.positional.rope_fast import rope_fast
 
@@ -102,23 +104,16 @@ def init_gemma2(
     return Gemma2(table, [block() for _ in range(num_layers)], norm(), None if tied else part(d_model, vocabulary))
 
 
-class Gemma2Configuration(NamedTuple):
-    """A published model: what init_gemma2 takes, and what gemma2 and gemma2_step take."""
-
-    sizes: dict[str, Any]
-    settings: dict[str, Any]
-
-
 _SHARED = {"window": 4096, "attention_cap": 50.0, "final_cap": 30.0}
-GEMMA2_2B = Gemma2Configuration(
+GEMMA2_2B = Configuration(
     {"vocabulary": 256_000, "d_model": 2304, "num_layers": 26, "num_heads": 8, "num_kv_heads": 4, "d_head": 256, "d_hidden": 9216},
     {"num_heads": 8, "query_pre_attn_scalar": 256.0, **_SHARED},
 )
-GEMMA2_9B = Gemma2Configuration(
+GEMMA2_9B = Configuration(
     {"vocabulary": 256_000, "d_model": 3584, "num_layers": 42, "num_heads": 16, "num_kv_heads": 8, "d_head": 256, "d_hidden": 14_336},
     {"num_heads": 16, "query_pre_attn_scalar": 256.0, **_SHARED},
 )
-GEMMA2_27B = Gemma2Configuration(
+GEMMA2_27B = Configuration(
     {"vocabulary": 256_000, "d_model": 4608, "num_layers": 46, "num_heads": 32, "num_kv_heads": 16, "d_head": 128, "d_hidden": 36_864},
     {"num_heads": 32, "query_pre_attn_scalar": 144.0, **_SHARED},
 )
@@ -131,7 +126,7 @@ def gemma2_block(
 ):  # fmt: skip
     """One block; core is that of its attention. Returns out, shaped like x, and backward: dout -> Gemma2Block of gradients, dx."""
     norm = partial(rms_norm, eps=eps, offset=1.0)
-    settings: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": _kv_heads(params.attention, num_heads), "prepare": on_both(rope), "core": core}
+    settings: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": kv_heads_of(params.attention, num_heads), "prepare": on_both(rope), "core": core}
     attend = partial(chain, parts=(norm, partial(grouped_query_attention, mask=mask, **settings), norm))
     work = partial(chain, parts=(norm, _geglu, norm))
     middle, attend_backward = residual(params[:3], x, part=attend)  # (1)
@@ -150,11 +145,6 @@ def _cores(num_layers: int, *, window: int, attention_cap: float, query_pre_attn
     capped = partial(soft_capped_attention, cap=attention_cap, scale=query_pre_attn_scalar**-0.5)
     local, everywhere = partial(banded_attention_blocks, window=window, core=capped), causal(capped)
     return [everywhere if layer % 2 else local for layer in range(num_layers)]
-
-
-def _kv_heads(params: GroupedQueryAttention, num_heads: int) -> int:
-    """How many heads params.key holds, each as wide as a query's; at least 1, so that what does not divide is named."""
-    return max(1, params.key.weight.shape[1] * num_heads // params.query.weight.shape[1])
 
 
 @concept(
@@ -253,7 +243,7 @@ def gemma2_step(
     x, after = float(params.embedding.weight.shape[1] ** 0.5) * embedding(params.embedding, ids=ids)[0], []
     for layer, (block, core, cache) in enumerate(zip(params.blocks, scored, caches, strict=True)):
         mixed, cache = grouped_query_attention_step(
-            block.attention, norm(block.before_attention, x)[0], cache, num_heads=num_heads, num_kv_heads=_kv_heads(block.attention, num_heads),
+            block.attention, norm(block.before_attention, x)[0], cache, num_heads=num_heads, num_kv_heads=kv_heads_of(block.attention, num_heads),
             mask=mask, prepare=prepare, core=core, window=None if layer % 2 else window,
         )  # fmt: skip
         middle = x + norm(block.after_attention, mixed)[0]
@@ -292,10 +282,7 @@ def load_gemma2(source: Mapping[str, Array] | str | Path) -> Gemma2:
     Raises ValueError for missing, unexpected or mis-shaped weights, naming them.
     """
     arrays = NAMES.stripped(read_arrays(source))
-    head, table = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
-    tied = head is None or (table is not None and np.array_equal(head, table))
-    if tied:
-        arrays.pop("lm_head.weight", None)
+    tied = drop_tied(arrays, "lm_head.weight", "model.embed_tokens.weight")
     sizes: dict[str, Any] = dict.fromkeys(("vocabulary", "d_model", "num_heads", "num_kv_heads", "d_head", "d_hidden"), 1)
     skeleton = init_gemma2(np.random.default_rng(0), num_layers=NAMES.count("model.layers.*.", arrays), tied=tied, **sizes)
     return NAMES.tree(skeleton, arrays)

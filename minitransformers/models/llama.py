@@ -39,6 +39,7 @@ from minitransformers.attention.grouped_query_attention import (
     grouped_query_attention,
     grouped_query_attention_step,
     init_grouped_query_attention,
+    kv_heads_of,
 )
 from minitransformers.attention.prepare import on_both
 from minitransformers.basics.chain import chain
@@ -47,7 +48,8 @@ from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_f
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.residual import residual
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trees, trusted
-from minitransformers.models.weights import Names, plain, read_arrays, transposed
+from minitransformers.models.configuration import Configuration
+from minitransformers.models.weights import Names, drop_tied, plain, read_arrays, transposed
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.positional.rope_fast import rope_fast
 from minitransformers.positional.rope_llama3 import rope_llama3
@@ -100,31 +102,24 @@ def init_llama(
     )  # fmt: skip
 
 
-class LlamaConfiguration(NamedTuple):
-    """A published model: what init_llama takes, and what llama and llama_step take."""
-
-    sizes: dict[str, Any]
-    settings: dict[str, Any]
-
-
-LLAMA_7B = LlamaConfiguration(
+LLAMA_7B = Configuration(
     {"vocabulary": 32_000, "d_model": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 32, "d_hidden": 11_008},
     {"num_heads": 32, "eps": 1e-6},
 )
-LLAMA_2_7B = LlamaConfiguration(LLAMA_7B.sizes, {"num_heads": 32, "eps": 1e-5})
-LLAMA_3_8B = LlamaConfiguration(
+LLAMA_2_7B = Configuration(LLAMA_7B.sizes, {"num_heads": 32, "eps": 1e-5})
+LLAMA_3_8B = Configuration(
     {"vocabulary": 128_256, "d_model": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "d_hidden": 14_336},
     {"num_heads": 32, "rope": partial(rope_fast, base=500_000.0)},
 )
-LLAMA_3_2_1B = LlamaConfiguration(
+LLAMA_3_2_1B = Configuration(
     {"vocabulary": 128_256, "d_model": 2048, "num_layers": 16, "num_heads": 32, "num_kv_heads": 8, "d_hidden": 8192, "tied": True},
     {"num_heads": 32, "rope": partial(rope_llama3, base=500_000.0, factor=32.0)},
 )
-MISTRAL_7B = LlamaConfiguration(
+MISTRAL_7B = Configuration(
     {"vocabulary": 32_000, "d_model": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "d_hidden": 14_336},
     {"num_heads": 32, "window": 4096},
 )
-SMOLLM2_135M = LlamaConfiguration(
+SMOLLM2_135M = Configuration(
     {"vocabulary": 49_152, "d_model": 576, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3, "d_hidden": 1536, "tied": True, "std": 1 / 24},
     {"num_heads": 9, "rope": partial(rope_fast, base=100_000.0)},
 )
@@ -136,7 +131,7 @@ def llama_block(
 ):  # fmt: skip
     """One block. Returns out, shaped like x, and backward: dout -> LlamaBlock of gradients, dx."""
     norm = partial(rms_norm, eps=eps)
-    settings, num_kv_heads = _attention(num_heads, rope, window), _kv_heads(params.attention, num_heads)
+    settings, num_kv_heads = _attention(num_heads, rope, window), kv_heads_of(params.attention, num_heads)
     attention = partial(grouped_query_attention, num_kv_heads=num_kv_heads, mask=mask, **settings)
     attend = partial(chain, parts=(norm, attention))
     work = partial(chain, parts=(norm, gated_feed_forward))
@@ -155,11 +150,6 @@ def _attention(num_heads: int, rope: Callable, window: int | None) -> dict[str, 
     """The settings of attention that all blocks share."""
     core = causal_attention if window is None else partial(banded_attention_blocks, window=window)
     return {"num_heads": num_heads, "prepare": on_both(rope), "core": core}
-
-
-def _kv_heads(params: GroupedQueryAttention, num_heads: int) -> int:
-    """How many heads params.key holds, each as wide as a query's; at least 1, so that what does not divide is named."""
-    return max(1, params.key.weight.shape[1] * num_heads // params.query.weight.shape[1])
 
 
 @concept(
@@ -259,7 +249,7 @@ def llama_step(
     x, after, settings = embedding(params.embedding, ids=ids)[0], [], _attention(num_heads, rope, window)
     for block, cache in zip(params.blocks, caches, strict=True):
         normed, _ = rms_norm(block.attention_norm, x, eps=eps)
-        num_kv_heads = _kv_heads(block.attention, num_heads)
+        num_kv_heads = kv_heads_of(block.attention, num_heads)
         mixed, cache = grouped_query_attention_step(
             block.attention, normed, cache, num_kv_heads=num_kv_heads, mask=mask, window=window, **settings
         )  # fmt: skip
@@ -297,10 +287,7 @@ def load_llama(source: Mapping[str, Array] | str | Path) -> Llama:
     Raises ValueError for missing, unexpected or mis-shaped weights, naming them.
     """
     arrays = NAMES.stripped(read_arrays(source))
-    head, table = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
-    tied = head is None or (table is not None and np.array_equal(head, table))
-    if tied:
-        arrays.pop("lm_head.weight", None)
+    tied = drop_tied(arrays, "lm_head.weight", "model.embed_tokens.weight")
     num_layers = NAMES.count("model.layers.*.", arrays)
     skeleton = init_llama(np.random.default_rng(0), vocabulary=1, d_model=1, num_layers=num_layers, num_heads=1, d_hidden=1, tied=tied)
     return NAMES.tree(skeleton, arrays)

@@ -43,14 +43,15 @@ from minitransformers.attention.cache import KeyValueCache
 from minitransformers.attention.core import causal, softmax_attention
 from minitransformers.attention.cross_attention import CrossAttention, CrossAttentionState, cross_attention, cross_attention_step
 from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention, multi_head_attention_step
-from minitransformers.basics.embedding import Embedding, embedding, init_embedding
+from minitransformers.basics.embedding import Embedding, check_ids, embedding, init_embedding
 from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward, init_gated_feed_forward
 from minitransformers.basics.gelu import gelu
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.relu import relu
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trees, trusted
-from minitransformers.models.weights import Names, Place, plain, read_arrays, transposed
+from minitransformers.models.configuration import Configuration
+from minitransformers.models.weights import Names, Place, drop_tied, plain, read_arrays, transposed
 from minitransformers.norms.rms_norm import RmsNorm, init_rms_norm, rms_norm
 from minitransformers.positional.t5_bias import T5Bias, init_t5_bias, t5_bias
 
@@ -145,28 +146,21 @@ def init_t5(
     )  # fmt: skip
 
 
-class T5Configuration(NamedTuple):
-    """A published model: what init_t5 takes, and what t5 and t5_step take."""
-
-    sizes: dict[str, Any]
-    settings: dict[str, Any]
-
-
 relu_network = partial(feed_forward, activation=slot(relu))
 geglu_network = partial(gated_feed_forward, activation=slot(gelu))
 _READS: dict[Any, type] = {feed_forward: FeedForward, gated_feed_forward: GatedFeedForward}
 _V1_1: dict[str, Any] = {"feed_forward": init_gated_feed_forward, "tied": False}
-T5_SMALL = T5Configuration(
+T5_SMALL = Configuration(
     {"vocabulary": 32_128, "d_model": 512, "num_layers": 6, "num_heads": 8, "d_head": 64, "d_hidden": 2048}, {"num_heads": 8}
 )
-T5_BASE = T5Configuration(
+T5_BASE = Configuration(
     {"vocabulary": 32_128, "d_model": 768, "num_layers": 12, "num_heads": 12, "d_head": 64, "d_hidden": 3072}, {"num_heads": 12}
 )
-T5_V1_1_SMALL = T5Configuration(
+T5_V1_1_SMALL = Configuration(
     {"vocabulary": 32_128, "d_model": 512, "num_layers": 8, "num_heads": 6, "d_head": 64, "d_hidden": 1024, **_V1_1},
     {"num_heads": 6, "feed_forward": geglu_network},
 )
-T5_V1_1_BASE = T5Configuration(
+T5_V1_1_BASE = Configuration(
     {"vocabulary": 32_128, "d_model": 768, "num_layers": 12, "num_heads": 12, "d_head": 64, "d_hidden": 2048, **_V1_1},
     {"num_heads": 12, "feed_forward": geglu_network},
 )
@@ -290,7 +284,7 @@ def t5(
         T5_V1_1_BASE    12+12      768     12      64      2048       32128  GeGLU    its own  247,577,856
     """
     for name, ids in (("source", source), ("target", target)):
-        _check_ids(name, ids, params)
+        check_ids(name, ids, params.embedding)
     _check_network(params, feed_forward)
     settings: dict[str, Any] = {"num_heads": num_heads, "feed_forward": feed_forward, "mask": mask}
     around: dict[str, Any] = {"max_distance": max_distance, "eps": eps}
@@ -324,12 +318,6 @@ def _head(params: T5, y: Array) -> tuple[Array, Callable]:
         return dhead, scale * dy
 
     return logits, scaled
-
-
-def _check_ids(name: str, ids: Array, params: T5) -> None:
-    vocabulary = len(params.embedding.weight)
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise invalid(name, got=f"ids from {ids.min()} to {ids.max()}", wants=f"0 to {vocabulary - 1}, the rows of params.embedding.weight")
 
 
 def _check_network(params: T5, network: Callable) -> None:
@@ -367,7 +355,7 @@ def t5_step(
         raise invalid("state", got=type(state).__name__, wants="T5State, or None at the start of a text")
     if state is not None and len(state.blocks) != len(params.decoder.blocks):
         raise invalid("state", got=f"that of a model of {len(state.blocks)} blocks", wants=f"that of this model, of {len(params.decoder.blocks)}")
-    _check_ids("ids", ids, params)
+    check_ids("ids", ids, params.embedding)
     _check_network(params, feed_forward)
     past: list[Any] = [(None, None)] * len(params.decoder.blocks)
     memory, seen = None, 0
@@ -376,7 +364,7 @@ def t5_step(
     elif source is None:
         raise invalid("source", got=None, wants="what the decoder reads, at the first step")
     else:
-        _check_ids("source", source, params)
+        check_ids("source", source, params.embedding)
         reading = partial(t5_encoder_block, num_heads=num_heads, feed_forward=feed_forward, mask=mask)
         x, _ = embedding(params.embedding, ids=source)
         memory, _ = t5_stack(params.encoder, x, block=reading, causal=False, max_distance=max_distance, eps=eps)
@@ -429,10 +417,7 @@ def load_t5(source: Mapping[str, Array] | str | Path) -> T5:
     Raises ValueError for missing, unexpected or mis-shaped weights, naming them.
     """
     arrays = NAMES.stripped(read_arrays(source))
-    head, table = arrays.get("lm_head.weight"), arrays.get("shared.weight")
-    tied = head is None or (table is not None and np.array_equal(head, table))
-    if tied:
-        arrays.pop("lm_head.weight", None)
+    tied = drop_tied(arrays, "lm_head.weight", "shared.weight")
     gated = any("DenseReluDense.wi_0." in name for name in arrays)
     encoder, decoder = (NAMES.count(f"{stack}.block.*.", arrays) for stack in ("encoder", "decoder"))
     skeleton = init_t5(

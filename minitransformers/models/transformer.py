@@ -52,12 +52,13 @@ from minitransformers.attention.multi_head_attention import (
     multi_head_attention,
     multi_head_attention_step,
 )
-from minitransformers.basics.embedding import Embedding, embedding, init_embedding
+from minitransformers.basics.embedding import Embedding, check_ids, embedding, init_embedding
 from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, linear
 from minitransformers.basics.relu import relu
 from minitransformers.basics.residual import residual
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trees, trusted
+from minitransformers.models.configuration import Configuration
 from minitransformers.models.weights import Names, Place, packed, plain, read_arrays, transposed
 from minitransformers.norms.layer_norm import LayerNorm, init_layer_norm, layer_norm
 from minitransformers.positional.sinusoidal import sinusoidal
@@ -125,17 +126,10 @@ def init_transformer(
     )  # fmt: skip
 
 
-class TransformerConfiguration(NamedTuple):
-    """A published model: what init_transformer takes, and what transformer and transformer_step take."""
-
-    sizes: dict[str, Any]
-    settings: dict[str, Any]
-
-
-TRANSFORMER_BASE = TransformerConfiguration(
+TRANSFORMER_BASE = Configuration(
     {"vocabulary": 37_000, "d_model": 512, "num_layers": 6, "num_heads": 8, "d_hidden": 2048}, {"num_heads": 8}
 )
-TRANSFORMER_BIG = TransformerConfiguration(
+TRANSFORMER_BIG = Configuration(
     {"vocabulary": 37_000, "d_model": 1024, "num_layers": 6, "num_heads": 16, "d_hidden": 4096}, {"num_heads": 16}
 )
 _work = partial(feed_forward, activation=slot(relu))
@@ -250,7 +244,7 @@ def transformer(
     The paper says "about 37000" tokens, and 65 and 213 million parameters.
     """
     for name, ids in (("source", source), ("target", target)):
-        _check_ids(name, ids, params)
+        check_ids(name, ids, params.embedding)
     settings: dict[str, Any] = {"num_heads": num_heads, "mask": mask, "eps": eps}
     memory, encoder_backward = transformer_encoder(params, source, **settings)
     y, target_backward = _inputs(params, target)             # (9)
@@ -278,12 +272,6 @@ def transformer(
 
 def _head(params: Transformer) -> Linear:
     return Linear(params.embedding.weight.T, None)           # a view: nothing is copied
-
-
-def _check_ids(name: str, ids: Array, params: Transformer) -> None:
-    vocabulary = len(params.embedding.weight)
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise invalid(name, got=f"ids from {ids.min()} to {ids.max()}", wants=f"0 to {vocabulary - 1}, the rows of params.embedding.weight")
 
 
 class TransformerState(NamedTuple):
@@ -314,7 +302,7 @@ def transformer_step(
         raise invalid("state", got=type(state).__name__, wants="TransformerState, or None at the start of a text")
     if state is not None and len(state.blocks) != len(params.decoder):
         raise invalid("state", got=f"that of a model of {len(state.blocks)} blocks", wants=f"that of this model, of {len(params.decoder)}")
-    _check_ids("ids", ids, params)
+    check_ids("ids", ids, params.embedding)
     past: list[Any] = [(None, None)] * len(params.decoder)
     memory, seen = None, 0
     if state is not None:
@@ -322,7 +310,7 @@ def transformer_step(
     elif source is None:
         raise invalid("source", got=None, wants="what the decoder reads, at the first step")
     else:
-        _check_ids("source", source, params)
+        check_ids("source", source, params.embedding)
         memory, _ = transformer_encoder(params, source, num_heads=num_heads, mask=mask, eps=eps)
         if mask is not None:                                 # with the texts in front, as all that is kept
             mask = mask | np.zeros((*source.shape[:-1], 1, 1, 1), bool)

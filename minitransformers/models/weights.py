@@ -85,6 +85,15 @@ def _read_files(path: Path) -> dict[str, Array]:
     return arrays
 
 
+def drop_tied(arrays: dict[str, Array], head: str, table: str) -> bool:
+    """Whether a head is the embedding's table: it is missing, or says the same again, and is then taken out."""
+    own = arrays.get(head)
+    tied = own is None or (table in arrays and np.array_equal(own, arrays[table]))
+    if tied:
+        arrays.pop(head, None)
+    return tied
+
+
 @dataclass(frozen=True)
 class Names:
     """The table of one model.

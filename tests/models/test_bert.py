@@ -23,7 +23,6 @@ from minitransformers.models.bert import (
     BERT_MINI,
     BERT_SMALL,
     BERT_TINY,
-    BertConfiguration,
     BertOutput,
     bert,
     bert_block,
@@ -31,6 +30,7 @@ from minitransformers.models.bert import (
     init_bert,
     load_bert,
 )
+from minitransformers.models.configuration import Configuration
 from minitransformers.positional.learned import Learned
 
 SIZES = {"vocabulary": 13, "d_model": 8, "num_layers": 2, "num_heads": 4, "d_hidden": 5, "context": 9}
@@ -319,7 +319,7 @@ def test_named_configurations_have_the_published_number_of_parameters(name):
 
 
 def test_every_named_configuration_is_held_to_its_count_and_explained():
-    named = {name: found for name, found in vars(module).items() if isinstance(found, BertConfiguration)}
+    named = {name: found for name, found in vars(module).items() if isinstance(found, Configuration)}
     assert named == {name: configuration for name, (configuration, *_) in PUBLISHED.items()}
     rows = [line.split() for line in inspect.getdoc(inspect.unwrap(bert)).splitlines() if re.match(r"\s+BERT_", line)]
     assert [row[0] for row in rows] == list(named)

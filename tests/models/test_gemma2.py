@@ -16,12 +16,12 @@ from minitransformers.basics.embedding import Embedding
 from minitransformers.basics.linear import Linear
 from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.models import gemma2 as module
+from minitransformers.models.configuration import Configuration
 from minitransformers.models.decoding import generate, without_cache
 from minitransformers.models.gemma2 import (
     GEMMA2_2B,
     GEMMA2_9B,
     GEMMA2_27B,
-    Gemma2Configuration,
     gemma2,
     gemma2_step,
     gemma2_weights,
@@ -252,7 +252,7 @@ def test_named_configurations_have_the_published_number_of_parameters(name):
 
 
 def test_every_named_configuration_is_held_to_its_count_and_explained():
-    named = {name: found for name, found in vars(module).items() if isinstance(found, Gemma2Configuration)}
+    named = {name: found for name, found in vars(module).items() if isinstance(found, Configuration)}
     assert named == {name: configuration for name, (configuration, _) in PUBLISHED.items()}
     text = inspect.getdoc(inspect.unwrap(gemma2))
     rows = [line.split() for line in text.splitlines() if re.match(r"\s+GEMMA2_\w+\s", line)]

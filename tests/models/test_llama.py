@@ -16,6 +16,7 @@ from minitransformers.basics.embedding import Embedding
 from minitransformers.efficient.rolling_cache import rolling_cache
 from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.models import llama as module
+from minitransformers.models.configuration import Configuration
 from minitransformers.models.decoding import generate, without_cache
 from minitransformers.models.llama import (
     LLAMA_2_7B,
@@ -24,7 +25,6 @@ from minitransformers.models.llama import (
     LLAMA_7B,
     MISTRAL_7B,
     SMOLLM2_135M,
-    LlamaConfiguration,
     init_llama,
     llama,
     llama_step,
@@ -242,7 +242,7 @@ def test_named_configurations_have_the_published_number_of_parameters(name):
 
 
 def test_every_named_configuration_is_held_to_its_count_and_explained():
-    named = {name: found for name, found in vars(module).items() if isinstance(found, LlamaConfiguration)}
+    named = {name: found for name, found in vars(module).items() if isinstance(found, Configuration)}
     assert named == {name: configuration for name, (configuration, _) in PUBLISHED.items()}
     rows = [line.split() for line in inspect.getdoc(inspect.unwrap(llama)).splitlines() if re.match(r"\s+[A-Z0-9_]{6,}\s", line)]
     assert [row[0] for row in rows] == list(named)

@@ -18,13 +18,13 @@ from minitransformers.basics.log_softmax import log_softmax
 from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.models import t5 as module
 from minitransformers.models.beam_search import beam_search
+from minitransformers.models.configuration import Configuration
 from minitransformers.models.decoding import generate
 from minitransformers.models.t5 import (
     T5_BASE,
     T5_SMALL,
     T5_V1_1_BASE,
     T5_V1_1_SMALL,
-    T5Configuration,
     geglu_network,
     init_t5,
     load_t5,
@@ -309,7 +309,7 @@ def test_the_formula_of_the_count_is_that_of_the_parameters(version):
 
 
 def test_named_configurations_have_the_published_number_of_parameters_and_are_explained():
-    named = {name: found for name, found in vars(module).items() if isinstance(found, T5Configuration)}
+    named = {name: found for name, found in vars(module).items() if isinstance(found, Configuration)}
     assert named == {name: configuration for name, (configuration, _) in PUBLISHED.items()}
     rows = [line.split() for line in inspect.getdoc(inspect.unwrap(t5)).splitlines() if re.match(r"\s+T5_[A-Z0-9_]+\s", line)]
     assert [row[0] for row in rows] == list(named)

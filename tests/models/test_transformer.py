@@ -17,11 +17,11 @@ from minitransformers.basics.log_softmax import log_softmax
 from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.models import transformer as module
 from minitransformers.models.beam_search import beam_search
+from minitransformers.models.configuration import Configuration
 from minitransformers.models.decoding import generate
 from minitransformers.models.transformer import (
     TRANSFORMER_BASE,
     TRANSFORMER_BIG,
-    TransformerConfiguration,
     init_transformer,
     load_transformer,
     transformer,
@@ -218,7 +218,7 @@ def test_the_formula_of_the_count_is_that_of_the_parameters(bias):
 
 
 def test_named_configurations_are_counted_and_explained():
-    named = {name: found for name, found in vars(module).items() if isinstance(found, TransformerConfiguration)}
+    named = {name: found for name, found in vars(module).items() if isinstance(found, Configuration)}
     assert named == {name: configuration for name, (configuration, *_) in PUBLISHED.items()}
     rows = [line.split() for line in inspect.getdoc(inspect.unwrap(transformer)).splitlines() if re.match(r"\s+TRANSFORMER_", line)]
     assert [row[0] for row in rows] == list(named)
