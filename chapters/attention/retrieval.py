@@ -21,8 +21,8 @@ from minitransformers.training.threads import hold_blas
 section = Section(__file__, __doc__, kind="trained")
 KEY, VALUES, HEADS, STEPS, QUESTIONS = 32, 8, 2, 1000, 256
 TRAINED, LENGTHS, FAR, FARTHEST = 64, (64, 256, 1024, 4096), 1024, 4096
-SOFTMAX, SSMAX, AFTER = "softmax", "SSMax", "SSMax, put in after training"
-CORES = {SOFTMAX: causal(softmax_attention), SSMAX: causal(scalable_softmax_attention), AFTER: causal(scalable_softmax_attention)}
+SOFTMAX, ALIKE, SSMAX, AFTER = "softmax", "softmax, at SSMax's rate", "SSMax", "SSMax, put in after training"
+CORES = {name: causal(softmax_attention if name in (SOFTMAX, ALIKE) else scalable_softmax_attention) for name in (SOFTMAX, ALIKE, SSMAX, AFTER)}
 
 
 # %% The task and the model: one layer of attention, and a head that names the value
@@ -49,7 +49,7 @@ def with_scales(params, rng):
 def trained(name, rng, *, rate):
     width = 2 * KEY + VALUES
     params = init_multi_head_attention(rng, width, num_heads=HEADS, bias=False), init_linear(rng, width, VALUES)
-    params = params if name == SOFTMAX else with_scales(params, rng)
+    params = with_scales(params, rng) if name == SSMAX else params
     task = Labelled(partial(model, core=CORES[name]), lambda rng: draw(rng)[:2])
     return fit(params, task, steps=5 if section.quick else STEPS, peak=rate, rng=rng, weight_decay=0.1)
 
@@ -94,7 +94,8 @@ def tuning(rng):
 @section.experiment
 def experiment(rng):
     hold_blas()
-    models = {name: trained(name, rng, rate=section.rates[name]) for name in (SOFTMAX, SSMAX)}
+    rates = {**section.rates, ALIKE: section.rates[SSMAX]}   # at 64 tokens a softmax's rates hardly differ; far beyond they may
+    models = {name: trained(name, rng, rate=rates[name]) for name in (SOFTMAX, ALIKE, SSMAX)}
     yield SSMAX, "learned", {"scale": models[SSMAX][0].core.scale.mean()}
     models[AFTER] = with_scales(models[SOFTMAX], rng)        # nothing is trained any more
     questions = rng.integers(2**32)
@@ -110,7 +111,7 @@ def ahead(found, measure, length, name=SSMAX, of=SOFTMAX):
     return found[measure][name][length] - found[measure][of][length]
 
 
-def told(found, measure, *lengths, names=(SOFTMAX, SSMAX)):
+def told(found, measure, *lengths, names=(SOFTMAX, ALIKE, SSMAX)):
     return "; ".join(f"{name} {', '.join(mean_and_spread(found[measure][name][n]) for n in lengths)}" for name in names)
 
 
@@ -120,9 +121,11 @@ def told(found, measure, *lengths, names=(SOFTMAX, SSMAX)):
     measured=lambda found: f"right at {', '.join(f'{n:,}' for n in LENGTHS)} tokens: {told(found, 'right', *LENGTHS)}",
 )
 def finds(found):
-    """Both are right in at least 0.95 of all cases at 64 tokens; at 1,024 and at 4,096 SSMax is at least 0.2 ahead."""
-    start = min(found["right"][name][TRAINED] for name in (SOFTMAX, SSMAX))
-    return start >= 0.95 and ahead(found, "right", FAR) >= 0.2 and ahead(found, "right", FARTHEST) >= 0.2
+    """All are right in at least 0.95 of all cases at 64 tokens; at 1,024 and at 4,096 SSMax is at least 0.2 ahead of the softmax at
+    either rate.
+    """
+    start = min(found["right"][name][TRAINED] for name in (SOFTMAX, ALIKE, SSMAX))
+    return start >= 0.95 and min(ahead(found, "right", n, of=name) for n in (FAR, FARTHEST) for name in (SOFTMAX, ALIKE)) >= 0.2
 
 
 @section.claim(
@@ -131,9 +134,9 @@ def finds(found):
     measured=lambda found: f"at {TRAINED}, {FAR:,} and {FARTHEST:,} tokens: {told(found, 'weight', TRAINED, FAR, FARTHEST)}",
 )
 def keeps(found):
-    """From 64 to 1,024 tokens SSMax loses at most half of the weight that the softmax loses."""
+    """From 64 to 1,024 tokens SSMax loses at most half of the weight that the softmax loses, at either rate."""
     lost = {name: of[TRAINED] - of[FAR] for name, of in found["weight"].items()}
-    return lost[SSMAX] <= lost[SOFTMAX] / 2
+    return lost[SSMAX] <= min(lost[SOFTMAX], lost[ALIKE]) / 2
 
 
 @section.claim(
@@ -172,7 +175,7 @@ def report(found):
         rows = [[name, *(mean_and_spread(unit * y, form) for y in of.values())] for name, of in found[measure].items()]
         head = {"right": "% answered rightly, tokens:", "weight": "weight on the key, tokens:"}[measure]
         section.table(table, [head, *(f"{n:,}" for n in found[measure][SOFTMAX])], rows)
-    for name, key in ((SOFTMAX, "softmax"), (SSMAX, "ssmax"), (AFTER, "after")):
+    for name, key in ((SOFTMAX, "softmax"), (ALIKE, "alike"), (SSMAX, "ssmax"), (AFTER, "after")):
         for n in found["right"][name]:
             section.value(f"retrieval.{key}.right.n{n}", 100 * found["right"][name][n].mean())
             section.value(f"retrieval.{key}.weight.n{n}", found["weight"][name][n].mean())

@@ -123,7 +123,7 @@ def trained(name, rng, *, rate):
 def tuning(rng):
     hold_blas()
     for name in BODIES:
-        for rate in (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2):
+        for rate in (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2):
             own = np.random.default_rng(rng.integers(2**32))
             yield name, rate, {"loss": nats(trained(name, own, rate=rate)[0], own)}
 

@@ -125,7 +125,7 @@ def trained(name, rng, *, rate):
 def tuning(rng):
     hold_blas()
     for name in MIXERS:
-        for rate in (1e-2,) if section.quick else (5e-3, 1e-2, 2e-2):
+        for rate in (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2):
             starts = [np.random.default_rng(seed) for seed in rng.integers(2**32, size=1 if section.quick else 2)]  # one may be lucky
             yield name, rate, {"loss": np.mean([nats(trained(name, own, rate=rate)[0], own) for own in starts])}
 

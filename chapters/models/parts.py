@@ -61,7 +61,7 @@ def trained(name, rng, *, text, rate, steps):
 def tuning(rng):
     hold_blas()
     for name in PARTS:
-        for rate in (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2):
+        for rate in (1e-2,) if section.quick else (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2):
             own = np.random.default_rng(rng.integers(2**32))
             yield name, rate, {"loss": trained(name, own, text=apart, rate=rate, steps=STEPS // 2)[1]}
 
