@@ -1,7 +1,8 @@
 """Running the sections of a chapter: arguments, what is kept in results.json, and the exit status.
 
 ``python chapters/positional/relative.py`` runs one section, ``python chapters/positional`` all. A full run writes
-docs/<chapter>/results, which the pages show; a quick one writes nothing unless --out is given. The exit status says whether
+docs/<chapter>/results, which the pages show; a quick one writes nothing unless --out is given. A section that cannot run here
+says so, and what is on record of it stays. The exit status says whether
 the verdicts are as they were recorded there, not whether a paper was right.
 """
 
@@ -64,14 +65,19 @@ def run_sections(sections: list[Section], *, argv: Sequence[str] | None, descrip
     try:
         started = time.perf_counter()
         recorded = _read(home / "results.json")
-        measured = {}
+        measured, left_out = {}, set()
         for i, section in enumerate(sections):
             print("\n" if i else "", end="")
+            if (reason := section.needs(given.quick)) is not None:
+                print(f"{section.title}\n{'=' * len(section.title)}\nleft out: {reason}")
+                left_out.add(section.name)
+                continue
             tuned = recorded.get("sections", {}).get(section.name, {}).get("tuned")
             measured[section.name] = section.measure(quick=given.quick, seed=given.seed, tune=given.tune, recorded=tuned)
-        out = given.out or (None if given.quick else home)
-        others = {} if whole or out is None else _read(out / "results.json")
-        text = json.dumps(_results(chapter, others, measured, given), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        out = given.out or (None if given.quick or not measured else home)
+        others = _read(out / "results.json") if out is not None else {}
+        kept = [name for name in others.get("sections", {}) if name not in measured and (name in left_out or not whole)]
+        text = json.dumps(_results(chapter, others, kept, measured, given), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             for part in measured.values():
@@ -122,9 +128,9 @@ def _changed(recorded: dict[str, Any], claims: list[dict[str, Any]]) -> list[str
     return found
 
 
-def _results(chapter: str, others: dict[str, Any], measured: dict[str, Any], given: Any) -> dict[str, Any]:
-    """Results of a chapter: those of the measured sections, and of others as they were."""
-    sections = {name: part for name, part in others.get("sections", {}).items() if name not in measured}
+def _results(chapter: str, others: dict[str, Any], kept: Sequence[str], measured: dict[str, Any], given: Any) -> dict[str, Any]:
+    """Results of a chapter: those of the measured sections, and of others that are kept as they were."""
+    sections = {name: others["sections"][name] for name in kept}
     tables = {name: table for name, table in others.get("tables", {}).items() if table.get("section") in sections}
     claims = [claim for claim in others.get("claims", []) if claim.get("section") in sections]
     for name, part in measured.items():

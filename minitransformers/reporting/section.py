@@ -55,16 +55,16 @@ class _Claim:
 
 
 class Section:
-    """One section. kind is the default for its claims.
+    """One section. kind is the default for its claims. ``needs(quick)`` says why it cannot run here ("needs PyTorch"), or None.
 
     quick and seed are what was asked for when it runs; rates the learning rate of each contestant, where it has tuning.
     """
 
-    def __init__(self, file: str | Path, description: str | None, *, kind: str) -> None:
+    def __init__(self, file: str | Path, description: str | None, *, kind: str, needs: Callable[[bool], str | None] = lambda quick: None) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind: got {kind!r}, wants one of {', '.join(KINDS)}")
         path = Path(file).resolve()
-        self.path, self.name, self.chapter, self.kind = path, path.stem, path.parent.name, kind
+        self.path, self.name, self.chapter, self.kind, self.needs = path, path.stem, path.parent.name, kind, needs
         self.title, _, self.text = (description or path.stem).strip().partition("\n")
         self.quick, self.seed = False, 0
         self.rates: dict[str, float] = {}

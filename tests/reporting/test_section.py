@@ -183,6 +183,20 @@ def test_a_whole_run_drops_what_is_gone(chapter, start):
     assert list(results_of(chapter)["sections"]) == ["exactly"] and results_of(chapter)["values"] == {}
 
 
+def test_a_section_that_cannot_run_here_says_so_and_its_record_stays(chapter, start):
+    start(chapter)
+    before = results_of(chapter)
+    edit(chapter / "learns.py", 'kind="trained")', 'kind="trained", needs=lambda quick: "needs the moon" if not quick else None)')
+    edit(chapter / "exactly.py", '"It is so"', '"It is still so"')
+    run = start(chapter)
+    after = results_of(chapter)
+    assert run.returncode == 0 and "Does it learn?" in run.stdout and "left out: needs the moon" in run.stdout
+    assert after["sections"]["learns"] == before["sections"]["learns"] and after["tables"] == before["tables"] and after["values"] == before["values"]
+    assert sorted(claim["name"] for claim in after["claims"]) == ["It is fast", "It is still so", "It learns"]
+    assert "left out" not in start(chapter, "--quick").stdout
+    assert start(chapter / "learns.py").returncode == 0 and results_of(chapter) == after, "alone, it writes nothing"
+
+
 def test_the_same_seed_gives_the_same_bytes(chapter, start, tmp_path):
     for name in "ab":
         assert start(chapter, "--out", str(tmp_path / name)).returncode == 0
