@@ -1,0 +1,173 @@
+"""Does a Transformer learn more than a recurrence of its size, and from how far back?
+
+Vaswani et al. 2017, arXiv:1706.03762, sections 1 and 4: a recurrent network carries a signal through every step that lies between two
+positions, attention joins them in one, and short paths make far dependencies easier to learn. Two blocks of attention and one GRU (Cho
+et al. 2014, arXiv:1406.1078) stand in one frame, as large as each other: embeddings, a residual stream, RMSNorm, a head. A second
+GRU starts with update gates nearly shut, so that its state stays for longer.
+"""
+
+# %%
+from functools import partial
+
+import numpy as np
+
+from minitransformers import LanguageModelConfig, init_language_model, trees
+from minitransformers.basics.chain import chain
+from minitransformers.basics.embedding import embedding
+from minitransformers.basics.linear import init_linear, linear
+from minitransformers.basics.residual import residual
+from minitransformers.basics.softmax import softmax
+from minitransformers.models.gru import gru, init_gru
+from minitransformers.models.workbench.transformer_block import transformer_block
+from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
+from minitransformers.reporting import Section, counted_pairs, lines, mean_and_spread, processor_seconds, ticks_at
+from minitransformers.training.fit import fit
+from minitransformers.training.language_modelling import LanguageModelling
+from minitransformers.training.text import Corpus
+from minitransformers.training.threads import hold_blas
+
+section = Section(__file__, __doc__, kind="trained")
+LENGTH, WIDTH, HIDDEN, BATCH, STEPS, START = 64, 48, 108, 16, 400, 0.1
+TRANSFORMER, GRU, SHUT, DELETED = "Transformer", "GRU", "GRU, gates that start shut", "Transformer, its own position alone"
+MODELS, GRUS = (TRANSFORMER, GRU, SHUT, DELETED), (GRU, SHUT)
+DISTANCES = (1, 2, 4, 8, 16, 32, 63)
+corpus = Corpus.load(context=LENGTH)
+PAIRS, apart = counted_pairs(corpus), Corpus.from_text(corpus.train_text, context=LENGTH)  # rates are chosen without the validation part
+
+
+# %% A model is a chain: embeddings, what is between, a norm and a head
+def read(params, ids):
+    out, backward = embedding(params, ids=ids)
+    return out, lambda dout: (backward(dout), None)          # ids have no gradient
+
+
+def states(params, x):
+    (out, _), backward = gru(params, x)
+    return out, lambda dout: backward((dout, None))[:2]      # nobody reads on from the last state
+
+
+def made(name, vocabulary, rng):
+    """Its parts and their parameters."""
+    own = {"mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}} if name == DELETED else {}
+    config = LanguageModelConfig(vocabulary, LENGTH, WIDTH, 2, position="rope", norm="rms_norm", tied=False, **own)
+    whole, around = init_language_model(rng, config, std=START), config.bound
+    between, params = [partial(transformer_block, mixer=m.call, channel=around.channel, norm=rms_norm) for m in around.mixers], whole.blocks
+    if name in GRUS:
+        between = [partial(residual, part=partial(chain, parts=(rms_norm, states, linear)))]
+        params = [(init_rms_norm(rng, WIDTH), init_gru(rng, WIDTH, HIDDEN), init_linear(rng, HIDDEN, WIDTH))]
+    if name == SHUT:
+        params[0][1].input.bias[:HIDDEN] = -2                # an eighth of each feature is written over
+    return (read, *between, rms_norm, linear), (whole.embedding, *params, whole.final_norm, whole.head)
+
+
+def trained(name, rng, *, text, rate, steps):
+    """Its parts and their parameters, and bits a character on the whole validation part of the text."""
+    parts, params = made(name, text.vocabulary.size, rng)
+
+    def model(params, *, ids):
+        logits, backward = chain(params, ids, parts=parts)
+        return logits, lambda dlogits: backward(dlogits)[0]
+
+    task = LanguageModelling(text, model, context=LENGTH, batch_size=BATCH, eval_windows=16 if section.quick else None)
+    params = fit(params, task, steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.1, floor=0.05)
+    return parts, params, task.evaluate(params)["bits per character"]
+
+
+def reach(parts, params):
+    """Norm of the gradient of the last log-probability in each embedding, by distance, the last one's own as 1; means over 256 windows."""
+    norms = []
+    for ids, targets in corpus.evaluation_batches(batch_size=64, context=LENGTH, limit=64 if section.quick else 256):
+        logits, backward = chain(params[1:], params[0].weight[ids], parts=parts[1:])
+        weights, _ = softmax(logits[:, -1])
+        dlogits = np.zeros_like(logits)
+        dlogits[:, -1] = np.eye(logits.shape[-1])[targets[:, -1]] - weights
+        norms += [*np.linalg.norm(backward(dlogits)[1], axis=-1)]
+    mean = np.mean(norms, axis=0)[::-1]
+    return mean / mean[0]
+
+
+@section.tuning
+def tuning(rng):
+    hold_blas()
+    for name in MODELS:
+        for rate in (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2):
+            own = np.random.default_rng(rng.integers(2**32))
+            yield name, rate, {"loss": trained(name, own, text=apart, rate=rate, steps=STEPS // 2)[2]}
+
+
+@section.experiment
+def experiment(rng):
+    hold_blas()
+    for name in MODELS:
+        with processor_seconds() as spent:
+            parts, params, measured = trained(name, rng, text=corpus, rate=section.rates[name], steps=STEPS)
+        yield name, "all", {"bits": measured, "seconds": spent(), "parameters": trees.count_parameters(params)}
+        for distance, share in enumerate(reach(parts, params)):
+            if distance and name != DELETED:
+                yield name, distance, {"reach": share}
+
+
+# %%
+def of(found, name, measure="bits", x="all"):
+    return found[measure][name][x]
+
+
+def reaches(found, distance):
+    return ", ".join(f"{name} {mean_and_spread(of(found, name, 'reach', distance), '.3f')}" for name in found["reach"])
+
+
+@section.claim(
+    "Does a Transformer learn sooner than a GRU of its size?",
+    paper="Vaswani et al. 2017, arXiv:1706.03762, table 2: a better translation than recurrent networks, for less training",
+    measured=lambda found: ", ".join(f"{name} {mean_and_spread(of(found, name))}" for name in MODELS) + " bits a character",
+)
+def sooner(found):
+    """After the same updates at least 0.1 bits a character fewer than the better of the two GRUs."""
+    return of(found, TRANSFORMER) <= min(of(found, name) for name in GRUS) - 0.1
+
+
+@section.claim(
+    "Does a Transformer learn from farther back?",
+    paper="Vaswani et al. 2017, arXiv:1706.03762, section 4: the shorter the paths, the easier far dependencies are learned",
+    measured=lambda found: f"16 back: {reaches(found, 16)}; 1 back: {reaches(found, 1)}",
+)
+def farther(found):
+    """16 characters back the gradient is, relative to that of the last position, at least 5 times the GRU's; of either GRU."""
+    return all(of(found, TRANSFORMER, "reach", 16) >= 5 * of(found, name, "reach", 16) for name in GRUS)
+
+
+@section.claim(
+    "Do gates that start shut let a GRU learn from farther back?",
+    paper="Tallec and Ollivier 2018, arXiv:1804.11188, section 2: the biases of gates set the time over which a network remembers",
+    measured=lambda found: f"16 back: {reaches(found, 16)}; bits a character {mean_and_spread(of(found, GRU))} and {mean_and_spread(of(found, SHUT))}",
+)
+def shut(found):
+    """16 characters back at least twice the gradient of the other GRU, and no more bits a character."""
+    return of(found, SHUT, "reach", 16) >= 2 * of(found, GRU, "reach", 16) and of(found, SHUT) <= of(found, GRU)
+
+
+@section.report
+def report(found):
+    rows = []
+    for name in MODELS:
+        size, seconds = (np.mean(of(found, name, measure)) for measure in ("parameters", "seconds"))
+        rows.append([name, mean_and_spread(of(found, name)), int(size), float(f"{seconds:.1f}"), f"{section.rates[name]:g}"])
+    rows.append(["counted pairs", f"{PAIRS:.2f}", None, None, ""])
+    section.table("recurrence", ["model", "bits a character", "parameters", "processor seconds", "rate"], rows)
+    rows = [[name, *(float(f"{np.mean(of(found, name, 'reach', d)):.2g}") for d in DISTANCES)] for name in found["reach"]]
+    section.table("reach", ["gradient in a character so far back", *map(str, DISTANCES)], rows)
+    for key, name in (("transformer", TRANSFORMER), ("gru", GRU), ("shut", SHUT)):
+        numbers = {f"reach_{d}": np.mean(of(found, name, "reach", d)) for d in DISTANCES}
+        section.values(f"recurrence.{key}", {"bits": np.mean(of(found, name)), "seconds": np.mean(of(found, name, "seconds")), **numbers})
+    section.values("recurrence", {"steps": STEPS, "batch": BATCH, "length": LENGTH, "hidden": HIDDEN, "width": WIDTH})
+
+
+@section.figure("reach", size=(6, 3.4))
+def picture(ax, found):
+    lines(ax, found["reach"], marker="", xlabel="characters back", ylabel="gradient, last position = 1", xscale="log", yscale="log")
+    ticks_at(ax, list(DISTANCES))
+    ax.legend()
+
+
+if __name__ == "__main__":
+    section.main()
