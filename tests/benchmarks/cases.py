@@ -841,3 +841,155 @@ CASES |= {
         "threads": 1,
     },
 }
+
+
+# SmolLM2, 135 million real weights in float32 (minitransformers weights) ----------------------------------------------------
+
+SMOLLM2_PROMPT = np.random.default_rng(0).integers(20, 49_152, size=(1, 256))
+NEW_TOKENS = 8
+
+
+def our_smollm2(decode: bool) -> Callable[[], Any]:
+    """A prompt of 256 tokens at once, or eight tokens after it, greedily, with the cache."""
+    from functools import partial
+
+    from minitransformers.models.llama import llama_step
+    from minitransformers.models.llama_gguf import load_llama_gguf
+    from minitransformers.models.published import published_file
+
+    model = load_llama_gguf(published_file("smollm2"))
+    step = partial(llama_step, model.params, **model.settings)
+    first, past = step(SMOLLM2_PROMPT, None)
+
+    def call() -> Any:
+        if not decode:
+            return step(SMOLLM2_PROMPT, None)
+        logits, state = first, past
+        for _ in range(NEW_TOKENS):
+            logits, state = step(logits[:, -1:].argmax(-1), state)
+        return logits
+
+    return call
+
+
+def torch_smollm2(decode: bool) -> Callable[[], Any]:
+    """The same in eager PyTorch, written with the library's own fused parts, the cache a room that is written to."""
+    import torch
+    from torch.nn import functional as F
+
+    from minitransformers.models.llama import llama_weights
+    from minitransformers.models.llama_gguf import load_llama_gguf
+    from minitransformers.models.published import published_file
+
+    torch.set_num_threads(1)
+    weights = llama_weights(load_llama_gguf(published_file("smollm2")).params)
+    held = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()}
+    table, room, width = held["model.embed_tokens.weight"], 256 + NEW_TOKENS, 64
+    layers = [{name.split(".", 3)[3]: a for name, a in held.items() if name.startswith(f"model.layers.{i}.")} for i in range(30)]
+    angle = torch.arange(room)[:, None] * 100_000.0 ** (-torch.arange(0, width, 2) / width)
+    cos, sin = (torch.cat([f(angle), f(angle)], dim=-1) for f in (torch.cos, torch.sin))
+    caches = [torch.empty(2, 1, 3, room, width) for _ in layers]
+
+    def turned(x: Any, start: int) -> Any:
+        a, b = x.chunk(2, dim=-1)
+        places = slice(start, start + x.shape[-2])
+        return x * cos[places] + torch.cat([-b, a], dim=-1) * sin[places]
+
+    @torch.no_grad()
+    def step(ids: Any, start: int) -> Any:
+        n = ids.shape[1]
+        x = F.embedding(ids, table)
+        for layer, cache in zip(layers, caches, strict=True):
+            h = F.rms_norm(x, (576,), layer["input_layernorm.weight"], 1e-5)
+            q, k, v = (F.linear(h, layer[f"self_attn.{c}_proj.weight"]).view(1, n, -1, width).transpose(1, 2) for c in "qkv")
+            cache[0, :, :, start : start + n], cache[1, :, :, start : start + n] = turned(k, start), v
+            keys, values = cache[:, :, :, : start + n]
+            mixed = F.scaled_dot_product_attention(turned(q, start), keys, values, is_causal=n > 1, enable_gqa=True)
+            x = x + F.linear(mixed.transpose(1, 2).reshape(1, n, 576), layer["self_attn.o_proj.weight"])
+            h = F.rms_norm(x, (576,), layer["post_attention_layernorm.weight"], 1e-5)
+            gate, up = F.linear(h, layer["mlp.gate_proj.weight"]), F.linear(h, layer["mlp.up_proj.weight"])
+            x = x + F.linear(F.silu(gate) * up, layer["mlp.down_proj.weight"])
+        return F.linear(F.rms_norm(x, (576,), held["model.norm.weight"], 1e-5), table)
+
+    prompt = torch.tensor(SMOLLM2_PROMPT)
+    first = step(prompt, 0)
+
+    def call() -> Any:
+        if not decode:
+            return step(prompt, 0)
+        logits = first
+        for i in range(NEW_TOKENS):
+            logits = step(logits[:, -1:].argmax(-1), 256 + i)
+        return logits
+
+    return call
+
+
+def huggingface_smollm2(decode: bool) -> Callable[[], Any]:
+    """The same by Hugging Face's own model and cache."""
+    import torch
+    import transformers
+
+    from minitransformers.models.llama import llama_weights
+    from minitransformers.models.llama_gguf import load_llama_gguf
+    from minitransformers.models.published import published_file
+
+    torch.set_num_threads(1)
+    weights = llama_weights(load_llama_gguf(published_file("smollm2")).params)
+    config = transformers.LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0}, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=8192,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config)
+    held = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()}
+    model.load_state_dict(held | {"lm_head.weight": held["model.embed_tokens.weight"]}, assign=True)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    model.eval()
+    prompt = torch.tensor(SMOLLM2_PROMPT)
+
+    @torch.no_grad()
+    def start() -> Any:
+        return model(prompt, use_cache=True)
+
+    first = start()
+
+    @torch.no_grad()
+    def call() -> Any:
+        if not decode:
+            return start().logits
+        logits, past = first.logits, first.past_key_values
+        for _ in range(NEW_TOKENS):
+            logits = model(logits[:, -1:].argmax(-1), past_key_values=past, use_cache=True).logits
+        past.crop(-NEW_TOKENS)
+        return logits
+
+    return call
+
+
+CASES |= {
+    "smollm2_decode": {
+        "what": "SmolLM2 (135M, float32), eight tokens after 256 with the cache, one thread, against the same formula in eager PyTorch",
+        "ours": lambda: our_smollm2(decode=True),
+        "theirs": lambda: torch_smollm2(decode=True),
+        "threads": 1,
+    },
+    "smollm2_prefill": {
+        "what": "SmolLM2 (135M, float32), a prompt of 256 tokens, one thread, against the same formula in eager PyTorch",
+        "ours": lambda: our_smollm2(decode=False),
+        "theirs": lambda: torch_smollm2(decode=False),
+        "threads": 1,
+    },
+    "smollm2_decode_library": {
+        "what": "SmolLM2 (135M, float32), eight tokens after 256 with the cache, one thread, against Hugging Face's model in eager PyTorch",
+        "ours": lambda: our_smollm2(decode=True),
+        "theirs": lambda: huggingface_smollm2(decode=True),
+        "threads": 1,
+    },
+    "smollm2_prefill_library": {
+        "what": "SmolLM2 (135M, float32), a prompt of 256 tokens, one thread, against Hugging Face's model in eager PyTorch",
+        "ours": lambda: our_smollm2(decode=False),
+        "theirs": lambda: huggingface_smollm2(decode=False),
+        "threads": 1,
+    },
+}
