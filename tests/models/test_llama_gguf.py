@@ -125,7 +125,6 @@ BAD = {
     "tokenizer.ggml.tokens": (["u8"], [1, 2], "tokenizer.ggml: got no list of tokens"),
     "tokenizer.ggml.merges": (["str"], ["a b c"], "tokenizer.ggml: got no list of tokens, or none of merges"),
     "tokenizer.ggml.token_type": (["i32"], [1], "tokenizer.ggml.token_type: got .*, wants a number for each of the 268 tokens"),
-    "tokenizer.ggml.unknown_token_id": ("u32", 999, "the id 999 of the unknown token is that of none"),
 }  # fmt: skip
 
 

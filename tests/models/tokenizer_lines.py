@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minitransformers.models.published import PUBLISHED, published_file, state_of
 from minitransformers.models.tokenizers.pieces import WHITE_SPACE
 from minitransformers.training.text import python_reference
 
@@ -62,7 +63,11 @@ def _part(rng):
 
 
 def published(package, member):
-    """The path of a file in an installed package, which is not imported; the test is skipped where there is none."""
+    """The path of a file in a package that is installed, which is not imported, or that was downloaded; the test is skipped where there is none."""
+    for model in PUBLISHED.values():
+        for role, file in model.files.items():
+            if file == f"{package}/{member}" and state_of(model) != "absent":
+                return published_file(model.name, role)
     found = importlib.util.find_spec(package)
     path = Path((found.submodule_search_locations or [""])[0], member) if found else Path()
     if not path.is_file():
