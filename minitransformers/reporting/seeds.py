@@ -48,8 +48,9 @@ def collect(experiment: Experiment, seeds: Sequence[int], *, watch: Callable[[],
 
 def _in_processes(experiment: Experiment, seeds: Sequence[int], watch: Callable[[], Any]) -> list[list[Any]]:
     """The points of each seed. Threads would wait for one another between the many small calls of a model."""
-    context, found = multiprocessing.get_context("fork"), {seed: [] for seed in seeds}
-    working: dict[Any, tuple[int, Any]] = {}
+    context = multiprocessing.get_context("fork")
+    found: dict[int, list[Any]] = {seed: [] for seed in seeds}
+    working: dict[Any, tuple[int, Any]] = {}                 # the pipe to each
     try:
         for seed in seeds:
             ours, theirs = context.Pipe(duplex=False)
@@ -58,10 +59,11 @@ def _in_processes(experiment: Experiment, seeds: Sequence[int], watch: Callable[
             theirs.close()
             working[ours] = seed, process
         while working:
-            for ours in connection.wait(list(working)):
-                seed, process = working[ours]
+            pipe: Any
+            for pipe in connection.wait(list(working)):
+                seed, process = working[pipe]
                 try:
-                    point, error = ours.recv()
+                    point, error = pipe.recv()
                 except EOFError:
                     process.join()
                     raise RuntimeError(f"seed {seed}: its process ended with exit code {process.exitcode}") from None
@@ -69,7 +71,7 @@ def _in_processes(experiment: Experiment, seeds: Sequence[int], watch: Callable[
                     raise error
                 if point is None:
                     process.join()
-                    del working[ours]
+                    del working[pipe]
                 else:
                     found[seed].append(point)
                     watch()

@@ -1,0 +1,183 @@
+"""Does a model that has read much text learn a small labelled task better than one that begins from nothing?
+
+Radford et al. 2018 (GPT), section 4.2, and Devlin et al. 2018, arXiv:1810.04805, section 4: one set of weights, learned on text without
+labels, serves many tasks with few. The task: which of six entries of Python's language reference does a line come from? The base model has
+read the rest of the reference and four fifths of these entries, and no line of the tests. It learns on in full; or stays as it is, and a
+linear map reads the mean of its hidden states; or the same network starts from nothing. A table of trigrams, counted, stands beside them.
+"""
+
+# %%
+from collections import Counter
+from functools import partial
+
+import numpy as np
+
+from minitransformers.basics.linear import Linear, init_linear, linear
+from minitransformers.models.llama import init_llama, llama
+from minitransformers.reporting import Section, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting.base import LENGTH, SETTINGS, SIZES, base_corpus, labelled_lines, load_base
+from minitransformers.training.classification import Classification
+from minitransformers.training.fit import fit
+from minitransformers.training.language_modelling import LanguageModelling
+from minitransformers.training.task import on_arrays
+from minitransformers.training.threads import hold_blas
+
+section = Section(__file__, __doc__, kind="trained")
+LABELS, STEPS, BATCH, SHORTEST, LONGEST, TUNED = (60, 240, 1200), 100, 16, 20, 48, 240
+SCRATCH, PROBE, FULL, COUNTED = "from nothing", "frozen, with a linear map", "all of it learns on", "counted trigrams"
+base, corpus = load_base(), base_corpus()
+
+
+# %% Lines, and which of six entries each is from
+known, unknown = labelled_lines(shortest=SHORTEST, longest=LONGEST)
+CLASSES = int(known.labels.max()) + 1
+
+
+def padded(texts):
+    """Bytes (texts, LONGEST), and a weight for each that makes sums means."""
+    ids, weight = np.zeros((len(texts), LONGEST), int), np.zeros((len(texts), LONGEST), np.float32)
+    for row, text in enumerate(texts):
+        numbers = list(text.encode())[:LONGEST]
+        ids[row, : len(numbers)], weight[row, : len(numbers)] = numbers, 1 / len(numbers)
+    return ids, weight
+
+
+def classifier(params, inputs):
+    """A Llama whose head names an entry at each place; what it says of a line is the mean. Padding stands behind, where nobody sees it."""
+    ids, weight = inputs
+    said, backward = llama(params, ids=ids, **SETTINGS)
+    return np.einsum("nt,ntc->nc", weight, said), lambda dlogits: backward(weight[..., None] * dlogits[:, None, :])
+
+
+def hidden(texts):
+    """The mean of the hidden states: what the head would read, through one that passes everything on."""
+    through = base._replace(head=Linear(np.eye(SIZES["d_model"], dtype=np.float32), None))
+    return np.concatenate([classifier(through, padded(texts[start : start + 64]))[0] for start in range(0, len(texts), 64)])
+
+
+# %% The four ways
+def chosen(rng, number):
+    """As many lines of each entry, up to rounding."""
+    order = np.concatenate([rng.permutation(np.flatnonzero(known.labels == label))[: -(-number // CLASSES)] for label in range(CLASSES)])
+    return [known.lines[i] for i in order], known.labels[order]
+
+
+def balanced(answers, labels):
+    return np.mean([(answers[labels == label] == label).mean() for label in np.unique(labels)])
+
+
+def trained(way, rng, *, number, rate, held=None):
+    """Whose share of right answers on held-out lines, every entry counting alike; and the parameters."""
+    texts, labels = chosen(rng, number)
+    asked, truth = held or unknown
+    if way == COUNTED:
+        return balanced(by_trigrams(texts, labels, asked), truth), None
+    if way == PROBE:
+        features, others = hidden(texts), hidden(asked)
+        middle, spread = features.mean(0), features.std(0) + 1e-3
+        train, test = (((found - middle) / spread).astype(np.float32) for found in (features, others))
+        model, params = on_arrays(linear), init_linear(rng, SIZES["d_model"], CLASSES)
+    else:
+        train, test, model = padded(texts), padded(asked), classifier
+        params = base if way == FULL else init_llama(rng, **SIZES, std=0.1)
+        params = params._replace(head=init_linear(rng, SIZES["d_model"], CLASSES, bias=False))
+    task = Classification(model, (train, labels), (test, truth), batch_size=BATCH)
+    params = fit(params, task, steps=3 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.1, weight_decay=0.1)
+    return balanced(model(params, test)[0].argmax(-1), truth), params
+
+
+def by_trigrams(texts, labels, asked):
+    """Naive Bayes: how often each entry has each three characters, and one more for all that it does not have."""
+    counts = [Counter(text[i : i + 3] for text, own in zip(texts, labels, strict=True) if own == label for i in range(len(text) - 2)) for label in range(CLASSES)]
+    different = len(set().union(*counts))
+    scores = [[sum(np.log((of[text[i : i + 3]] + 1) / (of.total() + different)) for i in range(len(text) - 2)) for of in counts] for text in asked]
+    return np.argmax(scores, axis=-1)
+
+
+@section.tuning
+def tuning(rng):
+    hold_blas()
+    rates = {PROBE: (3e-3, 1e-2, 3e-2, 1e-1), SCRATCH: (1e-3, 3e-3, 1e-2, 3e-2), FULL: (1e-3, 3e-3, 1e-2, 3e-2)}
+    cut = rng.permutation(len(known.labels))[:300]               # lines that may be learned from, and are not asked about later
+    held = [known.lines[i] for i in cut], known.labels[cut]
+    for way, some in rates.items():
+        for rate in some[2:3] if section.quick else some:
+            starts = [np.random.default_rng(seed) for seed in rng.integers(2**32, size=1 if section.quick else 2)]
+            yield way, rate, {"loss": 1 - np.mean([trained(way, own, number=TUNED, rate=rate, held=held)[0] for own in starts])}
+
+
+@section.experiment
+def experiment(rng):
+    hold_blas()
+    reading = LanguageModelling(corpus, partial(llama, **SETTINGS), context=LENGTH, batch_size=8, eval_windows=4 if section.quick else 64)
+    yield FULL, 0, {"read": reading.evaluate(base)["bits per character"]}
+    for number in LABELS[:1] if section.quick else LABELS:
+        start = rng.integers(2**32)
+        for way in (SCRATCH, PROBE, FULL, COUNTED):
+            with processor_seconds() as spent:
+                right, params = trained(way, np.random.default_rng(start), number=number, rate=section.rates.get(way))
+            yield way, number, {"right": right, "seconds": spent()}
+            if way == FULL:                                  # what is left of what it knew
+                yield FULL, number, {"read": reading.evaluate(params._replace(head=None))["bits per character"]}
+
+
+# %%
+def told(found, *ways, numbers=LABELS):
+    each = (f"{way} {', '.join(mean_and_spread(found['right'][way][n]) for n in numbers)}" for way in ways)
+    return f"right with {', '.join(map(str, numbers))} labels: {'; '.join(each)}"
+
+
+@section.claim(
+    "Does the model that has read beat the same network from nothing?",
+    paper="Radford et al. 2018, table 5: without pre-training the same network loses 14.8 per cent on average",
+    measured=lambda found: told(found, SCRATCH, FULL),
+)
+def beats_nothing(found):
+    """With 60, 240 and 1,200 labels it is right in at least 0.05 more of the lines."""
+    return all(found["right"][FULL][n] >= found["right"][SCRATCH][n] + 0.05 for n in LABELS)
+
+
+@section.claim(
+    "Is it enough to read its hidden states?",
+    paper="Devlin et al. 2018, arXiv:1810.04805, section 5.3: frozen features come close to fine-tuning",
+    measured=lambda found: told(found, PROBE, FULL),
+)
+def probe(found):
+    """A linear map on the frozen model is within 0.03 of the model that learns on, or ahead, with 60, 240 and 1,200 labels."""
+    return all(found["right"][PROBE][n] >= found["right"][FULL][n] - 0.03 for n in LABELS)
+
+
+@section.claim(
+    "Does a small model that has read beat counting three characters?",
+    paper="no paper: the trivial baseline",
+    measured=lambda found: told(found, COUNTED, PROBE, FULL),
+)
+def beats_counting(found):
+    """The better of the two that begin with the base model is ahead of counted trigrams with 60 and with 240 labels."""
+    return all(max(found["right"][PROBE][n], found["right"][FULL][n]) > found["right"][COUNTED][n] for n in LABELS[:2])
+
+
+@section.report
+def report(found):
+    rows, numbers = [], list(found["right"][FULL])
+    for way in (SCRATCH, PROBE, FULL, COUNTED):
+        rate = f"{section.rates[way]:g}" if way in section.rates else ""
+        seconds = float(f"{np.mean(found['seconds'][way][numbers[-1]]):.1f}")
+        rows.append([way, rate, seconds, *(mean_and_spread(100 * found["right"][way][n], ".1f") for n in numbers)])
+    rows.append(["any entry", "", None, *[f"{100 / CLASSES:.1f}"] * len(numbers)])
+    section.table("fine_tuning", ["the model", "rate", "processor seconds", *(f"{n:,} labels, %" for n in numbers)], rows)
+    section.values("fine_tuning", {"classes": CLASSES, "lines": len(known.labels), "tests": len(unknown.labels), "steps": STEPS})
+    for key, way in {"scratch": SCRATCH, "probe": PROBE, "full": FULL, "counted": COUNTED}.items():
+        section.values(f"fine_tuning.{key}", {f"n{n}": 100 * np.mean(found["right"][way][n]) for n in numbers})
+    section.values("fine_tuning.read", {f"n{n}": np.mean(bits) for n, bits in found["read"][FULL].items()})
+
+
+@section.figure("fine_tuning", size=(5.6, 3.2))
+def picture(ax, found):
+    lines(ax, found["right"], xlabel="labels", ylabel="right", xscale="log")
+    level(ax, 1 / CLASSES, "any entry")
+    ax.legend(fontsize=8)
+
+
+if __name__ == "__main__":
+    section.main()
