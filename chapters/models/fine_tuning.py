@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.models.llama import init_llama, llama
+from minitransformers.models.llama import init_llama, llama, llama_body
 from minitransformers.reporting import Section, level, lines, mean_and_spread, processor_seconds
 from minitransformers.reporting.base import LENGTH, SETTINGS, SIZES, base_corpus, labelled_lines, load_base
 from minitransformers.training.classification import Classification
@@ -43,15 +43,21 @@ def padded(texts):
 
 
 def classifier(params, inputs):
-    """A Llama whose head names an entry at each place; what it says of a line is the mean. Padding stands behind, where nobody sees it."""
-    ids, weight = inputs
-    said, backward = llama(params, ids=ids, **SETTINGS)
-    return np.einsum("nt,ntc->nc", weight, said), lambda dlogits: backward(weight[..., None] * dlogits[:, None, :])
+    """A head that reads the mean of a body's hidden states. Padding stands behind a line, where nobody sees it."""
+    (body, head), (ids, weight) = params, inputs
+    states, body_backward = llama_body(body, ids=ids, **SETTINGS)
+    logits, head_backward = linear(head, np.einsum("nt,ntd->nd", weight, states))
+
+    def backward(dlogits):
+        dhead, dmean = head_backward(dlogits)
+        return body_backward(weight[..., None] * dmean[:, None, :]), dhead
+
+    return logits, backward
 
 
-def hidden(texts):
-    """The mean of the hidden states: what the head would read, through one that passes everything on."""
-    through = base._replace(head=Linear(np.eye(SIZES["d_model"], dtype=np.float32), None))
+def means(texts):
+    """What a head would read of the base model."""
+    through = base, Linear(np.eye(SIZES["d_model"], dtype=np.float32), None)
     return np.concatenate([classifier(through, padded(texts[start : start + 64]))[0] for start in range(0, len(texts), 64)])
 
 
@@ -73,14 +79,13 @@ def trained(way, rng, *, number, rate, held=None):
     if way == COUNTED:
         return balanced(by_trigrams(texts, labels, asked), truth), None
     if way == PROBE:
-        features, others = hidden(texts), hidden(asked)
+        features, others = means(texts), means(asked)
         middle, spread = features.mean(0), features.std(0) + 1e-3
         train, test = (((found - middle) / spread).astype(np.float32) for found in (features, others))
         model, params = on_arrays(linear), init_linear(rng, SIZES["d_model"], CLASSES)
     else:
         train, test, model = padded(texts), padded(asked), classifier
-        params = base if way == FULL else init_llama(rng, **SIZES, std=0.1)
-        params = params._replace(head=init_linear(rng, SIZES["d_model"], CLASSES, bias=False))
+        params = base if way == FULL else init_llama(rng, **SIZES, std=0.1), init_linear(rng, SIZES["d_model"], CLASSES)
     task = Classification(model, (train, labels), (test, truth), batch_size=BATCH)
     params = fit(params, task, steps=3 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.1, weight_decay=0.1)
     return balanced(model(params, test)[0].argmax(-1), truth), params
@@ -118,7 +123,7 @@ def experiment(rng):
                 right, params = trained(way, np.random.default_rng(start), number=number, rate=section.rates.get(way))
             yield way, number, {"right": right, "seconds": spent()}
             if way == FULL:                                  # what is left of what it knew
-                yield FULL, number, {"read": reading.evaluate(params._replace(head=None))["bits per character"]}
+                yield FULL, number, {"read": reading.evaluate(params[0])["bits per character"]}
 
 
 # %%

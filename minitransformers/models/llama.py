@@ -146,6 +146,29 @@ def llama_block(
     return out, backward
 
 
+def llama_body(
+    params: Llama, *, ids: Int[Array, "*batch positions"], num_heads: int, rope: Callable = rope_fast, eps: float = 1e-5,
+    window: int | None = None, mask: Array | None = None,
+):  # fmt: skip
+    """All but the head. Returns hidden (*batch, positions, d_model), which heads read, and backward: dhidden -> Llama of gradients."""
+    x, embedding_backward = embedding(params.embedding, ids=ids)  # (5)
+    backwards = []
+    for block in params.blocks:
+        x, block_backward = llama_block(block, x, num_heads=num_heads, rope=rope, eps=eps, window=window, mask=mask)  # (6)
+        backwards.append(block_backward)
+    hidden, norm_backward = rms_norm(params.norm, x, eps=eps)
+
+    def backward(dhidden):
+        dnorm, dx = norm_backward(dhidden)                   # (8)
+        dblocks = []
+        for block_backward in reversed(backwards):
+            dblock, dx = block_backward(dx)                  # (9)
+            dblocks.append(dblock)
+        return Llama(embedding_backward(dx), dblocks[::-1], dnorm, None)  # (10)
+
+    return hidden, backward
+
+
 def _attention(num_heads: int, rope: Callable, window: int | None) -> dict[str, Any]:
     """The settings of attention that all blocks share."""
     core = causal_attention if window is None else partial(banded_attention_blocks, window=window)
@@ -184,25 +207,16 @@ def llama(
 
     LLAMA_3_2_1B slows its rotations for long texts (rope_llama3). eps is 1e-6 in LLAMA_7B and 1e-5 in the others.
     """
-    x, embedding_backward = embedding(params.embedding, ids=ids)  # (5)
-    backwards = []
-    for block in params.blocks:
-        x, block_backward = llama_block(block, x, num_heads=num_heads, rope=rope, eps=eps, window=window, mask=mask)  # (6)
-        backwards.append(block_backward)
-    normed, norm_backward = rms_norm(params.norm, x, eps=eps)
-    logits, head_backward = linear(_head(params), normed)    # (7)
+    hidden, body_backward = llama_body(params, ids=ids, num_heads=num_heads, rope=rope, eps=eps, window=window, mask=mask)
+    logits, head_backward = linear(_head(params), hidden)    # (7)
 
     def backward(dlogits):
-        dhead, dnormed = head_backward(dlogits)
-        dnorm, dx = norm_backward(dnormed)                   # (8)
-        dblocks = []
-        for block_backward in reversed(backwards):
-            dblock, dx = block_backward(dx)                  # (9)
-            dblocks.append(dblock)
-        dembedding = embedding_backward(dx)                  # (10)
-        if params.head is None:
-            dembedding, dhead = Embedding(dembedding.weight + dhead.weight.T), None  # used at both ends: two gradients  (11)
-        return Llama(dembedding, dblocks[::-1], dnorm, dhead)
+        dhead, dhidden = head_backward(dlogits)
+        gradients = body_backward(dhidden)
+        if params.head is not None:
+            return gradients._replace(head=dhead)
+        dembedding = Embedding(gradients.embedding.weight + dhead.weight.T)  # used at both ends: two gradients  (11)
+        return gradients._replace(embedding=dembedding)
 
     return logits, backward
 
