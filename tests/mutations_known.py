@@ -106,6 +106,11 @@ _ROUNDS = {  # of sparsemax, in either form
 _CORE_EXAMPLE = "return example(None, *arrays, window=1, global_positions=(4, 1), dilation=2, mask=rng.random((2, 1, 1, 8)) < 0.8)"
 
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
+    "repetition_penalty": {
+        "return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits).astype(logits.dtype) -> "
+        "return np.where(seen, np.where(logits >= 0, logits / penalty, logits * penalty), logits).astype(logits.dtype)":
+            "a logit of 0 is 0 either way",
+    },
     "attention_with_traffic": {
         "largest, total, mixed = (np.full(len(query), -np.inf, query.dtype), np.zeros(len(query), query.dtype), np.zeros_like(query)) -> "
         "largest, total, mixed = (np.full(len(query), -np.inf, query.dtype), np.zeros(len(query), query.dtype), query)":

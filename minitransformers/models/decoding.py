@@ -7,11 +7,12 @@ one position instead of a whole window. A model with a table of positions cannot
 full, its older half is let go and the rest is read again. Decoding with and without a cache sees the same windows, so it
 gives the same logits.
 
-Sources: top-k, Fan et al. 2018, arXiv:1805.04833; top-p (nucleus), Holtzman et al. 2020, arXiv:1904.09751. The order is
-that of the field's libraries: temperature, then top-k, then top-p, then softmax and a draw.
+What is done to the logits before a draw is a row of functions (sampling): ``processors`` first, in their order, and then
+temperature, top-k and top-p, which have keywords of their own, because nearly everybody wants them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -21,85 +22,100 @@ from numpy import ndarray as Array
 
 from minitransformers.basics.softmax import softmax
 from minitransformers.efficient.kv_cache import tokens
-from minitransformers.foundation import Range, at_least, bad, checked, example, invalid, procedure
+from minitransformers.foundation import at_least, bad, checked, example, invalid, procedure
+from minitransformers.models import sampling
+from minitransformers.models.sampling import check_logits, probability
 
-# With a probability of 0 no token would be kept.
-probability = Range("above 0 and at most 1", lambda low, high: bool(low > 0 and high <= 1), (0, -0.5, 1.5, float("nan")))
+
+def _row(temperature: float, top_k: int | None, top_p: float | None) -> Iterator[Callable]:
+    """The functions that the three keywords are short for."""
+    if temperature != 1:
+        yield partial(sampling.temperature, value=temperature)
+    if top_k is not None:
+        yield partial(sampling.top_k, k=top_k)
+    if top_p is not None:
+        yield partial(sampling.top_p, p=top_p)
 
 
 @procedure(
     title="Next-token probabilities",
     source="Fan et al. 2018, arXiv:1805.04833 (top-k); Holtzman et al. 2020, arXiv:1904.09751 (top-p)",
-    example=lambda rng: example(rng.normal(size=(2, 7)), temperature=0.7, top_k=4, top_p=0.8),
-    rejects=[bad(logits=np.array([[0.0, np.nan]])), bad(logits=np.array([[-np.inf, -np.inf]]))],
-)
+    example=lambda rng: _example(rng),
+    rejects=[
+        bad(logits=np.array([[0.0, np.nan]])), bad(logits=np.array([[-np.inf, -np.inf]])), bad(processors=(lambda logits, ids: logits - np.inf,)),
+        bad("ids", ids=None),
+    ],
+)  # fmt: skip
 def next_token_probabilities(
-    logits: Float[Array, "... vocabulary"], *, temperature: Annotated[float, at_least(0)] = 1.0, top_k: Annotated[int, at_least(1)] | None = None,
+    logits: Float[Array, "*batch vocabulary"], ids: Int[Array, "*batch seen"] | None = None, *, processors: Sequence[Callable] = (),
+    temperature: Annotated[float, at_least(0)] = 1.0, top_k: Annotated[int, at_least(1)] | None = None,
     top_p: Annotated[float, probability] | None = None,
-) -> Float[Array, "... vocabulary"]:  # fmt: skip
+) -> Float[Array, "*batch vocabulary"]:  # fmt: skip
     """The distribution to draw from, over the last axis, in float64.
 
-    temperature divides the logits; 0 puts all mass on the largest. top_k drops logits below the k-th largest, keeping ties
-    with it. top_p keeps the smallest set of most probable tokens whose mass reaches p, always at least one.
-    Raises ValueError for logits of which none is finite, and for NaN.
+    Each of processors, ``process(logits, ids) -> logits``, works on what the one before it made; ids are those of the text so
+    far, for those that look at them. Then temperature, top_k and top_p do what the processors of these names do, in this order.
+    Raises ValueError for logits of which none is finite, and for NaN, whoever made them.
     """
     logits = logits.astype(np.float64)
-    if np.isnan(logits).any() or not np.isfinite(logits.max(axis=-1)).all():
-        raise invalid("logits", got="NaN, +inf or nothing but -inf", wants="at least one finite logit in each row")
-    if temperature == 0:
-        return np.eye(logits.shape[-1])[logits.argmax(axis=-1)]
-    with np.errstate(over="ignore"):                         # in the cold all but the largest may become -inf
-        logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        smallest_kept = np.partition(logits, -top_k, axis=-1)[..., -top_k, None]
-        logits = np.where(logits >= smallest_kept, logits, -np.inf)
-    probabilities, _ = softmax(logits)
-    if top_p is not None and top_p < 1:
-        order = np.argsort(-probabilities, axis=-1, kind="stable")
-        ranked = np.take_along_axis(probabilities, order, axis=-1)
-        needed = np.cumsum(ranked, axis=-1) - ranked < top_p  # the mass before a token has not reached p yet
-        kept = np.zeros_like(needed)
-        np.put_along_axis(kept, order, needed, axis=-1)
-        probabilities = np.where(kept, probabilities, 0.0)
-    return probabilities / probabilities.sum(axis=-1, keepdims=True)
+    check_logits(logits)
+    for place, process in enumerate((*processors, *_row(temperature, top_k, top_p))):
+        logits = process(logits, ids)
+        check_logits(logits, f"processors.{place}")
+    return softmax(logits)[0]
+
+
+def drawing(**settings) -> Callable:
+    """``draw(logits, text, rng) -> the next token``, for logits (vocabulary,) and the ids of the text so far; settings as above."""
+
+    def draw(logits: Array, text: list[int], rng: np.random.Generator) -> int:
+        if settings["temperature"] == 0 and not settings["processors"] and np.isfinite(logits).all():
+            return int(logits.argmax())                      # nothing to draw
+        probabilities = next_token_probabilities(logits, np.array(text) if settings["processors"] else None, **settings)
+        return int(rng.choice(len(probabilities), p=probabilities))
+
+    return draw
 
 
 @checked
 def generate(
     step: Callable, *, prompt_ids: Int[Array, "tokens"], num_tokens: Annotated[int, at_least(0)], rng: np.random.Generator,
-    temperature: Annotated[float, at_least(0)] = 1.0, top_k: Annotated[int, at_least(1)] | None = None,
+    processors: Sequence[Callable] = (), temperature: Annotated[float, at_least(0)] = 1.0, top_k: Annotated[int, at_least(1)] | None = None,
     top_p: Annotated[float, probability] | None = None, context: Annotated[int, at_least(1)] | None = None,
     vocabulary_size: Annotated[int, at_least(1)] | None = None,
 ) -> Iterator[int]:  # fmt: skip
-    """Yield num_tokens token ids that continue prompt_ids.
+    """Yield num_tokens token ids that continue prompt_ids; fewer where a reader stops (see stopping).
 
-    step as above. temperature, top_k and top_p as in next_token_probabilities. context, in tokens, is the longest text that
-    the model can read, None where there is no such thing; vocabulary_size bounds the ids of the prompt. All settings are
-    checked at once, before the first token is asked for.
+    step as above. processors, temperature, top_k and top_p as in next_token_probabilities. context, in tokens, is the longest
+    text that the model can read, None where there is no such thing; vocabulary_size bounds the ids of the prompt. All settings
+    are checked at once, before the first token is asked for.
     Raises ValueError for ids outside the vocabulary.
     """
     text = prompt_ids.tolist()
-    if min(text) < 0 or (vocabulary_size is not None and max(text) >= vocabulary_size):
-        wants = "ids of at least 0" if vocabulary_size is None else f"ids from 0 to {vocabulary_size - 1}"
-        raise invalid("prompt_ids", got=f"ids from {min(text)} to {max(text)}", wants=wants)
-
-    def draw(logits: Array) -> Array:
-        if temperature == 0 and np.isfinite(logits).all():
-            return logits.argmax(axis=-1)                    # nothing to draw
-        (probabilities,) = next_token_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-        return rng.choice(len(probabilities), size=1, p=probabilities)
+    check_prompt("prompt_ids", prompt_ids, vocabulary_size)
+    draw = drawing(processors=processors, temperature=temperature, top_k=top_k, top_p=top_p)
 
     def written() -> Iterator[int]:
+        def choose(logits: Array) -> Array:
+            return np.array([draw(logits[0], text, rng)])
+
         window, left = text if context is None else text[-context:], num_tokens
         while left > 0:
             some = left if context is None else min(left, context - len(window) + 1)
-            for token, _ in islice(tokens(step, np.array([window]), choose=draw), some):
+            for token, _ in islice(tokens(step, np.array([window]), choose=choose), some):
                 text.append(int(token[0]))
                 yield text[-1]
             left -= some
             window = text[-max(1, (context or 0) // 2) :]    # the newer half, which is read again
 
     return written()
+
+
+def check_prompt(name: str, ids: Array, vocabulary_size: int | None) -> None:
+    """Raise ValueError for ids that no vocabulary has, or not this one."""
+    if ids.min() < 0 or (vocabulary_size is not None and ids.max() >= vocabulary_size):
+        wants = "ids of at least 0" if vocabulary_size is None else f"ids from 0 to {vocabulary_size - 1}"
+        raise invalid(name, got=f"ids from {ids.min()} to {ids.max()}", wants=wants)
 
 
 def without_cache(model: Callable) -> Callable:
@@ -110,3 +126,8 @@ def without_cache(model: Callable) -> Callable:
         return model(ids=seen)[0][..., -ids.shape[-1] :, :], seen
 
     return step
+
+
+def _example(rng: np.random.Generator):
+    processors = (partial(sampling.repetition_penalty, penalty=1.3), partial(sampling.min_p, p=0.02))
+    return example(rng.normal(size=(2, 7)), rng.integers(7, size=(2, 3)), processors=processors, temperature=0.7, top_k=4, top_p=0.8)

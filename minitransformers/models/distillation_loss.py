@@ -1,8 +1,9 @@
 """Distillation: a model learns from another's whole distribution over the classes, not only from the class that came.
 
 Sources: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2; at T = 1 and without hard labels, Gemma 2, arXiv:2408.00118,
-section 3 (knowledge distillation). Differs from both in a constant: the soft part is the Kullback-Leibler divergence, their cross-entropy less the
-entropy of the teacher, so that it is 0 where student and teacher agree; gradients are the same. The teacher is data.
+section 3 (knowledge distillation). Differs from both in a constant: the soft part is the Kullback-Leibler divergence, their
+cross-entropy less the entropy of the teacher, so that it is 0 where student and teacher agree; gradients are the same. The
+teacher is data.
 z are the student's logits, v the teacher's, T the temperature, h the share of the hard labels.
 
     log_p = log softmax(v / T)                               (1)

@@ -106,15 +106,17 @@ def gpt2_block(params: Gpt2Block, x: Float[Array, "... positions d_model"], *, n
 def gpt2(
     params: Gpt2, *, ids: Int[Array, "*batch positions"], num_heads: Annotated[int, at_least(1)] = 12,
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
+    positions: Annotated[Int[Array, "*#batch positions"], at_least(0)] | None = None,
 ) -> tuple[Array, Backward]:  # fmt: skip
     """Logits for the token after each position, given that position and those before it.
 
-    mask, broadcastable to (*batch, heads, queries, keys), is True where a query may see a key besides (padding_mask).
+    mask, broadcastable to (*batch, heads, queries, keys), is True where a query may see a key besides (padding_mask). positions
+    count each text's tokens, 0, 1, ... unless given: behind padding they begin anew (left_padding).
     Returns logits (*batch, positions, vocabulary), and backward: dlogits -> Gpt2 of gradients.
     Raises ValueError where ids lie outside the vocabulary or are longer than the table of positions, or heads do not divide.
     """
     embedded, embedding_backward = embedding(params.embedding, ids=ids)
-    x, positions_backward = learned(params.positions, embedded)  # (5)
+    x, positions_backward = learned(params.positions, embedded, positions=positions)  # (5)
     backwards = []
     for block in params.blocks:
         x, block_backward = gpt2_block(block, x, num_heads=num_heads, mask=mask)  # (6)
@@ -146,11 +148,12 @@ class Gpt2State(NamedTuple):
 
 @trusted
 def gpt2_step(
-    params: Gpt2, ids: Int[Array, "*batch new"], state: Gpt2State | None, *, num_heads: int, mask: Bool[Array, "... new seen"] | None = None
-) -> tuple[Array, Gpt2State]:
+    params: Gpt2, ids: Int[Array, "*batch new"], state: Gpt2State | None, *, num_heads: int, mask: Bool[Array, "... new seen"] | None = None,
+    positions: Int[Array, "... new"] | None = None,
+) -> tuple[Array, Gpt2State]:  # fmt: skip
     """Logits at a few new positions, given those before; ``state`` is None at the start. Forward only.
 
-    mask is True where a new position may see one of all so far: the last rows of gpt2's.
+    mask is True where a new position may see one of all so far: the last rows of gpt2's. positions are those of the new ones.
     Raises ValueError where the text outgrows the context, or state is that of a model of other sizes.
     """
     if state is not None and not isinstance(state, Gpt2State):
@@ -160,9 +163,11 @@ def gpt2_step(
     seen = 0 if state is None else state.length
     caches: list[Any] = [None] * len(params.blocks) if state is None else state.blocks
     end, after = seen + ids.shape[-1], []
-    if end > len(params.positions.table):
-        raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {len(params.positions.table)}")
-    x, _ = learned(params.positions, embedding(params.embedding, ids=ids)[0], positions=np.arange(seen, end))
+    if positions is None:
+        positions = np.arange(seen, end)
+        if end > len(params.positions.table):
+            raise invalid("ids", got=f"{end} positions", wants=f"at most the context of {len(params.positions.table)}")
+    x, _ = learned(params.positions, embedding(params.embedding, ids=ids)[0], positions=positions)
     for block, cache in zip(params.blocks, caches, strict=True):
         normed, _ = layer_norm(block.attention_norm, x)
         mixed, cache = multi_head_attention_step(block.attention, normed, cache, num_heads=num_heads, mask=mask)

@@ -10,7 +10,7 @@ GPT-2's published code, where tokens start with 0.02.
     row_i = table[position_i]                                (1)
     out = x + row                                            (2)
     dx = dout                                                (3)
-    drow_i = sum over leading axes of dout_i                 (4)
+    drow_i = sum over the texts that share it of dout_i      (4)
     dtable_p = sum over all i with position_i = p of drow_i  (5)
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
+from minitransformers.attention.heads import sum_to
 from minitransformers.basics.embedding import Embedding, embedding
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 
@@ -47,11 +48,11 @@ def init_learned(
     rejects=[bad(positions=np.arange(5) + 3), bad("positions", positions=None, x=np.ones((2, 8, 3)))],
 )
 def learned(
-    params: Learned, x: Float[Array, "... positions d_model"], *, positions: Annotated[Int[Array, "positions"], at_least(0)] | None = None
+    params: Learned, x: Float[Array, "*batch positions d_model"], *, positions: Annotated[Int[Array, "*#batch positions"], at_least(0)] | None = None
 ) -> tuple[Array, Backward]:
     """Add to every position of x the table's row for it.
 
-    positions count tokens from the start (default 0, 1, ...); they may repeat.
+    positions count tokens from the start (default 0, 1, ...); they may repeat, and differ between the texts of a batch.
     Returns out, shaped like x, and backward: dout -> Learned(dtable), dx. Rows that no position names get exactly 0.
     Raises ValueError when a position is not a row of the table.
     """
@@ -59,12 +60,12 @@ def learned(
     if positions.max() >= len(params.table):
         wants = f"0 to {len(params.table) - 1}, the rows of params.table"
         raise invalid("positions", got=f"{positions.min()} to {positions.max()}", wants=wants)
-    row, row_backward = embedding(Embedding(params.table), ids=positions)  # (positions, d_model); a position may repeat  (1)
+    row, row_backward = embedding(Embedding(params.table), ids=positions)  # (..., positions, d_model); a position may repeat  (1)
     out = x + row                                            # (2)
 
     def backward(dout):
         dx = dout                                            # (3)
-        drow = dout.reshape(-1, *row.shape).sum(axis=0)      # (positions, d_model)  (4)
+        drow = sum_to(dout, row.shape)                       # (..., positions, d_model)  (4)
         dtable = row_backward(drow).weight                   # rows of one position add up  (5)
         return Learned(dtable), dx
 

@@ -163,6 +163,13 @@ def test_open_settings_leave_the_distribution_unchanged():
     np.testing.assert_allclose(next_token_probabilities(logits, top_k=9, top_p=1.0), exact, atol=1e-15)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_a_temperature_divides_the_logits(temperature):
+    logits = np.random.default_rng(4).normal(size=(2, 9))
+    exps = np.exp(logits / temperature)
+    np.testing.assert_allclose(next_token_probabilities(logits, temperature=temperature), exps / exps.sum(-1, keepdims=True), atol=1e-15)
+
+
 def test_top_k_comes_before_top_p():
     logits = np.log(np.array([0.4, 0.3, 0.2, 0.1]))  # two kept: renormalised 0.571 and 0.429, and 0.55 needs the first alone
     assert (next_token_probabilities(logits, top_k=2, top_p=0.55) > 0).tolist() == [True, False, False, False]

@@ -15,7 +15,8 @@ def textbook_learned(table, x, positions):
 
 
 def random_call(rng, batch=2, length=5, d_model=3, rows=7):
-    return Learned(rng.normal(size=(rows, d_model))), rng.normal(size=(batch, length, d_model)), rng.normal(size=(batch, length, d_model))
+    shape = (*np.atleast_1d(batch), length, d_model)
+    return Learned(rng.normal(size=(rows, d_model))), rng.normal(size=shape), rng.normal(size=shape)
 
 
 @pytest.mark.parametrize("positions", [[0, 1, 2, 3, 4], [6, 0, 6, 6, 2]])
@@ -33,6 +34,27 @@ def test_positions_count_from_zero_unless_told_otherwise():
     params, x, _ = random_call(np.random.default_rng(1))
     np.testing.assert_array_equal(learned(params, x)[0], learned(params, x, positions=np.arange(5))[0])
     np.testing.assert_array_equal(learned(params, x)[0][:, 3:], learned(params, x[:, 3:], positions=np.array([3, 4]))[0])
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (1, 5), (3, 1, 5), (3, 2, 5)])
+def test_texts_of_a_batch_may_have_positions_of_their_own(shape):
+    rng = np.random.default_rng(6)
+    params, x, dout = random_call(rng, batch=(3, 2))
+    positions = rng.integers(7, size=shape)
+    out, backward = learned(params, x, positions=positions)
+    every, dtable = np.broadcast_to(positions, (3, 2, 5)), np.zeros((7, 3))
+    for place in np.ndindex(3, 2):
+        own, own_backward = learned(params, x[place], positions=every[place])
+        np.testing.assert_array_equal(out[place], own)
+        dtable += own_backward(dout[place])[0].table
+    np.testing.assert_allclose(backward(dout)[0].table, dtable, rtol=0, atol=1e-14)
+    assert check_gradients(learned, params, x, positions=positions).passed
+
+
+def test_positions_of_more_texts_than_there_are_are_refused():
+    params, x, _ = random_call(np.random.default_rng(7))
+    with pytest.raises(ValueError, match="positions"):
+        learned(params, x, positions=np.zeros((3, 5), int))
 
 
 def test_rows_that_no_position_names_get_exactly_nothing():
