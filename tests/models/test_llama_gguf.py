@@ -218,7 +218,7 @@ def test_its_perplexity_of_a_sentence(smollm2):
     assert np.exp(loss) == pytest.approx(20.49, abs=0.005)
     first, state = llama_step(smollm2.params, ids[None, :20], None, **smollm2.settings)
     second, _ = llama_step(smollm2.params, ids[None, 20:-1], state, **smollm2.settings)
-    np.testing.assert_allclose(np.concatenate([first, second], axis=1), logits, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), logits, rtol=0, atol=3e-4)  # a hundred-thousandth of the largest
 
 
 @pytest.mark.weights
@@ -240,5 +240,5 @@ def test_its_logits_equal_hugging_faces(smollm2):
         expected = theirs.eval()(torch.tensor(ids)).logits.numpy()
     own, _ = llama(smollm2.params, ids=ids, **smollm2.settings)
     assert np.abs(expected).max() > 20
-    np.testing.assert_allclose(own, expected, rtol=0, atol=5e-4)
+    np.testing.assert_allclose(own, expected, rtol=0, atol=3e-4)
     np.testing.assert_array_equal(own.argmax(-1), expected.argmax(-1))
