@@ -109,9 +109,9 @@ def generate_batch(
 ) -> list[list[int]]:  # fmt: skip
     """The continuations of several prompts, each of at most num_tokens and ending before a stop sequence: those of generate alone.
 
-    ``step(ids, state, mask=..., positions=...) -> logits, state``: gpt2_step as it is, by_distance(llama_step),
-    of_one_length(mamba's). The i-th text is drawn with the i-th of the generators that ``rng.spawn(len(prompts))`` makes, so it is the same in every company. Processors see
-    one text each, without its padding. The other settings are generate's, and until's.
+    ``step(ids, state, mask=..., positions=...) -> logits, state``: gpt2_step as it is, by_distance(llama_step), of_one_length where
+    a step takes no mask. The i-th text is drawn with the i-th of the generators that ``rng.spawn(len(prompts))`` makes, so it is
+    the same in every company. Processors see one text each, without its padding. The other settings are generate's, and until's.
     Raises ValueError as these do, and where a text would outgrow the context: texts of a batch do not slide.
     """
     check_prompts(prompts, vocabulary_size)

@@ -96,11 +96,14 @@ def top_p(
     check_logits(logits)
     if p == 1:                                               # a sum may round to 1 before its last terms
         return logits.copy()
-    order = np.argsort(-logits, axis=-1, kind="stable")
-    ranked, _ = softmax(np.take_along_axis(logits, order, axis=-1))
+    each, _ = softmax(logits)
+    # Tokens below (1 - p)/vocabulary have together less than 1 - p, so the others reach p without them: only those are sorted.
+    some = np.flatnonzero((each >= (1 - p) / each.shape[-1]).reshape(-1, each.shape[-1]).any(axis=0))
+    order = np.argsort(-logits[..., some], axis=-1, kind="stable")
+    ranked = np.take_along_axis(each[..., some], order, axis=-1)
     before = np.cumsum(ranked, axis=-1) - ranked             # (3)
     kept = np.zeros(logits.shape, bool)
-    np.put_along_axis(kept, order, before < p, axis=-1)
+    np.put_along_axis(kept, some[order], before < p, axis=-1)
     return np.where(kept, logits, -np.inf).astype(logits.dtype)  # (4)
 
 

@@ -1,12 +1,14 @@
 """Left padding: a text continues in a batch as it does alone, whatever its company, its padding and its length."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from minitransformers.attention.masks import padding_mask
 from minitransformers.efficient.kv_cache import decode, prefill
+from minitransformers.efficient.rolling_cache import rolling_attention
 from minitransformers.foundation import trees
 from minitransformers.models.beam_search import beam_search
 from minitransformers.models.decoding import generate
@@ -102,6 +104,23 @@ def test_the_controls_without_its_mask_or_its_positions_a_row_is_another(wrong):
     for row, prompt in enumerate(PROMPTS):
         apart = np.abs(found[row] - alone(gpt2_plain, prompt, [])[0]).max()
         assert apart < 1e-12 if padding[row] == 0 else apart > 1e-3
+
+
+@pytest.mark.parametrize("window", [1, 3, 4])
+def test_a_ring_of_slots_forgets_padding_first_and_hides_what_it_still_holds(window):
+    """Mistral's rolling cache, a position at a time and in pieces: 5 positions behind 4 of padding, and the same 5 alone."""
+    query, key, value = np.random.default_rng(40).normal(size=(3, 2, 9, 4))
+    mask, ring, rows = np.arange(9) >= 4, None, []
+    cuts = (0, 1, 2, 4, 5, 6, 8, 9) if window > 1 else range(10)
+    for start, end in pairwise(cuts):
+        at = slice(start, end)
+        out, ring = rolling_attention(None, query[:, at], key[:, at], value[:, at], ring, window=window, mask=mask[None, None, :end])
+        rows.append(out)
+    found, ring, rows = np.concatenate(rows, axis=1)[:, 4:], None, []
+    for t in range(4, 9):
+        out, ring = rolling_attention(None, query[:, t : t + 1], key[:, t : t + 1], value[:, t : t + 1], ring, window=window)
+        rows.append(out)
+    np.testing.assert_allclose(found, np.concatenate(rows, axis=1), rtol=0, atol=1e-12)
 
 
 def test_gpt2_reads_a_padded_batch_at_once_as_its_texts_alone():

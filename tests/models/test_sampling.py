@@ -86,8 +86,21 @@ def test_ties_with_the_kth_stay_and_equals_at_the_edge_of_p_go_by_order():
 
 
 def test_equals_at_the_edge_of_p_go_by_order_among_many_as_well():
-    logits = np.tile([0.0, 1.0, 2.0], 200)                   # two thirds of the mass are the 200 largest
-    np.testing.assert_array_equal(np.isfinite(top_p(logits, p=0.25)), (np.arange(600) < 3 * 76) & (logits == 2))
+    logits = np.tile([0.0, 1.0, 2.0], 200)
+    mass = np.exp([1.0, 2.0]) / np.exp([0.0, 1.0, 2.0]).sum()  # of the 200 middle ones and of the 200 largest
+    middle = int(np.ceil(200 * (0.8 - mass[1]) / mass[0]))
+    kept = np.isfinite(top_p(logits, p=0.8))
+    assert kept[logits == 2].all() and not kept[logits == 0].any() and middle == 111
+    np.testing.assert_array_equal(kept[logits == 1], np.arange(200) < middle)
+    np.testing.assert_array_equal(np.isfinite(top_p(np.zeros(49), p=1e-17)), np.arange(49) < 1)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999, 1 - 1e-9])
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 10.0])
+def test_the_unlikely_are_left_out_of_the_sorting_and_nothing_else_changes(scale, p):
+    logits = scale * np.random.default_rng(5).normal(size=(3, 1000))
+    expected = [naive_top_p(row.tolist(), None, p) for row in logits]
+    np.testing.assert_array_equal(top_p(logits, p=p), expected)
 
 
 def test_all_of_the_mass_is_all_tokens_even_where_a_sum_has_rounded_to_it():
