@@ -17,7 +17,7 @@ from minitransformers.training.threads import hold_blas
 from minitransformers.training.workbench import workbench_task
 
 section = Section(__file__, __doc__, kind="trained")
-LENGTH, BATCH, STEPS, PARAMETERS = 64, 8, 400, 106_000
+LENGTH, BATCH, STEPS, PARAMETERS = 64, 8, 300, 106_000
 SHAPES = {1: 88, 2: 64, 4: 48, 8: 32}                        # layers: width
 DELETED = "2 x 64, its own position alone"
 SELF = {"mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}}
