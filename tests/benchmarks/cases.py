@@ -23,23 +23,21 @@ def our_training_step(sizes: dict[str, int], batch: int, threads: int = 1) -> Ca
     """Forward, backward, clipping and AdamW, as the training loop runs them."""
     import functools
 
-    from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
-    from minitransformers.training.flat_tree import FlatTree
-    from minitransformers.training.loop import accumulate_gradient
+    from minitransformers.models.workbench.configuration import LanguageModelConfig
+    from minitransformers.models.workbench.language_model import init_language_model, language_model
     from minitransformers.training.memory import keep_freed_memory
-    from minitransformers.training.optimizer import AdamW, decays
+    from minitransformers.training.task import Labelled, on_ids
+    from minitransformers.training.update import Learner
 
     keep_freed_memory()
     config = LanguageModelConfig(**sizes)
-    params = FlatTree.pack(init_language_model(np.random.default_rng(0), config), in_front=decays)
-    gradient, optimizer = params.zeros_like(), AdamW(params, weight_decay=0.1)
-    forward = functools.partial(language_model, config=config)
-    ids, targets = _data(sizes, batch)
+    learner = Learner(init_language_model(np.random.default_rng(0), config), weight_decay=0.1)
+    batch_of_ids, rng = _data(sizes, batch), np.random.default_rng(0)
+    task = Labelled(on_ids(functools.partial(language_model, config=config)), lambda rng: batch_of_ids)
 
     def step() -> float:
-        loss = accumulate_gradient(params.tree, gradient, ids, targets, forward=forward, micro_batches=threads, threads=threads)
-        optimizer.step(gradient, learning_rate=1e-3, clip=1.0)
-        return loss
+        settings = {"learning_rate": 1e-3, "clip": 1.0, "micro_batches": threads, "threads": threads}
+        return learner.update(task, batch=batch_of_ids, rng=rng, **settings)[0]
 
     return step
 
@@ -116,7 +114,8 @@ def autograd_forward_and_backward() -> Callable[[], Any]:
     import autograd.numpy as anp
 
     from minitransformers import trees
-    from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+    from minitransformers.models.workbench.configuration import LanguageModelConfig
+    from minitransformers.models.workbench.language_model import init_language_model
 
     config = LanguageModelConfig(**SMALL)
     params = init_language_model(np.random.default_rng(0), config)
@@ -160,7 +159,8 @@ def autograd_forward_and_backward() -> Callable[[], Any]:
 def our_forward_and_backward() -> Callable[[], Any]:
     """Loss and gradients alone."""
     from minitransformers.basics.cross_entropy import cross_entropy
-    from minitransformers.models.language_model import LanguageModelConfig, init_language_model, language_model
+    from minitransformers.models.workbench.configuration import LanguageModelConfig
+    from minitransformers.models.workbench.language_model import init_language_model, language_model
     from minitransformers.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -178,14 +178,18 @@ def our_forward_and_backward() -> Callable[[], Any]:
 
 def our_decoding() -> Callable[[], Any]:
     """Sixty tokens, greedily, with the cache."""
-    from minitransformers.models.generate import generate
-    from minitransformers.models.language_model import LanguageModelConfig, init_language_model
+    from functools import partial
+
+    from minitransformers.models.decoding import generate
+    from minitransformers.models.workbench.configuration import LanguageModelConfig
+    from minitransformers.models.workbench.language_model import init_language_model, language_model_step
 
     config = LanguageModelConfig(**SMALL)
     params = init_language_model(np.random.default_rng(0), config)
     prompt = np.arange(4)
     rng = np.random.default_rng(0)
-    return lambda: list(generate(params, config=config, prompt_ids=prompt, num_tokens=60, temperature=0, rng=rng))
+    step = partial(language_model_step, params, config=config)
+    return lambda: list(generate(step, prompt_ids=prompt, num_tokens=60, temperature=0, rng=rng, context=SMALL["context"]))
 
 
 def torch_decoding() -> Callable[[], Any]:
@@ -991,5 +995,59 @@ CASES |= {
         "ours": lambda: our_smollm2(decode=False),
         "theirs": lambda: huggingface_smollm2(decode=False),
         "threads": 1,
+    },
+}
+
+
+LLAMA = {"vocabulary": 65, "d_model": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "d_hidden": 344, "tied": True}
+
+
+def our_llama_step() -> Callable[[], Any]:
+    """Forward, backward, clipping and AdamW of a small Llama: 12 texts of 64 tokens."""
+    from functools import partial
+
+    from minitransformers.models.llama import init_llama, llama
+    from minitransformers.training.memory import keep_freed_memory
+    from minitransformers.training.task import Labelled, on_ids
+    from minitransformers.training.update import Learner
+
+    keep_freed_memory()
+    learner = Learner(init_llama(np.random.default_rng(0), **LLAMA), weight_decay=0.1)
+    batch, rng = _data(SMALL, 12), np.random.default_rng(0)
+    task = Labelled(on_ids(partial(llama, num_heads=LLAMA["num_heads"])), lambda rng: batch)
+    return lambda: learner.update(task, batch=batch, rng=rng, learning_rate=1e-3, clip=1.0)[0]
+
+
+def torch_llama_step() -> Callable[[], Any]:
+    """The same in eager PyTorch, Hugging Face's model."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    config = transformers.LlamaConfig(
+        vocab_size=LLAMA["vocabulary"], hidden_size=LLAMA["d_model"], num_hidden_layers=LLAMA["num_layers"], intermediate_size=LLAMA["d_hidden"],
+        num_attention_heads=LLAMA["num_heads"], num_key_value_heads=LLAMA["num_kv_heads"], tie_word_embeddings=True, attn_implementation="sdpa",
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    ids, targets = map(torch.tensor, _data(SMALL, 12))
+
+    def step() -> float:
+        loss = torch.nn.functional.cross_entropy(model(ids, use_cache=False).logits.flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+CASES |= {
+    "llama_step": {
+        "what": "training step of a Llama (4 layers, width 128, 12 x 64 tokens), one thread, against Hugging Face's in eager PyTorch",
+        "threads": 1,
+        "ours": our_llama_step,
+        "theirs": torch_llama_step,
     },
 }
