@@ -52,7 +52,7 @@ from minitransformers.attention.multi_head_attention import (
     multi_head_attention_step,
 )
 from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import Embedding, check_ids, embedding, init_embedding
+from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
 from minitransformers.basics.gelu import gelu_exact
 from minitransformers.basics.linear import Linear, init_linear, linear
@@ -298,9 +298,8 @@ def whisper(
     """
     decoder = params.decoder
     _check(params, mel)
-    check_ids("ids", ids, decoder.embedding)
-    memory, encoder_backward = whisper_encoder(params.encoder, mel, num_heads=num_heads, eps=eps)
     rows, embedding_backward = embedding(decoder.embedding, ids=ids)
+    memory, encoder_backward = whisper_encoder(params.encoder, mel, num_heads=num_heads, eps=eps)
     y, positions_backward = learned(decoder.positions, rows)  # (11)
     backwards = []
     for block in decoder.blocks:
@@ -359,7 +358,7 @@ def whisper_step(
     decoder = params.decoder
     if state is not None and (not isinstance(state, WhisperState) or len(state.blocks) != len(decoder.blocks)):
         raise invalid("state", got=type(state).__name__, wants=f"WhisperState of {len(decoder.blocks)} blocks, or None at the start of a text")
-    check_ids("ids", ids, decoder.embedding)
+    rows, _ = embedding(decoder.embedding, ids=ids)
     past: list[Any] = [(None, None)] * len(decoder.blocks)
     memory, seen = None, 0
     if state is not None:
@@ -369,7 +368,6 @@ def whisper_step(
     else:
         _check(params, mel)
         memory, _ = whisper_encoder(params.encoder, mel, num_heads=num_heads, eps=eps)
-    rows, _ = embedding(decoder.embedding, ids=ids)
     y, _ = learned(decoder.positions, rows, positions=np.arange(seen, seen + ids.shape[-1]))
     after = []
     for block, (cache, held) in zip(decoder.blocks, past, strict=True):
