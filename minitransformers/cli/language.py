@@ -7,6 +7,7 @@ import codecs
 import functools
 import itertools
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -17,8 +18,10 @@ import numpy as np
 from numpy import ndarray as Array
 
 from minitransformers.foundation import trees
+from minitransformers.models import sampling
 from minitransformers.models.decoding import generate as continue_text
 from minitransformers.models.decoding import without_cache
+from minitransformers.models.stopping import until_text
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model, language_model
 from minitransformers.reporting.arguments import UsageError
@@ -130,6 +133,8 @@ def generate(arguments: argparse.Namespace) -> int:
         raise UsageError(f"generate: got {'neither' if arguments.model is None else 'both'}, wants a CHECKPOINT or --model")
     if not arguments.prompt:
         raise UsageError("--prompt: got no text, wants at least one character")
+    if not all(arguments.stop):
+        raise UsageError("--stop: got no text, wants at least one character")
     writer = _trained(arguments.checkpoint) if arguments.model is None else _published(arguments.model)
     try:
         prompt_ids = writer.encode(arguments.prompt)
@@ -140,16 +145,32 @@ def generate(arguments: argparse.Namespace) -> int:
     ids = continue_text(
         without_cache(writer.whole) if arguments.no_cache else writer.step, prompt_ids=prompt_ids,
         num_tokens=writer.tokens if arguments.tokens is None else arguments.tokens, rng=np.random.default_rng(arguments.seed),
-        temperature=writer.temperature if arguments.temperature is None else arguments.temperature,
-        top_k=arguments.top_k, top_p=arguments.top_p, context=writer.context,
+        context=writer.context, **_sampling(arguments, writer.temperature),
     )  # fmt: skip
     sys.stdout.write(arguments.prompt)
     sys.stdout.flush()
-    for piece in _pieces(map(writer.bytes_of, itertools.takewhile(lambda i: i not in writer.ends, ids))):
+    pieces = _pieces(map(writer.bytes_of, itertools.takewhile(lambda i: i not in writer.ends, ids)))
+    for piece in until_text(pieces, stop=arguments.stop):
         sys.stdout.write(piece)
         sys.stdout.flush()
     print()
     return 0
+
+
+def _sampling(arguments: argparse.Namespace, temperature: float) -> dict[str, Any]:
+    """Settings of decoding, in the order of the field's libraries: penalty, temperature, top-k, top-p, and min-p behind all of them."""
+    chosen = {"temperature": temperature if arguments.temperature is None else arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
+    penalty, least = arguments.repetition_penalty, arguments.min_p
+    if penalty is not None and not 0 < penalty < math.inf:
+        raise UsageError(f"--repetition-penalty: got {penalty:g}, wants a finite number above 0")
+    if least is not None and not 0 < least <= 1:
+        raise UsageError(f"--min-p: got {least:g}, wants a number above 0 and at most 1")
+    first = [] if penalty is None else [functools.partial(sampling.repetition_penalty, penalty=penalty)]
+    if least is None:
+        return {"processors": first, **chosen}
+    keywords = {"temperature": "value", "top_k": "k", "top_p": "p"}
+    row = [functools.partial(getattr(sampling, name), **{keywords[name]: value}) for name, value in chosen.items() if value is not None]
+    return {"processors": [*first, *row, functools.partial(sampling.min_p, p=least)]}
 
 
 def _trained(checkpoint: Path) -> _Writer:

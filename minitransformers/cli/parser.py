@@ -113,8 +113,25 @@ def _language_commands(command) -> None:
     add("--temperature", type=float, metavar="X", help="0 takes the likeliest token (default: 1; a published model: 0)")
     add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens")
     add("--top-p", type=float, metavar="X", help="draw from the likeliest tokens that hold this much probability together")
+    add("--min-p", type=float, metavar="X", help="draw from tokens at least X times as probable as the likeliest")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1 makes tokens that the text has less likely")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     _seed(add)
     add("--no-cache", action="store_true", help="read the whole window for every token")
+
+    add = command("similarity", "published:similarity", "say how alike texts are, by MiniLM", 'similarity "The cat sits on the mat." "A feline rests on a rug."').add_argument
+    add("text", metavar="TEXT", help="the text that the others are compared with")
+    add("others", nargs="+", metavar="OTHER", help="what it is compared with")
+    _json(add)
+
+    add = command("fill-mask", "published:fill_mask", "fill the gaps of a molecule or a reaction, by ALBERT", 'fill-mask "CC(=O)O.OCC>>CC(=[MASK])OCC"').add_argument
+    add("text", metavar="SMILES", help="a text in SMILES, with [MASK] for each gap")
+    add("--top", type=positive, default=5, metavar="N", help="how many tokens to list for a gap (default: %(default)s)")
+    _json(add)
+
+    add = command("text-kinds", "published:text_kinds", "say which part of a text is English, Python, JSON, ..., by a Mamba over bytes", "text-kinds README.md").add_argument
+    add("file", type=Path, metavar="FILE", help="the text, or - for standard input")
+    _json(add)
 
     add = command("weights", "weights:weights", "list published models, whether they are there, and how to obtain them", "weights").add_argument
     _json(add)

@@ -272,6 +272,20 @@ def test_generate_continues_the_prompt_by_so_many_characters(run, model):
     assert found.out.startswith("the cat") and len(found.out) == len("the cat") + 20 + 1
 
 
+def test_generate_stops_before_a_text(run, model):
+    options = ("generate", model, "--prompt", "the cat", "--tokens", 40, "--temperature", 0)
+    whole = run(*options).out.removesuffix("\n")
+    stop = whole[15:18]
+    assert run(*options, "--stop", stop).out == whole[: whole.index(stop, len("the cat"))] + "\n"
+
+
+def test_min_p_and_the_penalty_choose_among_tokens(run, model):
+    options = ("generate", model, "--prompt", "the", "--tokens", 30)
+    coldest = run(*options, "--temperature", 0).out
+    assert run(*options, "--min-p", 1).out == coldest, "only what is as probable as the likeliest is left"
+    assert run(*options, "--temperature", 0, "--repetition-penalty", 1000).out != coldest
+
+
 def test_generate_depends_on_the_seed_alone(run, model):
     texts = [run("generate", model, "--prompt", "the", "--tokens", 30, "--seed", seed).out for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
@@ -287,6 +301,9 @@ def test_the_cache_changes_nothing(run, model):
     [
         (("--top-p", "0"), "top_p: got 0"),
         (("--top-p", "1.5"), "top_p: got 1.5"),
+        (("--min-p", "2"), "--min-p: got 2, wants a number above 0 and at most 1"),
+        (("--repetition-penalty", "0"), "--repetition-penalty: got 0"),
+        (("--stop", ""), "--stop: got no text"),
         (("--top-k", "0"), "top_k: got 0"),
         (("--temperature", "-1"), "temperature: got -1"),
         (("--temperature", "nan"), "temperature: got nan"),
