@@ -1,7 +1,7 @@
 """Deep and thin or shallow and wide: which learns more with as many parameters?
 
 Ben Allal et al. 2025, arXiv:2502.02737 (SmolLM2): a model of 135 million parameters has 30 layers of width 576. Liu et al. 2024,
-arXiv:2402.14905 (MobileLLM), section 2.2.1: below a billion parameters deep and thin is better than shallow and wide. Four models of
+arXiv:2402.14905 (MobileLLM), section 2.2.2: below a billion parameters deep and thin is better than shallow and wide. Four models of
 one size, from one layer to eight: feed-forward networks of about four times the width make up for the rest. Weights start at 1 over
 the root of the width, as SmolLM2's do, and each model has a learning rate of its own.
 """
@@ -80,7 +80,7 @@ def told(found, measure="bits", form=".2f"):
 
 @section.claim(
     "Is deep and thin better than shallow and wide?",
-    paper="Liu et al. 2024, arXiv:2402.14905, section 2.2.1: deeper and thinner is better at 125 and 350 million parameters",
+    paper="Liu et al. 2024, arXiv:2402.14905, section 2.2.2: deeper and thinner is better at 125 and 350 million parameters",
     measured=lambda found: told(found) + " bits a character",
 )
 def deeper(found):
