@@ -3,7 +3,7 @@
 Raffel et al. 2020, arXiv:1910.10683, section 3.2 and table 4, compare them: causal language modelling asks at every position, masked language
 modelling (Devlin et al. 2018, arXiv:1810.04805) at 15 of 100, prefix language modelling behind a prefix, span corruption for the spans that were
 taken out. One body learns by each of them from windows of Python's language reference, with nothing changed but who sees whom and what is asked.
-Each is then read, frozen, by a linear map that sorts lines into the six entries they come from. As many updates, and about as many positions.
+Each is then read, frozen, by a linear map that sorts lines into the five entries they come from. As many updates, and about as many positions.
 """
 
 # %%

@@ -57,7 +57,8 @@ class Labelled(NamedTuple):
 def labelled_lines(*, shortest: int, longest: int) -> tuple[Labelled, Labelled]:
     """Lines of the longest entries, to learn from and to be tested on, cut at ``longest`` characters; none stands in two entries.
 
-    Those to learn from are among what the base model has read; none of the tests is.
+    Those to learn from are among what the base model has read; none of the tests is. An entry with fewer than forty tests is left
+    out: what its end says stands in other entries too.
     """
 
     def lines_of(text: str) -> list[str]:
@@ -68,10 +69,14 @@ def labelled_lines(*, shortest: int, longest: int) -> tuple[Labelled, Labelled]:
     times = Counter(line for parts in entries for line in set(lines_of("\n".join(parts))))
     found = []
     for number in (0, 1):
-        pairs = [(line, label) for label, parts in enumerate(entries) for line in lines_of(parts[number]) if times[line] == 1]
-        pairs = [(line, label) for line, label in pairs if number == 0 or line not in read]
-        found.append(Labelled([line for line, _ in pairs], np.array([label for _, label in pairs])))
-    return found[0], found[1]
+        own = [[line for line in lines_of(parts[number]) if times[line] == 1 and (number == 0 or line not in read)] for parts in entries]
+        found.append(own)
+    kept = [label for label, tests in enumerate(found[1]) if len(tests) >= 40]
+
+    def labelled(own: list[list[str]]) -> Labelled:
+        return Labelled([line for label in kept for line in own[label]], np.repeat(np.arange(len(kept)), [len(own[label]) for label in kept]))
+
+    return labelled(found[0]), labelled(found[1])
 
 
 def load_base() -> Llama:
