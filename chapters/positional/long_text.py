@@ -46,7 +46,7 @@ def bits_at(params, scheme, length):
 @section.tuning
 def tuning(rng):
     for scheme in SCHEMES:
-        for rate in (5e-3, 1e-2, 2e-2):
+        for rate in (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2):
             params = trained(scheme, np.random.default_rng(rng.integers(2**32)), rate=rate, steps=STEPS // 2)
             yield scheme, rate, {"loss": bits_at(params, scheme, TRAINED)}
 

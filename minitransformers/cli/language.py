@@ -71,7 +71,7 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         result = run_training(
             task=workbench_task(corpus, model_config, batch_size=chosen("batch", 16, 8), eval_windows=64 if small else 256),
-            init=functools.partial(init_language_model, config=model_config), config=training_config, folder=arguments.out,
+            init=functools.partial(init_language_model, config=model_config, std=arguments.std), config=training_config, folder=arguments.out,
             resume=arguments.resume,
         )  # fmt: skip
     except TrainingDiverged as error:

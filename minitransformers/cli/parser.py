@@ -85,6 +85,7 @@ def _language_commands(command) -> None:
     add("--layers", type=positive, metavar="N", help="(default: 4; quick: 2)")
     add("--heads", type=positive, metavar="N", help="(default: 4; quick: 2)")
     add("--width", type=positive, metavar="N", help="features of a position (default: 128; quick: 32)")
+    add("--std", type=float, default=0.02, metavar="X", help="deviation of the first weights; small models learn sooner from 0.1 (default: %(default)s)")
     add("--context", type=positive, metavar="N", help="tokens the model sees at once (default: 64; quick: 32)")
     add = train.add_argument_group("text").add_argument
     add("--text", type=Path, metavar="FILE", help="UTF-8 text to learn (default: Python's own help topics)")

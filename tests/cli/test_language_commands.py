@@ -163,6 +163,7 @@ def test_resume_refuses_another_configuration(train, tmp_path):
         (("--learning-rate", "nan"), "learning_rate: got nan"),
         (("--weight-decay", "-1"), "weight_decay: got -1"),
         (("--clip", "0"), "clip: got 0"),
+        (("--std", "-1"), "std: got -1"),
         (("--dropout", "1"), "dropout: got 1"),
         (("--seed", "-1"), "--seed: got -1"),
         (("--vocabulary", "word"), "--vocabulary"),
