@@ -121,7 +121,7 @@ def means(params, name, texts):
         real = np.arange(LENGTH) < np.array([len(row) for row in rows])[:, None]
         sees = real[:, None, None, :] & (causal_mask(LENGTH) if name == CAUSAL else True)
         hidden, _ = model(params, (ids, sees), head=False)
-        found.append((hidden * real[..., None]).sum(axis=1) / real.sum(axis=1, keepdims=True))
+        found.append(((hidden * real[..., None]).sum(axis=1) / real.sum(axis=1, keepdims=True)).astype(np.float32))
     return np.concatenate(found)
 
 
