@@ -7,7 +7,6 @@ linear map reads the mean of its hidden states; or the same network starts from 
 """
 
 # %%
-from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,16 @@ import numpy as np
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.models.llama import init_llama, llama, llama_body
 from minitransformers.reporting import Section, level, lines, mean_and_spread, processor_seconds
-from minitransformers.reporting.base import LENGTH, SETTINGS, SIZES, base_corpus, labelled_lines, load_base
+from minitransformers.reporting.base import (
+    LENGTH,
+    SETTINGS,
+    SIZES,
+    balanced_accuracy,
+    base_corpus,
+    by_trigrams,
+    labelled_lines,
+    load_base,
+)
 from minitransformers.training.classification import Classification
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
@@ -68,16 +76,12 @@ def chosen(rng, number):
     return [known.lines[i] for i in order], known.labels[order]
 
 
-def balanced(answers, labels):
-    return np.mean([(answers[labels == label] == label).mean() for label in np.unique(labels)])
-
-
 def trained(way, rng, *, number, rate, held=None):
     """Whose share of right answers on held-out lines, every entry counting alike; and the parameters."""
     texts, labels = chosen(rng, number)
     asked, truth = held or unknown
     if way == COUNTED:
-        return balanced(by_trigrams(texts, labels, asked), truth), None
+        return balanced_accuracy(by_trigrams(texts, labels, asked), truth), None
     if way == PROBE:
         features, others = means(texts), means(asked)
         middle, spread = features.mean(0), features.std(0) + 1e-3
@@ -88,15 +92,7 @@ def trained(way, rng, *, number, rate, held=None):
         params = base if way == FULL else init_llama(rng, **SIZES, std=0.1), init_linear(rng, SIZES["d_model"], CLASSES)
     task = Classification(model, (train, labels), (test, truth), batch_size=BATCH)
     params = fit(params, task, steps=3 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.1, weight_decay=0.1)
-    return balanced(model(params, test)[0].argmax(-1), truth), params
-
-
-def by_trigrams(texts, labels, asked):
-    """Naive Bayes: how often each entry has each three characters, and one more for all that it does not have."""
-    counts = [Counter(text[i : i + 3] for text, own in zip(texts, labels, strict=True) if own == label for i in range(len(text) - 2)) for label in range(CLASSES)]
-    different = len(set().union(*counts))
-    scores = [[sum(np.log((of[text[i : i + 3]] + 1) / (of.total() + different)) for i in range(len(text) - 2)) for of in counts] for text in asked]
-    return np.argmax(scores, axis=-1)
+    return balanced_accuracy(model(params, test)[0].argmax(-1), truth), params
 
 
 @section.tuning
@@ -105,7 +101,7 @@ def tuning(rng):
     cut = rng.permutation(len(known.labels))[:300]               # lines that may be learned from, and are not asked about later
     held = [known.lines[i] for i in cut], known.labels[cut]
     for way in (SCRATCH, PROBE, FULL):
-        for rate in (1e-2,) if section.quick else (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1):
+        for rate in (1e-2,) if section.quick else (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0):
             starts = [np.random.default_rng(seed) for seed in rng.integers(2**32, size=1 if section.quick else 2)]
             yield way, rate, {"loss": 1 - np.mean([trained(way, own, number=TUNED, rate=rate, held=held)[0] for own in starts])}
 

@@ -79,6 +79,24 @@ def labelled_lines(*, shortest: int, longest: int) -> tuple[Labelled, Labelled]:
     return labelled(found[0]), labelled(found[1])
 
 
+def by_trigrams(texts: list[str], labels: Array, asked: list[str]) -> Array:
+    """What naive Bayes on three characters answers: how often each entry has each of them, and one more for those that it does not have."""
+    entries = range(int(labels.max()) + 1)
+    counts = [Counter(part for text, own in zip(texts, labels, strict=True) if own == entry for part in _trigrams(text)) for entry in entries]
+    different = len(set().union(*counts))
+    scores = [[sum(math.log((of[part] + 1) / (of.total() + different)) for part in _trigrams(text)) for of in counts] for text in asked]
+    return np.argmax(scores, axis=-1)
+
+
+def _trigrams(text: str) -> list[str]:
+    return [text[i : i + 3] for i in range(len(text) - 2)]
+
+
+def balanced_accuracy(answers: Array, labels: Array) -> float:
+    """The share of right answers, a mean over the entries: each counts alike, however many lines it has."""
+    return float(np.mean([(answers[labels == label] == label).mean() for label in np.unique(labels)]))
+
+
 def load_base() -> Llama:
     """Its parameters, in float32; ``llama(params, ids=ids, **SETTINGS)`` takes them."""
     return load_llama(BASE)
