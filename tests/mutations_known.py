@@ -69,10 +69,6 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "return Gemma2(dembedding, dblocks[::-1], dnorm, dhead) -> return Gemma2(dembedding, dblocks[::-1], dnorm, zeros_like(dhead))":
             "the example's head is tied, and zeros like None are None; test_gemma2 has a head of its own",
     },
-    "llama": {
-        "return Llama(dembedding, dblocks[::-1], dnorm, dhead) -> return Llama(dembedding, dblocks[::-1], dnorm, zeros_like(dhead))":
-            "the example's head is tied, and zeros like None are None; test_llama has a head of its own",
-    },
     "t5": {
         "return T5(Embedding(dembedding), dencoder, ddecoder, dhead) -> return T5(Embedding(dembedding), dencoder, ddecoder, zeros_like(dhead))":
             "the example's head is tied, and zeros like None are None; test_t5 has heads of their own",

@@ -19,6 +19,7 @@ from minitransformers.attention.softmax_off_by_one import SoftmaxOffByOne, softm
 from minitransformers.basics.causal_convolution import CausalConvolution
 from minitransformers.basics.chain import chain
 from minitransformers.basics.dropout import dropout
+from minitransformers.basics.linear import init_linear
 from minitransformers.foundation import bad, check_gradients, example, gradients, trusted
 from minitransformers.linear_attention.linformer import Linformer
 from minitransformers.models.workbench.configuration import LanguageModelConfig
@@ -52,6 +53,13 @@ def language_models():
     yield bad("", params=params, config=biased, ids=np.array([[1, 4, 1]]))
     fixed = LanguageModelConfig(**sizes, fix_norm=True)
     yield bad("", params=init_language_model(rng, fixed, std=0.5, dtype=np.float64), config=fixed, ids=np.array([[1, 4, 1]]))
+
+
+def llama_with_a_head():
+    """The label's own call ties the head to the embedding."""
+    params = catalogue.find("llama").example(np.random.default_rng(0)).args[0]
+    head = init_linear(np.random.default_rng(1), 8, 6, std=0.5, bias=False, dtype=np.float64)
+    return bad("", params=params._replace(head=head), ids=np.array([[1, 4, 1]]), mask=None)
 
 
 OFF_BY_ONE = causal(softmax_off_by_one_attention)
@@ -131,6 +139,7 @@ BRANCHES = {
     "lti": [bad(view="recurrent"), bad(discretization="bilinear")],
     "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],
+    "llama": [llama_with_a_head()],
     "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "linformer": [bad(params=Linformer(normal(3, 2, 7), None)), bad(mask=None)],
     "selective_scan": [bad(D=None), bad(z=None), bad(state=None)],
