@@ -156,10 +156,10 @@ def report(found):
 def picture(axes, found):
     single = {f"{name}{who}": found[side][f"{name}, float32"] for name in MODELS for side, who in (("loss", ""), ("theirs", ", PyTorch"))}
     lines(axes[0], single, marker="", xlabel="update", ylabel="loss, nats (float32)")
-    lines(axes[1], {name: {step: np.maximum(gap, 1e-17) for step, gap in of.items()} for name, of in found["gap"].items()}, marker="",
-          xlabel="update", ylabel="gap, nats", yscale="log")  # fmt: skip
+    largest = {name: dict(zip(of, np.maximum.accumulate([np.max(gap) for gap in of.values()]), strict=True)) for name, of in found["gap"].items()}
+    lines(axes[1], largest, marker="", xlabel="update", ylabel="largest gap until then, nats", yscale="log", ylim=(1e-17, 1e-2))
     for ax in axes:
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper right", ncols=1 + (ax is axes[1]))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from minitransformers import trees
 from minitransformers.basics.softmax import softmax
 from minitransformers.models.distillation_loss import distillation_loss
 from minitransformers.models.llama import init_llama, llama
-from minitransformers.reporting import Section, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, level, lines, mean_and_spread, processor_seconds, ticks_at
 from minitransformers.reporting.base import LENGTH, SETTINGS, base_corpus, load_base
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
@@ -141,6 +141,7 @@ def report(found):
 @section.figure("distillation", size=(5.6, 3.2))
 def picture(ax, found):
     lines(ax, {source: found["bits"][source] for source in SOURCES}, xlabel="updates", ylabel="bits a character", xscale="log")
+    ticks_at(ax, list(UPDATES))
     level(ax, PAIRS, "counted pairs")
     ax.legend(fontsize=8)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.models.llama import init_llama, llama, llama_body
-from minitransformers.reporting import Section, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, level, lines, mean_and_spread, processor_seconds, ticks_at
 from minitransformers.reporting.base import (
     LENGTH,
     SETTINGS,
@@ -101,7 +101,7 @@ def tuning(rng):
     cut = rng.permutation(len(known.labels))[:300]               # lines that may be learned from, and are not asked about later
     held = [known.lines[i] for i in cut], known.labels[cut]
     for way in (SCRATCH, PROBE, FULL):
-        for rate in (1e-2,) if section.quick else (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0):
+        for rate in (1e-2,) if section.quick else (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1):
             starts = [np.random.default_rng(seed) for seed in rng.integers(2**32, size=1 if section.quick else 2)]
             yield way, rate, {"loss": 1 - np.mean([trained(way, own, number=TUNED, rate=rate, held=held)[0] for own in starts])}
 
@@ -175,6 +175,7 @@ def report(found):
 @section.figure("fine_tuning", size=(5.6, 3.2))
 def picture(ax, found):
     lines(ax, found["right"], xlabel="labels", ylabel="right", xscale="log")
+    ticks_at(ax, list(found["right"][FULL]))
     level(ax, 1 / CLASSES, "any entry")
     ax.legend(fontsize=8)
 
