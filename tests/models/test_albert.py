@@ -116,7 +116,8 @@ def test_equals_the_formula_in_outputs_and_gradients():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"eps": 1e-5}, {"eps": 0.5}, {"num_layers": 1}, {"num_layers": 5}, {"num_heads": 2}, {"activation": slot(gelu_exact)}], ids=str
+    "changes", [{"eps": 1e-5}, {"eps": 0.5}, {"num_layers": 1}, {"num_layers": 5}, {"num_heads": 2}, {"activation": slot(gelu_exact)}],
+    ids=lambda changes: "-".join(f"{name}={getattr(value, '__name__', value)}" for name, value in changes.items()),
 )
 def test_settings_are_those_of_the_formula(changes):
     params, phi = random_model(), by_erf if "activation" in changes else by_tanh
