@@ -151,7 +151,7 @@ def options():
                 yield name, action.option_strings[-1]
 
 
-TEXTS = {"--prompt", "--text", "--out", "--mixer", "--stack", "--channel", "--norm", "--position", "--chapter", "--role", "--option"}
+TEXTS = {"--prompt", "--text", "--out", "--mixer", "--stack", "--channel", "--norm", "--position", "--chapter", "--role", "--option", "--stop"}
 
 
 def test_two_dashes_as_the_value_of_an_option_are_its_value(refuses, monkeypatch, tmp_path):
@@ -162,7 +162,8 @@ def test_two_dashes_as_the_value_of_an_option_are_its_value(refuses, monkeypatch
         if option not in TEXTS:
             line = refuses(name, f"{option}=--")
             assert option in line and "--'" in line, line
-    assert make_parser().parse_args(["generate", "x", "--prompt=--"]).prompt == "--"
+    found = make_parser().parse_args(["generate", "x", "--prompt=--", "--stop=--"])
+    assert (found.prompt, found.stop) == ("--", ["--"])
     for option in ("--mixer", "--stack", "--norm", "--position", "--option", "--text"):
         assert "'--'" in (line := refuses("train", f"{option}=--")) or "--: " in line, line
     assert list(tmp_path.iterdir()) == []
