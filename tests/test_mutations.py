@@ -170,13 +170,12 @@ class Refused(Exception):
 
 
 def at_a_glance(outputs, values, which, weights, own, count, bound, rng):
-    """What _along_directions says; where it would have every element looked at, one direction may be enough."""
+    """What _along_directions says; where it would have one look closer, one direction may be enough."""
     found = along_directions(outputs, values, which, weights, own, count, bound, rng)
-    array = values[which]
-    if found is None and own.shape == array.shape and np.all(np.isfinite(own)):
-        direction = np.random.default_rng(7).choice((-1.0, 1.0), size=array.shape)
-        numeric, noise = gradients._slope(outputs, values, which, direction, weights, float(np.max(np.abs(array), initial=0)))
-        slope = float(np.sum(own * direction))
+    if found is None:
+        direction = {i: np.random.default_rng(7).choice((-1.0, 1.0), size=values[i].shape) for i in which}
+        numeric, noise = gradients._slope(outputs, values, direction, weights)
+        slope = sum(float(np.sum(g * v)) for g, v in zip(own, direction.values(), strict=True))
         if abs(slope - numeric) > max(0.01 * max(abs(slope), abs(numeric)), 1e-6, 100 * noise):
             raise Refused
     return found
@@ -206,10 +205,10 @@ class Judge:
                 return True
         return False
 
-    def remembered(self, call, outputs, values, which, direction, *settings, **steps):
-        key = call, which, direction.tobytes(), *steps.values()
+    def remembered(self, call, outputs, values, direction, *settings, **steps):
+        key = call, *((i, towards.tobytes()) for i, towards in direction.items()), *steps.values()
         if key not in self.known:
-            self.known[key] = self.slope(outputs, values, which, direction, *settings, **steps)
+            self.known[key] = self.slope(outputs, values, direction, *settings, **steps)
         return self.known[key]
 
 

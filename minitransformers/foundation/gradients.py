@@ -8,9 +8,10 @@ that has lost a term still passes):
 
 1. **Central differences** of every argument, by the five-point formula, whose own error falls as h^4. First along a few
    random directions v, in which every element moves by 0.5 to 1.5, up or down: <g, v> sees a single wrong element as
-   well as a whole wrong term, and only numbers that cancel in each direction could hide. Where the two disagree, or
-   rounding is too loud to tell, every element is moved by itself, and it is this that says which is wrong and why;
-   directions=0 does so always. Each difference chooses its step: where two estimates at one step disagree (a stiff
+   well as a whole wrong term, and only numbers that cancel in each direction could hide. Arrays whose gradients are of
+   one size move together. Where the two sides disagree, or rounding is too loud to tell, each half of the arrays is moved
+   by itself, then each array, then every element, and it is this that says which is wrong and why; directions=0 looks at
+   the elements always. Each difference chooses its step: where two estimates at one step disagree (a stiff
    softmax, a kink), a smaller step is tried. It is taken of each output before they are summed, so large outputs that
    do not move add no rounding noise, and gradients of 1e-8 are judged as sharply as gradients of 1.
 2. **The Taylor remainder** f(x + hv) - f(x) - h<g, v> along a random direction v: halving h must quarter it. With a
@@ -184,7 +185,7 @@ def check_gradients(
     analytic = _matched(report, names, args, gradients)
     if analytic is None:
         return report
-    found = [_along_directions(outputs, values, i, weights, own, directions, bound, rng) for i, own in enumerate(analytic)]
+    found = _found_along_directions(outputs, values, weights, analytic, directions, bound, rng)
     numeric = {i: _central_differences(outputs, values, i, weights) for i, agreed in enumerate(found) if agreed is None}
     overall = max([float(np.max(np.abs(numeric[i][0] if i in numeric else own), initial=0)) for i, own in enumerate(analytic)], default=0.0)
     for i, (path, array, own, agreed) in enumerate(zip(paths, values, analytic, found, strict=True)):
@@ -226,31 +227,73 @@ def fresh(config: dict[str, Any]) -> dict[str, Any]:
     return {k: copy.deepcopy(v) if isinstance(v, np.random.Generator) else v for k, v in config.items()}
 
 
+def _found_along_directions(
+    outputs: Callable, values: list[np.ndarray], weights: list[np.ndarray], analytic: list[np.ndarray], count: int, bound: float,
+    rng: np.random.Generator,
+) -> list[tuple[float, None, float, float] | None]:  # fmt: skip
+    """What _along_directions says of each argument's array, None where its elements have to be looked at."""
+    found: list[tuple[float, None, float, float] | None] = [None] * len(values)
+    sizes = [_unit(array) * float(np.max(np.abs(own), initial=0)) for array, own in zip(values, analytic, strict=True)]
+    worth = [i for i, own in enumerate(analytic) if own.shape == values[i].shape and own.size and np.isfinite(sizes[i]) and count]
+
+    def look(group: list[int]) -> None:
+        agreed = None
+        if len(group) > 1 or values[group[0]].size > count:
+            agreed = _along_directions(outputs, values, group, weights, [analytic[i] for i in group], count, bound, rng)
+        if agreed is not None:
+            for i in group:
+                found[i] = agreed
+        elif len(group) > 1:
+            look(group[: len(group) // 2])
+            look(group[len(group) // 2 :])
+
+    for group in _of_one_size(worth, sizes):
+        look(group)
+    return found
+
+
+def _of_one_size(which: list[int], sizes: list[float]) -> list[list[int]]:
+    """Indices in groups, within which the largest size is at most ten times the smallest."""
+    groups: list[list[int]] = []
+    for i in sorted(which, key=lambda i: sizes[i]):
+        if groups and sizes[i] <= 10 * sizes[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
 def _along_directions(
-    outputs: Callable, values: list[np.ndarray], which: int, weights: list[np.ndarray], own: np.ndarray, count: int, bound: float,
+    outputs: Callable, values: list[np.ndarray], which: list[int], weights: list[np.ndarray], own: list[np.ndarray], count: int, bound: float,
     rng: np.random.Generator,
 ) -> tuple[float, None, float, float] | None:  # fmt: skip
-    """The error, no index, and both slopes of the direction in which they differ most; None: the elements have to be looked at.
+    """The error, no index, and both slopes of the direction in which they differ most; None: one has to look closer.
 
-    No element moves by less than half a step. So one that is wrong by the bound is ten times what is let through here.
+    Some arrays move together, each by its own unit. No element moves by less than half of it, and what is let through is
+    measured by the array whose gradient matters least: one element that is wrong by the bound, of any of them, is ten times that.
     """
-    array = values[which]
-    if own.shape != array.shape or array.size <= count or count == 0 or not np.all(np.isfinite(own)):
-        return None
-    largest = float(np.max(np.abs(own)))
+    smallest = min(_unit(values[i]) * float(np.max(np.abs(g))) for i, g in zip(which, own, strict=True))
     worst = (0.0, None, 0.0, 0.0)
     for _ in range(count):
-        direction = rng.choice((-1.0, 1.0), size=array.shape) * rng.uniform(0.5, 1.5, size=array.shape)
-        slope = float(np.sum(own * direction))
+        direction = {}
+        for i in which:
+            shape = values[i].shape
+            direction[i] = _unit(values[i]) * rng.choice((-1.0, 1.0), size=shape) * rng.uniform(0.5, 1.5, size=shape)
+        slope = sum(float(np.sum(g * v)) for g, v in zip(own, direction.values(), strict=True))
         for steps in (_STEPS, _STEPS[1:], _STEPS[2:]):           # a shorter step meets a kink of fewer elements
-            numeric, noise = _slope(outputs, values, which, direction, weights, float(np.max(np.abs(array))), steps=steps)
+            numeric, noise = _slope(outputs, values, direction, weights, steps=steps)
             deviation = abs(slope - numeric)
-            if max(deviation, noise / 16) <= bound / 20 * largest:
+            if max(deviation, noise / 16) <= bound / 20 * smallest:
                 break
         else:
             return None
-        worst = max(worst, (deviation / largest, None, slope, numeric), key=lambda found: found[0])
+        worst = max(worst, (deviation / smallest, None, slope, numeric), key=lambda found: found[0])
     return worst
+
+
+def _unit(numbers: np.ndarray) -> float:
+    """In which a step is measured: that of the largest number, and not less than 1."""
+    return max(1.0, float(np.max(np.abs(numbers), initial=0)))
 
 
 def _central_differences(
@@ -260,30 +303,31 @@ def _central_differences(
     array = values[which]
     derivative, noise, largest = np.zeros(array.shape), np.zeros(array.shape), 0.0
     for index in np.ndindex(array.shape):
-        direction = np.zeros(array.shape)
-        direction[index] = 1.0
-        derivative[index], noise[index] = _slope(outputs, values, which, direction, weights, float(abs(array[index])), largest)
+        direction, unit = np.zeros(array.shape), _unit(array[index])
+        direction[index] = unit
+        slope, rounding = _slope(outputs, values, {which: direction}, weights, largest * unit)
+        derivative[index], noise[index] = slope / unit, rounding / unit
         largest = max(largest, abs(float(derivative[index])))
     return derivative, noise
 
 
 def _slope(
-    outputs: Callable, values: list[np.ndarray], which: int, direction: np.ndarray, weights: list[np.ndarray], size: float, largest: float = 0.0,
+    outputs: Callable, values: list[np.ndarray], direction: dict[int, np.ndarray], weights: list[np.ndarray], largest: float = 0.0,
     *, steps: tuple[float, ...] = _STEPS,
 ) -> tuple[float, float]:  # fmt: skip
-    """The derivative of <weights, outputs> as one argument moves along a direction, and its rounding noise.
+    """The derivative of <weights, outputs> as some arguments move, each along its direction, and its rounding noise.
 
-    size is that of the numbers that move; largest a slope beside which an error of 1e-9 does not count.
+    largest is a slope beside which an error of 1e-9 does not count.
     """
-    array, work = values[which], list(values)
+    work = list(values)
 
     def moved(by: float) -> list[np.ndarray]:
-        work[which] = array + by * direction
+        for i, towards in direction.items():
+            work[i] = values[i] + by * towards
         return outputs(work)
 
     best, found = float("inf"), (0.0, 0.0)
-    for relative_step in steps:
-        h = relative_step * max(1.0, size)
+    for h in steps:
         near = [(p - m, np.maximum(np.abs(p), np.abs(m))) for p, m in zip(moved(h), moved(-h), strict=True)]
         far = [p - m for p, m in zip(moved(2 * h), moved(-2 * h), strict=True)]
         simple = sum(float(np.sum(w * d)) for w, (d, _) in zip(weights, near, strict=True)) / (2 * h)
