@@ -46,8 +46,10 @@ def _measure_parity(request, monkeypatch):
         compare(actual, desired, *args, **settings)
         if not args and max(settings.get("rtol", 0.0), settings.get("atol", 0.0)) <= 1e-9:
             actual, desired = np.asarray(actual, np.float64), np.asarray(desired, np.float64)
-            size = max(1.0, float(np.max(np.abs(desired), initial=0)))
-            _parity[name] = max(_parity.get(name, 0.0), float(np.max(np.abs(actual - desired), initial=0)) / size)
+            differ = actual != desired                       # two equal infinities do not, and cannot be subtracted
+            size = max(1.0, float(np.max(np.abs(desired), initial=0, where=np.isfinite(desired))))
+            apart = np.abs(np.subtract(actual, desired, where=differ, out=np.zeros(differ.shape)))
+            _parity[name] = max(_parity.get(name, 0.0), float(np.max(apart, initial=0)) / size)
 
     monkeypatch.setattr(np.testing, "assert_allclose", measuring)
 

@@ -70,14 +70,14 @@ def dtypes(entry: Entry, *, seed: int = 0) -> Outcome:
     worst, found = 0.0, []
     for what, wide, narrow in zip(("output", "gradient"), _results(entry, exact, seed), _results(entry, single, seed), strict=False):
         pairs = [(path, np.asarray(a), np.asarray(b)) for (path, a), (_, b) in zip(_leaves(wide, what), _leaves(narrow, what), strict=True)]
-        scale = max([float(np.max(np.abs(a), initial=0)) for _, a, _ in pairs if a.dtype.kind in "fiuc"] + [1e-30])
+        scale = max([_largest(a) for _, a, _ in pairs if a.dtype.kind in "fiuc"] + [1e-30])
         for path, a, b in pairs:
             if a.dtype.kind != "f":
                 worst = max(worst, float(not np.array_equal(a, b)))
                 continue
             if a.dtype != np.float64 or not (b.dtype == np.float32 or (entry.is_procedure and b.dtype == np.float64)):
                 found.append(f"{path}: {a.dtype} from float64, {b.dtype} from float32")
-            worst = float(np.maximum(worst, np.max(np.abs(a - b), initial=0) / scale))
+            worst = float(np.maximum(worst, _apart(a, b) / scale))
     if not worst <= 1e-4:
         found.append(f"float32 differs from float64 by {worst:.2g}")
     return Outcome("dtypes", worst, 1e-4, "; ".join(found))
@@ -368,8 +368,19 @@ def _difference(a: Any, b: Any) -> float:
     if not all(np.array_equal(x, y) for x, y in pairs if x.dtype.kind not in "fiuc"):
         return float("inf")
     pairs = [(x, y) for x, y in pairs if x.dtype.kind in "fiuc"]
-    scale = max([1.0] + [float(np.max(np.abs(x), initial=0)) for x, _ in pairs])
-    return float(np.max([0.0] + [np.max(np.abs(x - y), initial=0) for x, y in pairs])) / scale  # Python's max loses a NaN
+    scale = max([1.0] + [_largest(x) for x, _ in pairs])
+    return float(np.max([0.0] + [_apart(x, y) for x, y in pairs])) / scale  # Python's max loses a NaN
+
+
+def _largest(x: np.ndarray) -> float:
+    """The largest of the numbers beside which a difference is measured: an infinity (a logit not to be drawn) is none."""
+    return float(np.max(np.abs(x), initial=0, where=~np.isinf(x)))
+
+
+def _apart(x: np.ndarray, y: np.ndarray) -> float:
+    """The largest difference; two equal infinities do not differ."""
+    apart = np.zeros(np.broadcast(x, y).shape, np.result_type(x, y, np.float64))
+    return float(np.max(np.abs(np.subtract(x, y, where=x != y, out=apart)), initial=0))
 
 
 def _batched_arguments(entry: Entry) -> set[str]:

@@ -37,7 +37,7 @@ def check_logits(logits: Array, name: str = "logits") -> None:
 
 
 def _example(rng: np.random.Generator, **settings):
-    """With settings that cut nothing off: what judges all procedures takes differences, and there is none of -inf and -inf."""
+    """Logits of seven tokens, and a text."""
     return example(rng.normal(size=(2, 3, 7)), rng.integers(7, size=(2, 3, 4)), **settings)
 
 
@@ -68,7 +68,7 @@ def temperature(
 
 
 @procedure(
-    title="Top-k", source="Fan et al. 2018, arXiv:1805.04833, section 5.4", example=lambda rng: _example(rng, k=7), rejects=_BAD
+    title="Top-k", source="Fan et al. 2018, arXiv:1805.04833, section 5.4", example=lambda rng: _example(rng, k=3), rejects=_BAD
 )  # fmt: skip
 def top_k(
     logits: Float[Array, "*batch vocabulary"], ids: Int[Array, "*batch seen"] | None = None, *, k: Annotated[int, at_least(1)]
@@ -84,7 +84,7 @@ def top_k(
 
 
 @procedure(
-    title="Top-p (nucleus)", source="Holtzman et al. 2020, arXiv:1904.09751, section 3.1", example=lambda rng: _example(rng, p=0.9999), rejects=_BAD
+    title="Top-p (nucleus)", source="Holtzman et al. 2020, arXiv:1904.09751, section 3.1", example=lambda rng: _example(rng, p=0.8), rejects=_BAD
 )  # fmt: skip
 def top_p(
     logits: Float[Array, "*batch vocabulary"], ids: Int[Array, "*batch seen"] | None = None, *, p: Annotated[float, probability]
@@ -108,7 +108,7 @@ def top_p(
 
 
 @procedure(
-    title="Min-p", source="Nguyen et al. 2024, arXiv:2407.01082", example=lambda rng: _example(rng, p=1e-4), rejects=_BAD
+    title="Min-p", source="Nguyen et al. 2024, arXiv:2407.01082", example=lambda rng: _example(rng, p=0.3), rejects=_BAD
 )  # fmt: skip
 def min_p(
     logits: Float[Array, "*batch vocabulary"], ids: Int[Array, "*batch seen"] | None = None, *, p: Annotated[float, probability]

@@ -302,6 +302,31 @@ def test_an_argument_that_passes_is_moved_as_a_whole_and_one_that_fails_element_
     assert each.passed and all(a.index is not None for a in each.arguments)
 
 
+def test_arrays_of_one_size_are_moved_together_and_a_wrong_one_among_them_is_found():
+    calls = [0, 0, 0]
+    layers = [np.random.default_rng(i).normal(size=(3, 3)) for i in range(30)]
+    layers[11] *= 1e3                                        # its gradient is a thousandth of the others'
+    mistakes = (0.0, 1e-5, 1e-5)
+
+    sizes = [np.abs(layer).max() for layer in layers]
+
+    def fixed(parts, *, wrong):
+        calls[wrong] += 1
+        out = sum(np.sin(p / size) for p, size in zip(parts, sizes, strict=True))
+
+        def backward(dout):
+            grads = [dout * np.cos(p / size) / size for p, size in zip(parts, sizes, strict=True)]
+            grads[(0, 23, 11)[wrong]][1, 2] *= 1 + mistakes[wrong]
+            return grads
+
+        return out, backward
+
+    right, one, small = (check_gradients(fixed, layers, wrong=wrong, second_opinion=False) for wrong in range(3))
+    assert right.passed and calls[0] < 60                    # one array at a time: 240
+    assert [a.path for a in one.arguments if not a.error <= one.bound] == ["parts.23"]
+    assert [a.path for a in small.arguments if not a.error <= small.bound] == ["parts.11"]
+
+
 def test_what_rounding_hides_along_a_direction_is_judged_element_by_element():
     def shifted(b, x):
         """A bias that moves all scores of a softmax alike: its gradient is 0, to rounding."""
