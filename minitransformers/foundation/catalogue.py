@@ -45,6 +45,11 @@ class Example:
     config: dict[str, Any]
 
 
+@functools.cache
+def _parameters(function: Callable) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
 @dataclass(frozen=True)
 class Rejection:
     """A bad call: the example with some arguments replaced, and the name that its ValueError must contain."""
@@ -55,7 +60,7 @@ class Rejection:
     def spoil(self, function: Callable, example: Example) -> Example:
         """The example with the changes put in, each by position or by keyword as the function takes it."""
         args, config = list(example.args), dict(example.config)
-        positions = list(inspect.signature(function).parameters)
+        positions = _parameters(function)
         for name, value in self.changes.items():
             place = positions.index(name) if name in positions else len(args)
             if place < len(args):
