@@ -134,6 +134,10 @@ def _language_commands(command) -> None:
     add("file", type=Path, metavar="FILE", help="the text, or - for standard input")
     _json(add)
 
+    add = command("transcribe", "published:transcribe", "write down the English that is spoken in a sound, by Whisper", "transcribe talk.wav").add_argument
+    add("file", type=Path, metavar="FILE", help="a WAV file of 16 bits a sample, of any rate and number of channels")
+    _json(add)
+
     add = command("weights", "weights:weights", "list published models, whether they are there, and how to obtain them", "weights").add_argument
     _json(add)
 

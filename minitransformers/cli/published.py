@@ -1,4 +1,4 @@
-"""Commands that run published models: similarity, fill-mask, text-kinds. Each reads weights that are there, and fetches none."""
+"""Commands that run published models: similarity, fill-mask, text-kinds, transcribe. Each reads weights that are there, and fetches none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 
 from minitransformers.models.minilm import load_minilm, minilm_vectors
 from minitransformers.models.molecules import MASK, fill_gaps, load_molecules, smiles_tokens
+from minitransformers.models.sound_file import read_wav
+from minitransformers.models.speech import load_speech_model
+from minitransformers.models.speech import transcribe as heard_in
 from minitransformers.models.text_kinds import load_byte_model, text_segments
 from minitransformers.reporting.tables import aligned
 
@@ -50,6 +53,18 @@ def text_kinds(arguments: argparse.Namespace) -> int:
         return 0
     rows = [[part.start, part.end, part.kind, f"{part.probability:.2f}", _beginning(text[part.start : part.end])] for part in parts]
     print(aligned(["from", "to", "kind", "sure", "begins with"], rows))
+    return 0
+
+
+def transcribe(arguments: argparse.Namespace) -> int:
+    """``minitransformers transcribe FILE``: what is said in a sound, a line for each part of it, as soon as it is heard."""
+    samples = read_wav(arguments.file)                       # a file that is none needs no weights to be refused
+    parts = heard_in(samples, model=load_speech_model())
+    if arguments.json:
+        print(json.dumps([part._asdict() for part in parts], indent=2, ensure_ascii=False))
+        return 0
+    for part in parts:
+        print(part.text, flush=True)
     return 0
 
 

