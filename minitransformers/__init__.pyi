@@ -241,6 +241,7 @@ from minitransformers.models.llama import LlamaState as LlamaState
 from minitransformers.models.llama import init_llama as init_llama
 from minitransformers.models.llama import llama as llama
 from minitransformers.models.llama import llama_step as llama_step
+from minitransformers.models.log_mel import log_mel as log_mel
 from minitransformers.models.masked_language_modelling import Masked as Masked
 from minitransformers.models.masked_language_modelling import masked_language_modelling as masked_language_modelling
 from minitransformers.models.prefix_lm import PrefixTask as PrefixTask
