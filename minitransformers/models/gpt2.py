@@ -17,7 +17,7 @@ layer norms, A is causal multi-head attention, F the feed-forward network with G
     dE = dlogits^T N(x) + dx scattered to the rows ids       (10)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -26,15 +26,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
+from minitransformers.attention.core import causal_attention
 from minitransformers.attention.multi_head_attention import (
-    MultiHeadAttention,
     init_multi_head_attention,
     multi_head_attention,
     multi_head_attention_step,
 )
 from minitransformers.basics.chain import chain
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
-from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
+from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, linear
 from minitransformers.basics.residual import residual
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trees, trusted
@@ -47,9 +47,9 @@ class Gpt2Block(NamedTuple):
     """Two sub-layers, each behind its norm."""
 
     attention_norm: Annotated[LayerNorm, "d_model"]
-    attention: MultiHeadAttention
+    attention: Any                                           # MultiHeadAttention, or what stands in that slot
     feed_forward_norm: Annotated[LayerNorm, "d_model"]
-    feed_forward: FeedForward
+    feed_forward: Any                                        # FeedForward
 
 
 class Gpt2(NamedTuple):
@@ -82,9 +82,12 @@ def init_gpt2(
     )  # fmt: skip
 
 
-def gpt2_block(params: Gpt2Block, x: Float[Array, "... positions d_model"], *, num_heads: int, mask: Array | None = None):
+def gpt2_block(
+    params: Gpt2Block, x: Float[Array, "... positions d_model"], *, num_heads: int, mask: Array | None = None,
+    core: Callable = causal_attention, attention: Callable = multi_head_attention, feed_forward: Callable = feed_forward,
+):  # fmt: skip
     """One block. Returns out, shaped like x, and backward: dout -> Gpt2Block of gradients, dx."""
-    attend = partial(chain, parts=(layer_norm, partial(multi_head_attention, num_heads=num_heads, mask=mask)))
+    attend = partial(chain, parts=(layer_norm, partial(attention, num_heads=num_heads, mask=mask, core=core)))
     work = partial(chain, parts=(layer_norm, feed_forward))
     middle, attend_backward = residual(params[:2], x, part=attend)  # (1)
     out, work_backward = residual(params[2:], middle, part=work)  # (2)
@@ -106,12 +109,14 @@ def gpt2_block(params: Gpt2Block, x: Float[Array, "... positions d_model"], *, n
 def gpt2(
     params: Gpt2, *, ids: Int[Array, "*batch positions"], num_heads: Annotated[int, at_least(1)] = 12,
     mask: Bool[Array, "*#scores #positions #positions"] | None = None,
-    positions: Annotated[Int[Array, "*#batch positions"], at_least(0)] | None = None,
+    positions: Annotated[Int[Array, "*#batch positions"], at_least(0)] | None = None, core: Callable = causal_attention,
+    attention: Callable = multi_head_attention, feed_forward: Callable = feed_forward,
 ) -> tuple[Array, Backward]:  # fmt: skip
     """Logits for the token after each position, given that position and those before it.
 
     mask, broadcastable to (*batch, heads, queries, keys), is True where a query may see a key besides (padding_mask). positions
-    count each text's tokens, 0, 1, ... unless given: behind padding they begin anew (left_padding).
+    count each text's tokens, 0, 1, ... unless given: behind padding they begin anew (left_padding). core is attention's;
+    attention and feed_forward are slots of every block.
     Returns logits (*batch, positions, vocabulary), and backward: dlogits -> Gpt2 of gradients.
     Raises ValueError where ids lie outside the vocabulary or are longer than the table of positions, or heads do not divide.
     """
@@ -119,7 +124,7 @@ def gpt2(
     x, positions_backward = learned(params.positions, embedded, positions=positions)  # (5)
     backwards = []
     for block in params.blocks:
-        x, block_backward = gpt2_block(block, x, num_heads=num_heads, mask=mask)  # (6)
+        x, block_backward = gpt2_block(block, x, num_heads=num_heads, mask=mask, core=core, attention=attention, feed_forward=feed_forward)  # (6)
         backwards.append(block_backward)
     normed, norm_backward = layer_norm(params.norm, x)
     logits, head_backward = linear(Linear(params.embedding.weight.T, None), normed)  # (7)

@@ -44,7 +44,7 @@ from minitransformers.attention.grouped_query_attention import (
 from minitransformers.attention.prepare import on_both
 from minitransformers.basics.chain import chain
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
-from minitransformers.basics.gated_feed_forward import GatedFeedForward, gated_feed_forward, init_gated_feed_forward
+from minitransformers.basics.gated_feed_forward import gated_feed_forward, init_gated_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.residual import residual
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trees, trusted
@@ -59,9 +59,9 @@ class LlamaBlock(NamedTuple):
     """Two sub-layers, each behind its norm."""
 
     attention_norm: Annotated[RmsNorm, "d_model"]
-    attention: GroupedQueryAttention
+    attention: Any                                           # GroupedQueryAttention, or what stands in that slot
     feed_forward_norm: Annotated[RmsNorm, "d_model"]
-    feed_forward: GatedFeedForward
+    feed_forward: Any                                        # GatedFeedForward
 
 
 class Llama(NamedTuple):
@@ -125,16 +125,20 @@ SMOLLM2_135M = Configuration(
 )
 
 
+def llama_attention(params: GroupedQueryAttention, x: Float[Array, "... positions d_model"], *, num_heads: int, **settings: Any):
+    """Attention with as many heads of keys as params hold; the settings are those of grouped_query_attention."""
+    return grouped_query_attention(params, x, num_heads=num_heads, num_kv_heads=kv_heads_of(params, num_heads), **settings)
+
+
 def llama_block(
     params: LlamaBlock, x: Float[Array, "... positions d_model"], *, num_heads: int, rope: Callable = rope_fast, eps: float = 1e-5,
-    window: int | None = None, mask: Array | None = None,
+    window: int | None = None, mask: Array | None = None, core: Callable | None = None, attention: Callable = llama_attention,
+    feed_forward: Callable = gated_feed_forward,
 ):  # fmt: skip
     """One block. Returns out, shaped like x, and backward: dout -> LlamaBlock of gradients, dx."""
     norm = partial(rms_norm, eps=eps)
-    settings, num_kv_heads = _attention(num_heads, rope, window), kv_heads_of(params.attention, num_heads)
-    attention = partial(grouped_query_attention, num_kv_heads=num_kv_heads, mask=mask, **settings)
-    attend = partial(chain, parts=(norm, attention))
-    work = partial(chain, parts=(norm, gated_feed_forward))
+    attend = partial(chain, parts=(norm, partial(attention, mask=mask, **_attention(num_heads, rope, window, core))))
+    work = partial(chain, parts=(norm, feed_forward))
     middle, attend_backward = residual(params[:2], x, part=attend)  # (1)
     out, work_backward = residual(params[2:], middle, part=work)  # (2)
 
@@ -146,15 +150,12 @@ def llama_block(
     return out, backward
 
 
-def llama_body(
-    params: Llama, *, ids: Int[Array, "*batch positions"], num_heads: int, rope: Callable = rope_fast, eps: float = 1e-5,
-    window: int | None = None, mask: Array | None = None,
-):  # fmt: skip
-    """All but the head. Returns hidden (*batch, positions, d_model), which heads read, and backward: dhidden -> Llama of gradients."""
+def llama_body(params: Llama, *, ids: Int[Array, "*batch positions"], eps: float = 1e-5, **settings: Any):
+    """All but the head; the settings are llama's. Returns hidden (*batch, positions, d_model), and backward: dhidden -> Llama of gradients."""
     x, embedding_backward = embedding(params.embedding, ids=ids)  # (5)
     backwards = []
     for block in params.blocks:
-        x, block_backward = llama_block(block, x, num_heads=num_heads, rope=rope, eps=eps, window=window, mask=mask)  # (6)
+        x, block_backward = llama_block(block, x, eps=eps, **settings)  # (6)
         backwards.append(block_backward)
     hidden, norm_backward = rms_norm(params.norm, x, eps=eps)
 
@@ -169,9 +170,10 @@ def llama_body(
     return hidden, backward
 
 
-def _attention(num_heads: int, rope: Callable, window: int | None) -> dict[str, Any]:
+def _attention(num_heads: int, rope: Callable, window: int | None, core: Callable | None = None) -> dict[str, Any]:
     """The settings of attention that all blocks share."""
-    core = causal_attention if window is None else partial(banded_attention_blocks, window=window)
+    if core is None:
+        core = causal_attention if window is None else partial(banded_attention_blocks, window=window)
     return {"num_heads": num_heads, "prepare": on_both(rope), "core": core}
 
 
@@ -184,13 +186,15 @@ def _attention(num_heads: int, rope: Callable, window: int | None) -> dict[str, 
 def llama(
     params: Llama, *, ids: Int[Array, "*batch positions"], num_heads: Annotated[int, at_least(1)], rope: Callable = rope_fast,
     eps: Annotated[float, at_least(0)] = 1e-5, window: Annotated[int, at_least(1)] | None = None,
-    mask: Bool[Array, "*#scores #positions #positions"] | None = None,
+    mask: Bool[Array, "*#scores #positions #positions"] | None = None, core: Callable | None = None,
+    attention: Callable = llama_attention, feed_forward: Callable = gated_feed_forward,
 ) -> tuple[Array, Backward]:  # fmt: skip
     """Logits for the token after each position, given that position and those before it.
 
     ``rope(x, positions=...)`` turns queries and keys: ``partial(rope_fast, base=1e5)``. eps is that of the norms. window is how
     many positions each one sees, its own included, None for all. There are as many heads of keys as params hold. mask,
-    broadcastable to (*batch, heads, queries, keys), is True where a query may see a key besides (padding_mask).
+    broadcastable to (*batch, heads, queries, keys), is True where a query may see a key besides (padding_mask). core stands in
+    the place of causal attention, or of the window's; attention and feed_forward are slots of every block.
     Returns logits (*batch, positions, vocabulary), and backward: dlogits -> Llama of gradients (None for a tied head).
     Raises ValueError where ids lie outside the vocabulary, heads do not divide, or mask does not fit the scores.
 
@@ -207,7 +211,8 @@ def llama(
 
     LLAMA_3_2_1B slows its rotations for long texts (rope_llama3). eps is 1e-6 in LLAMA_7B and 1e-5 in the others.
     """
-    hidden, body_backward = llama_body(params, ids=ids, num_heads=num_heads, rope=rope, eps=eps, window=window, mask=mask)
+    parts: dict[str, Any] = {"core": core, "attention": attention, "feed_forward": feed_forward}
+    hidden, body_backward = llama_body(params, ids=ids, num_heads=num_heads, rope=rope, eps=eps, window=window, mask=mask, **parts)
     logits, head_backward = linear(_head(params), hidden)    # (7)
 
     def backward(dlogits):
