@@ -33,6 +33,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "dx = (drows @ weight.T).reshape(x.shape) -> dx = (dout @ weight.T).reshape(x.shape)":
             "drows is dout with its leading axes in one: the products are the same, only slower",
     },
+    "lora_linear": {
+        "dx = (drows @ weight.T).reshape(x.shape) + drop_backward(dthin) -> dx = (dout @ weight.T).reshape(x.shape) + drop_backward(dthin)":
+            "as in linear",
+    },
     "selective_scan_blocks": {
         "blocks = _blocks(positions, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(positions, A.size, form=form, chunk=chunk)":
             "blocks of every length give the same",
@@ -106,6 +110,13 @@ HARMLESS_FORWARD: dict[str, dict[str, str]] = {
         "return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits).astype(logits.dtype) -> "
         "return np.where(seen, np.where(logits >= 0, logits / penalty, logits * penalty), logits).astype(logits.dtype)":
             "a logit of 0 is 0 either way",
+    },
+    "log_mel": {
+        "return np.where(frequency < 1000, 3 * frequency / 200, 15 + 27 * np.log(np.maximum(frequency, 1000) / 1000) / np.log(6.4)) -> "
+        "return np.where(frequency <= 1000, 3 * frequency / 200, 15 + 27 * np.log(np.maximum(frequency, 1000) / 1000) / np.log(6.4))":
+            "line and logarithm meet there",
+        "return np.where(mel < 15, 200 * mel / 3, 1000 * 6.4 ** ((mel - 15) / 27)) -> "
+        "return np.where(mel <= 15, 200 * mel / 3, 1000 * 6.4 ** ((mel - 15) / 27))": "line and power meet there",
     },
     "attention_with_traffic": {
         "largest, total, mixed = (np.full(len(query), -np.inf, query.dtype), np.zeros(len(query), query.dtype), np.zeros_like(query)) -> "
