@@ -49,9 +49,9 @@ def log_mel(samples: Float[Array, "*batch samples"], *, mels: Annotated[int, at_
     if not np.isfinite(samples).all():
         raise invalid("samples", got="NaN or infinity", wants="finite numbers, between -1 and 1")
     window = (1 - np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)) / 2  # (1)
-    mirrored = np.pad(samples, [(0, 0)] * (samples.ndim - 1) + [(_WINDOW // 2, _WINDOW // 2)], mode="reflect")
-    cut = sliding_window_view(mirrored, _WINDOW, axis=-1)[..., ::HOP, :]
-    frames = cut[..., : samples.shape[-1] // HOP, :]         # (..., frames, 400), a view  (2)
+    ends = _WINDOW // 2, _WINDOW // 2 - HOP                  # so that there is a window for every whole hop, and no other
+    mirrored = np.pad(samples, [(0, 0)] * (samples.ndim - 1) + [ends], mode="reflect")
+    frames = sliding_window_view(mirrored, _WINDOW, axis=-1)[..., ::HOP, :]  # (..., frames, 400), a view  (2)
     power = np.abs(np.fft.rfft(window * frames)) ** 2        # in float64: what is quiet stands beside what is loud  (3)
     loud = np.log10(np.maximum(power @ mel_bands(mels), 1e-10))  # (7)
     quietest = loud.max(axis=(-2, -1), keepdims=True) - 8
