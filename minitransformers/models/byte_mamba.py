@@ -213,6 +213,13 @@ def load_byte_mamba(source: Mapping[str, Array] | str | Path) -> ByteMamba:
     return NAMES.tree(skeleton, arrays)
 
 
+def byte_mamba_weights(params: ByteMamba) -> dict[str, Array]:
+    """The same parameters (or their gradients) under the names of typeseg's file, as Flax keeps them."""
+    arrays = NAMES.arrays(params)
+    taps = {name: array for name, array in arrays.items() if name.endswith("Conv_0__kernel")}
+    return arrays | {name: np.ascontiguousarray(array.T)[:, None] for name, array in taps.items()}
+
+
 def _example(rng: np.random.Generator, scale: float = 1):
     sizes: dict[str, Any] = {"vocabulary": 5, "d_model": 4, "num_layers": 2, "classes": 2, "d_state": 3, "d_conv": 4, "dt_rank": 1}
     params = init_byte_mamba(rng, **sizes, std=0.5, dtype=np.float64)

@@ -16,7 +16,6 @@ from minitransformers.basics.softmax import softmax
 from minitransformers.foundation import invalid, slot
 from minitransformers.models.albert import Albert, albert, load_albert
 from minitransformers.models.published import published_file
-from minitransformers.models.torch_file import read_torch_file
 
 SETTINGS: dict[str, Any] = {"num_layers": 12, "num_heads": 8, "activation": slot(gelu_exact)}
 MASK = "[MASK]"
@@ -41,7 +40,7 @@ class Filled(NamedTuple):
 
 def load_molecules() -> MoleculeModel:
     """RXNMapper's ALBERT, in float32. Raises ValueError that says how it is obtained where it is not there."""
-    params = load_albert(read_torch_file(published_file("albert_smiles", "weights")))
+    params = load_albert(published_file("albert_smiles", "weights"))
     tokens = published_file("albert_smiles", "vocabulary").read_text(encoding="utf-8").split("\n")
     return MoleculeModel(params, {token: i for i, token in enumerate(tokens) if token})
 

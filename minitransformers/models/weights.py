@@ -24,6 +24,7 @@ from numpy import ndarray as Array
 from minitransformers.foundation import InvalidArgument, invalid, trees
 from minitransformers.foundation.safetensors import read_safetensors
 from minitransformers.foundation.signature import check_tree
+from minitransformers.models.torch_file import read_torch_file
 
 
 class Place(NamedTuple):
@@ -51,9 +52,9 @@ def packed(name: str, part: int, *, of: int, transposed: bool = False) -> Place:
 
 
 def read_arrays(source: Mapping[str, Array] | str | Path) -> dict[str, Array]:
-    """The arrays of a dict, of a .safetensors file, or of a sharded model (its .safetensors.index.json, or the folder that has it).
+    """The arrays of a dict, of a .safetensors file, of PyTorch's first format (.bin), or of a sharded model (its .index.json).
 
-    float16 and bfloat16 become float32: here models compute in float32 or float64.
+    Of a folder the first of model.safetensors.index.json, model.safetensors and pytorch_model.bin that is there. float16 and bfloat16 become float32: here models compute in float32 or float64.
     Raises ValueError that names the file where it cannot be read, and for a shard that lacks an array the index promises.
     """
     if isinstance(source, Mapping):
@@ -65,10 +66,11 @@ def read_arrays(source: Mapping[str, Array] | str | Path) -> dict[str, Array]:
 
 def _read_files(path: Path) -> dict[str, Array]:
     if path.is_dir():
-        index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-        path = index if index.exists() else single
+        single = path / "model.safetensors"
+        known = (path / "model.safetensors.index.json", single, path / "pytorch_model.bin")
+        path = next((file for file in known if file.exists()), single)
     if path.suffix != ".json":
-        return read_safetensors(path)[0]
+        return _read_file(path)
     try:
         shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         places = {str(name): path.parent / file for name, file in shards.items()}
@@ -78,11 +80,15 @@ def _read_files(path: Path) -> dict[str, Array]:
         raise ValueError(f"{path}: is not the index of a sharded model: it wants a weight_map of names to files") from None
     arrays: dict[str, Array] = {}
     for file in sorted(set(places.values())):
-        held, _ = read_safetensors(file)
+        held = _read_file(file)
         if absent := sorted(name for name, place in places.items() if place == file and name not in held):
             raise ValueError(f"{file}: lacks {absent[0]}, which {path.name} says is in it")
         arrays |= {name: array for name, array in held.items() if places.get(name) == file}
     return arrays
+
+
+def _read_file(path: Path) -> dict[str, Array]:
+    return read_torch_file(path) if path.suffix == ".bin" else read_safetensors(path)[0]
 
 
 def drop_tied(arrays: dict[str, Array], head: str, table: str) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minitransformers import check_gradients, trees
-from minitransformers.models.byte_mamba import NAMES, byte_mamba, init_byte_mamba, load_byte_mamba, mamba_both_ways
+from minitransformers.models.byte_mamba import byte_mamba, byte_mamba_weights, init_byte_mamba, load_byte_mamba, mamba_both_ways
 from minitransformers.state_space.selective_scan import selective_scan
 
 SIZES = {"vocabulary": 7, "d_model": 4, "num_layers": 2, "classes": 5, "d_state": 3, "d_conv": 4, "dt_rank": 2}
@@ -123,17 +123,24 @@ def test_what_does_not_fit_is_refused_by_name(changes, message):
         byte_mamba(random_model(), **{"ids": IDS, **changes})
 
 
-def in_flax(params):
-    """The arrays as the published file has them: taps as (width, 1, channels)."""
-    arrays = NAMES.arrays(params)
-    return {name: array.T[:, None] if name.endswith("Conv_0__kernel") else array for name, array in arrays.items()}
-
-
 def test_weights_come_in_from_a_dict_and_from_a_file(tmp_path):
     params = random_model(10)
-    np.savez(tmp_path / "weights.npz", **in_flax(params))
-    for source in (in_flax(params), tmp_path / "weights.npz", str(tmp_path / "weights.npz")):
+    np.savez(tmp_path / "weights.npz", **byte_mamba_weights(params))
+    for source in (byte_mamba_weights(params), tmp_path / "weights.npz", str(tmp_path / "weights.npz")):
         trees.map(np.testing.assert_array_equal, load_byte_mamba(source), params)
+
+
+def test_weights_go_out_in_the_shapes_of_flax_and_gradients_with_them():
+    params = random_model(11)
+    weights = byte_mamba_weights(params)
+    taps = weights["CheckpointMambaBlock1D_1__Conv_0__kernel"]
+    assert taps.shape == (4, 1, 4) and taps.flags.c_contiguous
+    np.testing.assert_array_equal(taps[:, 0], params.blocks[1].mixer.conv.weight.T)
+    np.testing.assert_array_equal(weights["CheckpointMambaBlock1D_0__Dense_2__kernel"], params.blocks[0].mixer.dt_proj.weight)
+    np.testing.assert_array_equal(weights["Dense_0__kernel"], params.head.weight)
+    assert len(weights) == 5 + 2 * 14
+    grads = byte_mamba_weights(trees.map(lambda leaf: 2 * leaf, params))
+    assert all((grads[name] == 2 * array).all() and grads[name].shape == array.shape for name, array in weights.items())
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,7 @@ def test_weights_come_in_from_a_dict_and_from_a_file(tmp_path):
     ],
 )
 def test_weights_of_something_else_are_refused_by_name(spoil, message):
-    weights = in_flax(random_model())
+    weights = byte_mamba_weights(random_model())
     spoil(weights)
     with pytest.raises(ValueError, match=message):
         load_byte_mamba(weights)
@@ -157,7 +164,7 @@ def test_weights_of_something_else_are_refused_by_name(spoil, message):
 def test_what_is_no_archive_is_refused_and_named(tmp_path):
     np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
     whole = tmp_path / "whole.npz"
-    np.savez(whole, **in_flax(random_model()))
+    np.savez(whole, **byte_mamba_weights(random_model()))
     (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:400])
     (tmp_path / "text.npz").write_text("none")
     (tmp_path / "empty.npz").write_bytes(b"")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from minitransformers import trees
-from minitransformers.models.byte_mamba import byte_mamba
+from minitransformers.models.byte_mamba import byte_mamba, byte_mamba_weights
 from minitransformers.models.published import published_file
 from minitransformers.models.text_kinds import ByteModel, byte_ids, kind_probabilities, load_byte_model, text_segments
 
@@ -32,6 +32,16 @@ def model() -> ByteModel:
 @pytest.mark.parametrize(("text", "ids"), [("a\t\n\r ~", [97, 9, 10, 13, 32, 126]), ("é\x00\x7f", [128, 128, 128, 128]), ("語", [128] * 3), ("", [])])
 def test_bytes_that_are_no_visible_ascii_are_one(text, ids):
     assert byte_ids(text).tolist() == ids
+
+
+@pytest.mark.weights
+def test_what_is_written_is_the_published_file(model):
+    weights = byte_mamba_weights(model.params)
+    with np.load(published_file("byte_mamba", "weights")) as archive:
+        assert weights.keys() == set(archive.files)
+        for name, array in weights.items():
+            np.testing.assert_array_equal(array, archive[name], err_msg=name)
+            assert array.dtype == archive[name].dtype
 
 
 @pytest.mark.weights

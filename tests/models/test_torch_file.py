@@ -3,53 +3,15 @@
 import collections
 import os
 import pickle
-import struct
 
 import numpy as np
 import pytest
+from torch_files import EMPTY_DICT, HEAD, name, number, numbers, storages, tensor, whole, word
 
 from minitransformers.models.torch_file import read_torch_file
 
 KINDS = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2",
          "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?"}  # fmt: skip
-HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"protocol_version": 1001, "little_endian": True}, 2)
-
-
-# --- a writer of such files, opcode by opcode -------------------------------------------------------------------------------
-
-
-def word(text):
-    return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
-
-
-def number(value):
-    return b"J" + struct.pack("<i", value)
-
-
-def numbers(values):
-    return b"(" + b"".join(map(number, values)) + b"t"
-
-
-def name(module, attribute):
-    return f"c{module}\n{attribute}\n".encode()
-
-
-EMPTY_DICT = name("collections", "OrderedDict") + b")R"
-
-
-def tensor(key, kind, size, *, first=0, shape, strides):
-    storage = b"(" + word("storage") + name("torch", kind) + word(key) + word("cpu") + number(size) + b"NtQ"
-    return name("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + number(first) + numbers(shape) + numbers(strides) + b"\x89" + EMPTY_DICT + b"tR"
-
-
-def storages(arrays):
-    return pickle.dumps(list(arrays), 2) + b"".join(struct.pack("<q", array.size) + array.tobytes() for array in arrays.values())
-
-
-def whole(tensors, arrays, *, head=HEAD, build=b""):
-    items = b"".join(word(key) + said for key, said in tensors.items())
-    return head + b"\x80\x02" + EMPTY_DICT + b"(" + items + b"u" + build + b"." + storages(arrays)
-
 
 def file_of(tmp_path, content):
     path = tmp_path / "model.bin"

@@ -1,14 +1,17 @@
-"""Weights by a table of names, for a model of any kind: plain, transposed and packed arrays, in and out."""
+"""Weights by a table of names, for a model of any kind: plain, transposed and packed arrays, in and out, from files of either format."""
 
+import json
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pytest
 from jaxtyping import Float
 from numpy import ndarray as Array
+from torch_files import torch_file
 
 from minitransformers import trees
 from minitransformers.basics.linear import Linear
+from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.models.weights import Names, packed, plain, read_arrays, transposed
 
 
@@ -123,3 +126,68 @@ def test_the_arrays_of_a_dict_keep_their_dtype_but_float16():
     assert {name: array.dtype for name, array in read_arrays(arrays).items()} == {
         "a": np.float32, "b": np.float64, "c": np.float32, "d": np.int64,
     }  # fmt: skip
+
+
+# --- files of PyTorch's first format ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(torch_file(theirs()))
+    return tmp_path
+
+
+def test_a_file_of_pytorch_is_read_by_its_name_or_from_its_folder(folder):
+    expected = load(theirs())
+    for source in (folder / "pytorch_model.bin", str(folder / "pytorch_model.bin"), folder):
+        trees.map(np.testing.assert_array_equal, load(source), expected)
+    half = {name: array.astype(np.float16) for name, array in theirs().items()}
+    (folder / "half.bin").write_bytes(torch_file(half))
+    assert {array.dtype for array in read_arrays(folder / "half.bin").values()} == {np.dtype(np.float32)}
+
+
+def test_of_a_folder_with_both_safetensors_is_read(folder):
+    write_safetensors(folder / "model.safetensors", {"a": np.ones(2, np.float32)})
+    assert list(read_arrays(folder)) == ["a"]
+
+
+def test_the_shards_of_an_index_may_be_files_of_pytorch(tmp_path):
+    arrays = theirs()
+    names = list(arrays)
+    places = {name: f"part-{i % 2}.bin" for i, name in enumerate(names)}
+    for file in set(places.values()):
+        (tmp_path / file).write_bytes(torch_file({name: arrays[name] for name in names if places[name] == file}))
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    read = read_arrays(tmp_path / "pytorch_model.bin.index.json")
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {**places, "lost": "part-0.bin"}}))
+    with pytest.raises(ValueError, match=r"part-0\.bin: lacks lost, which pytorch_model\.bin\.index\.json says is in it"):
+        read_arrays(tmp_path / "pytorch_model.bin.index.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch_file(theirs())[:-1], r"pytorch_model\.bin: is cut off"),
+        (torch_file(theirs())[:200], r"pytorch_model\.bin: "),
+        (torch_file(theirs()) + b"!", r"pytorch_model\.bin: goes on behind its last storage"),
+        (torch_file({"wte.weight": np.ones((3, 4))}), r"names such as wte\.weight, wants those of one model"),
+        (torch_file({**theirs(), "lm_head.weight": np.ones(2)}), r"unexpected lm_head\.weight"),
+        (torch_file({**theirs(), "model.layers.2.down.weight": np.ones((4, 6))}), r"layers\.2\.down\.weight of shape \(4, 6\), wants"),
+        (b"PK\x03\x04", r"pytorch_model\.bin: is a zip archive, as PyTorch writes since version 1\.6"),
+        (b"", r"pytorch_model\.bin: "),
+    ],
+    ids=["cut off by a byte", "cut off early", "with more behind", "another model", "an array more", "another shape", "the later format", "empty"],
+)
+def test_a_file_of_pytorch_that_does_not_fit_is_refused(content, message, folder):
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_weights_is_named_as_before(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
+        read_arrays(tmp_path)
