@@ -1,11 +1,14 @@
 """What chapters report through: sections, claims over seeds, tables, figures, and the measures that they share."""
 
-from minitransformers.reporting.figures import level, lines, ticks_at
+from minitransformers.reporting.figures import dots, level, lines, ticks_at
 from minitransformers.reporting.measures import (
+    apart,
     bits,
     bits_in_windows,
     counted_pairs,
+    crossing,
     fitted_exponent,
+    nats,
     paired_times,
     peak_megabytes,
     processor_seconds,
@@ -13,10 +16,10 @@ from minitransformers.reporting.measures import (
 )
 from minitransformers.reporting.run import run_chapter
 from minitransformers.reporting.section import Section
-from minitransformers.reporting.seeds import Found, along
+from minitransformers.reporting.seeds import Found, along, one_seed
 from minitransformers.reporting.tables import mean_and_spread
 
 __all__ = [
-    "Found", "Section", "along", "bits", "bits_in_windows", "counted_pairs", "fitted_exponent", "level", "lines", "mean_and_spread", "paired_times", "peak_megabytes", "processor_seconds",
-    "run_chapter", "shortest_times", "ticks_at",
+    "Found", "Section", "along", "apart", "bits", "bits_in_windows", "counted_pairs", "crossing", "dots", "fitted_exponent", "level", "lines", "mean_and_spread", "nats", "one_seed", "paired_times",
+    "peak_megabytes", "processor_seconds", "run_chapter", "shortest_times", "ticks_at",
 ]  # fmt: skip

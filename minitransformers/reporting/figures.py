@@ -75,6 +75,15 @@ def lines(ax: Any, curves: Mapping[str, Mapping[Any, Array]], *, marker: str = "
     ax.set(**settings)
 
 
+def dots(ax: Any, rows: Mapping[str, Array], *, at: float, xlabel: str) -> None:
+    """A row for each name, the first on top, with a point a seed: {name: array over seeds}. Dotted: what is reached without learning."""
+    for row, (_, values) in enumerate(reversed(rows.items())):
+        ax.plot(np.atleast_1d(values), [row] * np.size(values), "o", alpha=0.8)
+    ax.axvline(at, linestyle=":", color="#808080")
+    ax.set(yticks=range(len(rows)), xlabel=xlabel)
+    ax.set_yticklabels(list(rows)[::-1])
+
+
 def level(ax: Any, height: float, name: str) -> None:
     """A dotted line across, with its name above its right end: what guessing reaches, or nothing can beat. Draw it last."""
     ax.axhline(height, linestyle=":", color="#808080")

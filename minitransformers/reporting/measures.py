@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +22,18 @@ Key = TypeVar("Key")
 def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """p of the power law cost = c size^p that fits best, by least squares of the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def crossing(sizes: Sequence[float], one: Sequence[float], other: Sequence[float]) -> float | None:
+    """The size from which the other costs more, on straight lines between logarithms; None where it does not at the largest."""
+    gaps = np.log(other) - np.log(one)
+    if gaps[-1] < 0:
+        return None
+    last = int(np.flatnonzero(gaps < 0).max(initial=-1))
+    if last < 0:
+        return float(sizes[0])
+    share = gaps[last] / (gaps[last] - gaps[last + 1])
+    return float(sizes[last] * (sizes[last + 1] / sizes[last]) ** share)
 
 
 class Ratio(NamedTuple):
@@ -81,6 +93,18 @@ def peak_megabytes(call: Callable[[], Any]) -> float:
         tracemalloc.stop()
 
 
+def apart(numbers: Iterable[float]) -> float:
+    """By how many per cent the largest is above the smallest: how equal models are in size."""
+    found = list(numbers)
+    return 100 * (max(found) / min(found) - 1)
+
+
+def nats(logits: Array, targets: Array) -> float:
+    """Nats a label: the mean cross-entropy over targets that are not IGNORED."""
+    (total, count), _ = labelled_loss(logits, lambda dlogits: dlogits, targets)
+    return float(total) / count
+
+
 def bits(nats: float) -> float:
     """Nats as bits."""
     return float(nats / np.log(2))
@@ -92,13 +116,13 @@ def bits_in_windows(model: Callable, text: Array, length: int) -> float:
     text is ids (tokens,), the first of which is only read. Every other token is predicted once, from what its window has before it.
     """
     windows = np.lib.stride_tricks.sliding_window_view(text, length + 1)[::length]
-    nats, count, at_once = 0.0, 0, max(1, 2048 // length)
+    total, count, at_once = 0.0, 0, max(1, 2048 // length)
     for start in range(0, len(windows), at_once):
         part = windows[start : start + at_once]
         logits, backward = model(ids=part[:, :-1])
-        (total, number), _ = labelled_loss(logits, backward, part[:, 1:])
-        nats, count = nats + float(total), count + number
-    return bits(nats / count)
+        (of_part, number), _ = labelled_loss(logits, backward, part[:, 1:])
+        total, count = total + float(of_part), count + number
+    return bits(total / count)
 
 
 def counted_pairs(corpus: Corpus) -> float:

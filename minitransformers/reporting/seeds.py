@@ -105,5 +105,10 @@ def along(points: dict[Any, Any]) -> Array:
     return np.array(list(points.values()))
 
 
+def one_seed(points: dict[Any, Any]) -> dict[Any, float]:
+    """The numbers of one curve, {x: number}, of the first seed: all there is where time is measured."""
+    return {x: float(np.ravel(values)[0]) for x, values in points.items()}
+
+
 def _mapped(function: Callable, found: dict) -> Found:
     return {m: {c: {x: function(v) for x, v in points.items()} for c, points in curves.items()} for m, curves in found.items()}

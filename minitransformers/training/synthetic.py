@@ -7,6 +7,9 @@ answer; everywhere else it is IGNORED, which cross_entropy leaves out of its mea
     selective_copying    data anywhere among noise: what to keep depends on what it is
     induction_heads      what followed the special token the last time?
     associative_recall   which value stood beside this key?
+    packed_recall        the same, with nothing between pairs and questions, or a gap
+
+Those that ask for one thing anywhere in a text are in needles.py.
 
 Sources: copying, Arjovsky et al. 2015, arXiv:1511.06464, section 4.1; selective copying and induction heads, Gu and Dao
 2023, arXiv:2312.00752, section 3.1 and appendix E.1, the latter after Fu et al. 2022 (H3), arXiv:2212.14052, section 3.1,
@@ -117,6 +120,30 @@ def associative_recall(
     targets = np.full_like(ids, IGNORED)
     targets[rows, asked] = values
     return ids, targets
+
+
+@checked
+def packed_recall(
+    rng: np.random.Generator, *, batch_size: Size, num_pairs: Size, vocabulary_size: Size, gap: Annotated[int, at_least(0)] = 0
+) -> tuple[Array, Array]:
+    """Associative recall in which every place counts: the pairs, a gap of noise, and the keys in another order, each asking at once.
+
+    Returns ids and targets, (batch_size, 3 num_pairs + gap). Naming some value of the text is right in 1 of num_pairs.
+    Raises ValueError for fewer keys in the vocabulary than pairs.
+    """
+    sizes = {"batch_size": batch_size, "length": 4 * num_pairs, "num_pairs": num_pairs, "vocabulary_size": vocabulary_size}
+    ids, targets = associative_recall(rng, **sizes, power=1.0, random_filler=False)
+    pairs, asked, between = np.s_[:, : 2 * num_pairs], np.s_[:, 2 * num_pairs :: 2], np.full((batch_size, gap), NOISE)
+    return np.concatenate([ids[pairs], between, ids[asked]], axis=1), np.concatenate([targets[pairs], between + IGNORED, targets[asked]], axis=1)
+
+
+def few_first(steps: int, count: int) -> Array:
+    """A curriculum: how many of ``count`` tasks, the easiest first, are drawn from at each step, (steps,).
+
+    One for three tenths of the steps, then more, evenly, and from seven tenths on all. (Bengio et al. 2009, Curriculum Learning.)
+    """
+    done = np.arange(steps) / steps
+    return 1 + np.clip(np.ceil((done - 0.3) / 0.4 * (count - 1)), 0, count - 1).astype(int)
 
 
 def _copying(rng: np.random.Generator, places: Array, length: int, vocabulary_size: int) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from minitransformers.reporting.figures import COLOURS, drawing, lines, show_in_notebook
+from minitransformers.reporting.figures import COLOURS, dots, drawing, lines, show_in_notebook
 from minitransformers.reporting.progress import progress
 from minitransformers.reporting.tables import aligned
 
@@ -52,3 +52,13 @@ def test_more_lines_than_colours_are_still_told_apart():
     with drawing() as (_, ax, _):
         lines(ax, {str(i): {1: np.array([i, i + 1]), 2: np.array([i, i])} for i in range(len(COLOURS) + 2)})
         assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ax.lines}) == len(COLOURS) + 2
+
+
+def test_rows_of_dots_read_from_top_to_bottom():
+    pytest.importorskip("matplotlib")
+    with drawing() as (_, ax, _):
+        dots(ax, {"first": np.array([1.0, 2.0]), "second": 3.0}, at=0.5, xlabel="x")
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["second", "first"]
+        below, above, dotted = ax.lines
+        assert list(above.get_xdata()) == [1, 2] and list(above.get_ydata()) == [1, 1] and list(below.get_xdata()) == [3]
+        assert list(dotted.get_xdata()) == [0.5, 0.5]

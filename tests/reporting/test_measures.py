@@ -12,17 +12,22 @@ import pytest
 
 from minitransformers.reporting import (
     along,
+    apart,
     bits,
     bits_in_windows,
     counted_pairs,
+    crossing,
     fitted_exponent,
     mean_and_spread,
+    nats,
+    one_seed,
     paired_times,
     peak_megabytes,
     processor_seconds,
     shortest_times,
 )
 from minitransformers.reporting.seeds import collect, judge
+from minitransformers.training.task import IGNORED
 from minitransformers.training.text import Corpus
 
 
@@ -75,6 +80,27 @@ def test_the_peak_is_what_a_call_holds_at_once_beyond_what_there_was():
     with pytest.raises(ZeroDivisionError):
         peak_megabytes(lambda: 1 / 0)
     assert not tracemalloc.is_tracing()
+
+
+def test_nats_a_label_leave_out_what_is_ignored():
+    logits = np.log(np.array([[[1.0, 3.0], [1.0, 1.0], [9.0, 1.0]]]))
+    assert nats(logits, np.array([[1, 0, IGNORED]])) == pytest.approx((np.log(4 / 3) + np.log(2)) / 2)
+
+
+def test_how_far_apart_sizes_are():
+    assert apart(iter([200, 210, 205])) == pytest.approx(5)
+    assert apart([3]) == 0
+
+
+def test_where_one_cost_overtakes_another():
+    sizes = np.array([10.0, 100.0, 1000.0])
+    assert crossing(sizes, 30 * sizes, sizes**2) == pytest.approx(30)
+    assert crossing(sizes, sizes, 2 * sizes) == 10
+    assert crossing(sizes, 2 * sizes, sizes) is None
+
+
+def test_the_first_seed_alone():
+    assert one_seed({4: np.array([1.5, 2.5]), 8: 3}) == {4: 1.5, 8: 3.0}
 
 
 def test_bits():

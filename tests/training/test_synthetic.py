@@ -2,12 +2,22 @@ import numpy as np
 import pytest
 
 from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.training.synthetic import IGNORED, NOISE, associative_recall, copying, induction_heads, selective_copying
+from minitransformers.training.synthetic import (
+    IGNORED,
+    NOISE,
+    associative_recall,
+    copying,
+    few_first,
+    induction_heads,
+    packed_recall,
+    selective_copying,
+)
 
 COPYING = {"batch_size": 50, "length": 11, "num_tokens": 3, "vocabulary_size": 7}
 INDUCTION = {"batch_size": 50, "length": 9, "vocabulary_size": 6}
 RECALL = {"batch_size": 50, "length": 20, "num_pairs": 3, "vocabulary_size": 13}
-TASKS = [(selective_copying, COPYING), (copying, COPYING), (induction_heads, INDUCTION), (associative_recall, RECALL)]
+PACKED = {"batch_size": 50, "num_pairs": 3, "vocabulary_size": 13, "gap": 4}
+TASKS = [(selective_copying, COPYING), (copying, COPYING), (induction_heads, INDUCTION), (associative_recall, RECALL), (packed_recall, PACKED)]
 
 
 @pytest.mark.parametrize(("task", "sizes"), TASKS)
@@ -146,6 +156,26 @@ def test_a_power_of_one_asks_anywhere_alike():
     assert np.abs(share - 1 / 5).max() < 5 * np.sqrt(0.16 / 20_000)
 
 
+@pytest.mark.parametrize("gap", [0, 4])
+def test_packed_recall_asks_each_key_once_and_at_once(gap):
+    ids, targets = packed_recall(np.random.default_rng(18), **{**PACKED, "gap": gap})
+    assert ids.shape == (50, 9 + gap) and (ids[:, 6 : 6 + gap] == NOISE).all() and (targets[:, : 6 + gap] == IGNORED).all()
+    orders = set()
+    for row, wanted in zip(ids, targets, strict=True):
+        book = dict(zip(row[0:6:2], row[1:6:2], strict=True))
+        asked = row[6 + gap :]
+        assert sorted(asked) == sorted(book)
+        np.testing.assert_array_equal(wanted[6 + gap :], [book[key] for key in asked])
+        orders.add(tuple(np.argsort(asked)[np.argsort(np.argsort(row[0:6:2]))]))
+    assert len(orders) == 6, "any order"
+
+
+def test_few_first_begins_with_one_and_ends_with_all():
+    known = few_first(100, 5)
+    assert (known[:31] == 1).all() and known[31] == 2 and (np.diff(known) >= 0).all() and (known[70:] == 5).all() and known[60] == 4
+    np.testing.assert_array_equal(few_first(7, 1), np.ones(7))
+
+
 @pytest.mark.parametrize(
     ("task", "sizes", "changes", "named"),
     [
@@ -165,6 +195,8 @@ def test_a_power_of_one_asks_anywhere_alike():
         (associative_recall, RECALL, {"vocabulary_size": 7}, "vocabulary_size"),
         (associative_recall, RECALL, {"power": 0}, "power"),
         (associative_recall, RECALL, {"batch_size": 0}, "batch_size"),
+        (packed_recall, PACKED, {"num_pairs": 6}, "vocabulary_size"),
+        (packed_recall, PACKED, {"gap": -1}, "gap"),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(task, sizes, changes, named):

@@ -1,0 +1,99 @@
+"""What sections build small models of: words, parts behind norms, and widths that make models equally large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy import ndarray as Array
+
+from minitransformers.attention.multi_head_attention import init_multi_head_attention
+from minitransformers.attention.prepare import on_both
+from minitransformers.basics.causal_convolution import CausalConvolution, causal_convolution
+from minitransformers.basics.chain import chain
+from minitransformers.basics.embedding import Embedding, embedding, init_embedding
+from minitransformers.basics.feed_forward import init_feed_forward
+from minitransformers.basics.linear import init_linear
+from minitransformers.basics.residual import residual
+from minitransformers.foundation import Backward, trees
+from minitransformers.models.workbench.transformer_block import TransformerBlock
+from minitransformers.norms.layer_norm import init_layer_norm
+from minitransformers.norms.rms_norm import rms_norm
+from minitransformers.positional.rope_fast import rope_fast
+from minitransformers.training.task import on_arrays
+
+_rotated = on_both(rope_fast)
+
+
+def words(params: Embedding, ids: Array) -> tuple[Array, Backward]:
+    """An embedding as a part of a chain, which hands on arrays: ids have no gradient."""
+    out, backward = embedding(params, ids=ids)
+    return out, lambda dout: (backward(dout), None)
+
+
+def network(*parts: Callable) -> Callable:
+    """``model(params, ids) -> out, backward``: words, then each part. params are of the embedding and of each part; so are the gradients."""
+    return on_arrays(partial(chain, parts=(words, *parts)))
+
+
+def behind_norm(part: Callable, *, norm: Callable = rms_norm) -> Callable:
+    """x plus what the part makes of norm(x). Its parameters are those of the norm and of the part."""
+    return partial(residual, part=partial(chain, parts=(norm, part)))
+
+
+def init_decoder(
+    rng: np.random.Generator, vocabulary: int, d_model: int, *, num_layers: int, num_heads: int, init_norm: Callable = init_layer_norm,
+    start: float = 1.0, last: bool = True,
+) -> list[Any]:  # fmt: skip
+    """Words, blocks of attention and a feed-forward network, with two norms each, a last norm or None, and a head of its own.
+
+    The weights of the blocks deviate by start / √d_in. Norms draw nothing: with any of them, or none, the other weights are the same.
+    """
+    blocks = []
+    for _ in range(num_layers):
+        first, second = init_norm(rng, d_model), init_norm(rng, d_model)
+        attention = init_multi_head_attention(rng, d_model, num_heads=num_heads)
+        blocks.append(TransformerBlock(first, attention, second, init_feed_forward(rng, d_model)))
+    blocks = trees.map(lambda leaf: leaf * np.float32(start) if leaf.ndim > 1 else leaf, blocks)
+    head = init_linear(rng, d_model, vocabulary, std=0.1, bias=False)
+    return [init_embedding(rng, vocabulary, d_model, std=0.5), *blocks, init_norm(rng, d_model) if last else None, head]
+
+
+def without(params: Any, x: Array) -> tuple[Array, Backward]:
+    """What stands where a part was: nothing."""
+    return x, lambda dout: (params, dout)
+
+
+def with_the_word_before(params: CausalConvolution, query: Array, key: Array, *, positions: Any = None) -> tuple[tuple[Array, Array], Backward]:
+    """What prepares queries and keys: RoPE, and keys that have met those before them, as Mamba's inputs do, so that a key finds its value."""
+    key, convolution_backward = causal_convolution(params, key)
+    turned, rotated_backward = _rotated(None, query, key, positions=positions)
+
+    def backward(dturned):
+        _, dquery, dkey = rotated_backward(dturned)
+        dparams, dkey, _ = convolution_backward(dkey)
+        return dparams, dquery, dkey
+
+    return turned, backward
+
+
+def convolved(params: tuple, query: Array, key: Array, value: Array, *more: Any, inner: Callable, **settings: Any) -> tuple[Any, Backward]:
+    """A core, or a recurrence, of queries, keys and values that have met those before them. params: three convolutions, and those of inner."""
+    convolutions, own = params
+    (query, key, value), backwards = zip(*map(causal_convolution, convolutions, (query, key, value)), strict=True)
+    out, inner_backward = inner(own, query, key, value, *more, **settings)
+
+    def backward(dout):
+        downs, dquery, dkey, dvalue, *dmore = inner_backward(dout)
+        dconvolutions, dinputs, _ = zip(*(back(d) for back, d in zip(backwards, (dquery, dkey, dvalue), strict=True)), strict=True)
+        return (dconvolutions, downs), *dinputs, *dmore
+
+    return out, backward
+
+
+def hidden_for(parameters: int, made: Callable[[int], trees.Tree]) -> int:
+    """The number of hidden units at which made(hidden) has about so many parameters, each unit as many as the second."""
+    one, two = (trees.count_parameters(made(hidden)) for hidden in (1, 2))
+    return 1 + round((parameters - one) / (two - one))
