@@ -11,46 +11,40 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import causal, chain, init_linear, init_multi_head_attention, linear, multi_head_attention, softmax_attention
-from minitransformers.attention.scalable_softmax import init_scalable_softmax, scalable_softmax_attention
-from minitransformers.reporting import Section, level, lines, mean_and_spread, ticks_at
+import minitransformers as mt
+from minitransformers.reporting import Section, level, lines, mean_and_spread, nats, ticks_at
 from minitransformers.training.fit import fit
-from minitransformers.training.task import Labelled, labelled_loss
+from minitransformers.training.needles import keys_and_values
+from minitransformers.training.task import Labelled, on_arrays
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
 KEY, VALUES, HEADS, STEPS, QUESTIONS = 32, 8, 2, 1000, 256
 TRAINED, LENGTHS, FAR, FARTHEST = 64, (64, 256, 1024, 4096), 1024, 4096
 SOFTMAX, ALIKE, SSMAX, AFTER = "softmax", "softmax, at SSMax's rate", "SSMax", "SSMax, put in after training"
-CORES = {name: causal(softmax_attention if name in (SOFTMAX, ALIKE) else scalable_softmax_attention) for name in (SOFTMAX, ALIKE, SSMAX, AFTER)}
+SHORT = {SOFTMAX: "softmax", ALIKE: "alike", SSMAX: "ssmax", AFTER: "after"}
+CORES = {name: mt.causal(mt.softmax_attention if name in (SOFTMAX, ALIKE) else mt.scalable_softmax_attention) for name in SHORT}
 
 
 # %% The task and the model: one layer of attention, and a head that names the value
-def draw(rng, *, size=8, length=TRAINED):
-    """Tokens of a key, the key that is asked for, and a value; the values that are asked for; and where they stand."""
-    keys = rng.standard_normal((size, length, KEY), np.float32)
-    value, asked = rng.integers(VALUES, size=(size, length)), rng.integers(np.arange(1, length + 1), size=(size, length))
-    question = np.take_along_axis(keys, asked[..., None], axis=1)
-    tokens = np.concatenate([keys, question, np.eye(VALUES, dtype=np.float32)[value]], axis=-1)
-    return tokens, np.take_along_axis(value, asked, axis=1), asked
+draw = partial(keys_and_values, d_key=KEY, num_values=VALUES)
 
 
-def model(params, tokens, *, core):
-    logits, backward = chain(params, tokens, parts=(partial(multi_head_attention, num_heads=HEADS, core=core), linear))
-    return logits, lambda dlogits: backward(dlogits)[0]
+def model_with(core):
+    return on_arrays(partial(mt.chain, parts=(partial(mt.multi_head_attention, num_heads=HEADS, core=core), mt.linear)))
 
 
 def with_scales(params, rng):
     """The same parameters with a scale for each head, as SSMax starts: a mean sharpness of 1 over the trained lengths."""
     attention, head = params
-    return attention._replace(core=init_scalable_softmax(rng, num_heads=HEADS, max_positions=TRAINED)), head
+    return attention._replace(core=mt.init_scalable_softmax(rng, num_heads=HEADS, max_positions=TRAINED)), head
 
 
 def trained(name, rng, *, rate):
     width = 2 * KEY + VALUES
-    params = init_multi_head_attention(rng, width, num_heads=HEADS, bias=False), init_linear(rng, width, VALUES)
+    params = mt.init_multi_head_attention(rng, width, num_heads=HEADS, bias=False), mt.init_linear(rng, width, VALUES)
     params = with_scales(params, rng) if name == SSMAX else params
-    task = Labelled(partial(model, core=CORES[name]), lambda rng: draw(rng)[:2])
+    task = Labelled(model_with(CORES[name]), lambda rng: draw(rng, batch_size=8, length=TRAINED)[:2])
     return fit(params, task, steps=5 if section.quick else STEPS, peak=rate, rng=rng, weight_decay=0.1)
 
 
@@ -61,7 +55,7 @@ def asked_at(params, name, length, rng, *, wrong):
     """
     right, weight, at_once = [], [], max(1, 16_384 // length)
     for start in range(0, QUESTIONS, at_once):
-        tokens, answers, asked = draw(rng, size=min(at_once, QUESTIONS - start), length=length)
+        tokens, answers, asked = draw(rng, batch_size=min(at_once, QUESTIONS - start), length=length)
         answer, there = answers[:, -1], np.arange(length) == asked[:, -1:]
         if wrong:
             other = (answer + rng.integers(1, VALUES, size=len(answer))) % VALUES
@@ -74,7 +68,7 @@ def asked_at(params, name, length, rng, *, wrong):
             weight.append(out[:, :, 0, -1])
             return out[..., :-1], None
 
-        right.append(model(params, tokens, core=last_query)[0][:, 0].argmax(-1) == answer)
+        right.append(model_with(last_query)(params, tokens)[0][:, 0].argmax(-1) == answer)
     return {"right": np.concatenate(right).mean(), "weight": np.concatenate(weight).mean(0).max()}
 
 
@@ -86,9 +80,8 @@ def tuning(rng):
         for rate in (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2):
             own = np.random.default_rng(start)
             params = trained(name, own, rate=rate)
-            tokens, answers, _ = draw(own, size=512)
-            (nats, count), _ = labelled_loss(*model(params, tokens, core=CORES[name]), answers)
-            yield name, rate, {"loss": float(nats) / count}
+            tokens, answers, _ = draw(own, batch_size=512, length=TRAINED)
+            yield name, rate, {"loss": nats(model_with(CORES[name])(params, tokens)[0], answers)}
 
 
 @section.experiment
@@ -121,9 +114,7 @@ def told(found, measure, *lengths, names=(SOFTMAX, ALIKE, SSMAX)):
     measured=lambda found: f"right at {', '.join(f'{n:,}' for n in LENGTHS)} tokens: {told(found, 'right', *LENGTHS)}",
 )
 def finds(found):
-    """All are right in at least 0.95 of all cases at 64 tokens; at 1,024 and at 4,096 SSMax is at least 0.2 ahead of the softmax at
-    either rate.
-    """
+    """All are right in at least 0.95 of cases at 64 tokens; at 1,024 and 4,096 SSMax is at least 0.2 ahead of the softmax at either rate."""
     start = min(found["right"][name][TRAINED] for name in (SOFTMAX, ALIKE, SSMAX))
     return start >= 0.95 and min(ahead(found, "right", n, of=name) for n in (FAR, FARTHEST) for name in (SOFTMAX, ALIKE)) >= 0.2
 
@@ -171,18 +162,18 @@ def hides(found):
 
 @section.report
 def report(found):
-    for measure, table, unit, form in (("right", "retrieval", 100, ".1f"), ("weight", "retrieval_weight", 1, ".2f")):
+    heads = {"right": ("retrieval", "% answered rightly, tokens:"), "weight": ("retrieval_weight", "weight on the key, tokens:")}
+    for measure, (table, head) in heads.items():
+        unit, form = (100, ".1f") if measure == "right" else (1, ".2f")
         rows = [[name, *(mean_and_spread(unit * y, form) for y in of.values())] for name, of in found[measure].items()]
-        head = {"right": "% answered rightly, tokens:", "weight": "weight on the key, tokens:"}[measure]
         section.table(table, [head, *(f"{n:,}" for n in found[measure][SOFTMAX])], rows)
-    for name, key in ((SOFTMAX, "softmax"), (ALIKE, "alike"), (SSMAX, "ssmax"), (AFTER, "after")):
-        for n in found["right"][name]:
-            section.value(f"retrieval.{key}.right.n{n}", 100 * found["right"][name][n].mean())
-            section.value(f"retrieval.{key}.weight.n{n}", found["weight"][name][n].mean())
+        for name, key in SHORT.items():
+            section.values(f"retrieval.{key}.{measure}", {f"n{n}": unit * y.mean() for n, y in found[measure][name].items()})
+    for name, key in SHORT.items():
         section.value(f"retrieval.{key}.any", 100 * found["any"][name][FAR].mean())
-    section.value("retrieval.ssmax.learned.scale", found["scale"][SSMAX]["learned"].mean())
-    section.values("retrieval", {"trained": TRAINED, "far": FAR, "longest": FARTHEST, "steps": STEPS, "questions": QUESTIONS})
-    section.value("retrieval.seeds", len(found["scale"][SSMAX]["learned"]))
+    scale = found["scale"][SSMAX]["learned"]
+    section.value("retrieval.ssmax.learned.scale", scale.mean())
+    section.values("retrieval", {"trained": TRAINED, "far": FAR, "longest": FARTHEST, "steps": STEPS, "questions": QUESTIONS, "seeds": len(scale)})
 
 
 @section.figure("retrieval", size=(6.8, 3), ncols=2, sharey=True)

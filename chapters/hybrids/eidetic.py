@@ -2,9 +2,8 @@
 
 Zancato et al. 2024, arXiv:2407.06324, abstract: beside a window and a state that fades, B'MOJO keeps word for word what came as a
 surprise, up to a finite number of tokens, and recalls better than models of states alone. A layer set by hand, so that nothing rests on
-training: a token is an address, a value and a question. Texts repeat a background, in which lie pairs of an address and a value, once each
-and out of every window's reach of the questions at the end. The recurrence passes on the token of a period before, which foretells the
-background, and adds a mean that fades.
+training: a token is an address, a value and a question. Pairs of an address and a value lie in a background that repeats, once each, out of
+the reach of a window of the questions at the end. The recurrence foretells the background, and adds a mean that fades.
 """
 
 # %%
@@ -12,18 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.attention.core import causal_attention, softmax_attention
-from minitransformers.attention.grouped_query_attention import GroupedQueryAttention
-from minitransformers.attention.multi_head_attention import MultiHeadAttention, multi_head_attention
-from minitransformers.attention.sliding_window_attention import sliding_window_attention
-from minitransformers.basics.causal_convolution import CausalConvolution
-from minitransformers.basics.linear import Linear
+import minitransformers as mt
 from minitransformers.foundation import trees
-from minitransformers.hybrids.bmojo import Bmojo
-from minitransformers.hybrids.bmojo_blocks import bmojo_blocks, bmojo_step
-from minitransformers.hybrids.eidetic_memory import innovation
 from minitransformers.reporting import Section, lines
-from minitransformers.state_space.mamba import Mamba, mamba
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="arithmetic")
@@ -39,22 +29,22 @@ def made_by_hand():
     inlet = np.concatenate([signs, np.zeros((width, twice))], axis=1)
     gates = np.concatenate([np.zeros(twice), np.full(twice, 1.2784645)])  # silu of it is 1
     delay = np.eye(1, PERIOD) * np.ones((twice, 1))          # tap 0 is the one furthest back: the token PERIOD - 1 before
-    ssm = Mamba(
-        Linear(inlet, gates), CausalConvolution(delay, None), Linear(np.zeros((twice, 3)), np.array([0.0, 1.0, 1.0])),  # B = C = 1
-        Linear(np.zeros((1, twice)), np.full(twice, np.log(np.expm1(0.02)))), np.zeros((twice, 1)), np.ones(twice), Linear(signs.T, None),
+    ssm = mt.Mamba(
+        mt.Linear(inlet, gates), mt.CausalConvolution(delay, None), mt.Linear(np.zeros((twice, 3)), np.array([0.0, 1.0, 1.0])),  # B = C = 1
+        mt.Linear(np.zeros((1, twice)), np.full(twice, np.log(np.expm1(0.02)))), np.zeros((twice, 1)), np.ones(twice), mt.Linear(signs.T, None),
     )  # fmt: skip
     ask, address, value = (np.concatenate([part * np.eye(PART) if k == i else none for k in range(3)]) for i, part in ((2, 40), (0, 1), (1, 1)))
-    return trees.cast(Bmojo(ssm, *(Linear(w, None) for w in (ask, address, value, value.T))), np.float32)
+    return trees.cast(mt.Bmojo(ssm, *(mt.Linear(w, None) for w in (ask, address, value, value.T))), np.float32)
 
 
-LAYER, SETTINGS = made_by_hand(), {"num_heads": 1, "core": partial(softmax_attention, scale=1.0)}
+LAYER, SETTINGS = made_by_hand(), {"num_heads": 1, "core": partial(mt.softmax_attention, scale=1.0)}
 FORMS = {
-    FADING: partial(bmojo_blocks, LAYER, window=1, memory=0, **SETTINGS),
-    NEAR: partial(sliding_window_attention, GroupedQueryAttention(*LAYER[1:]), window=WINDOW, **SETTINGS),
-    BOTH: partial(bmojo_blocks, LAYER, window=WINDOW, memory=0, **SETTINGS),
-    KEPT: partial(bmojo_blocks, LAYER, window=WINDOW, memory=MEMORY, **SETTINGS),
-    TWICE: partial(bmojo_blocks, LAYER, window=WINDOW, memory=2 * MEMORY, **SETTINGS),
-    FULL: partial(multi_head_attention, MultiHeadAttention(*LAYER[1:]), num_heads=1, core=partial(causal_attention, scale=1.0)),
+    FADING: partial(mt.bmojo_blocks, LAYER, window=1, memory=0, **SETTINGS),
+    NEAR: partial(mt.sliding_window_attention, mt.GroupedQueryAttention(*LAYER[1:]), window=WINDOW, **SETTINGS),
+    BOTH: partial(mt.bmojo_blocks, LAYER, window=WINDOW, memory=0, **SETTINGS),
+    KEPT: partial(mt.bmojo_blocks, LAYER, window=WINDOW, memory=MEMORY, **SETTINGS),
+    TWICE: partial(mt.bmojo_blocks, LAYER, window=WINDOW, memory=2 * MEMORY, **SETTINGS),
+    FULL: partial(mt.multi_head_attention, mt.MultiHeadAttention(*LAYER[1:]), num_heads=1, core=partial(mt.causal_attention, scale=1.0)),
 }
 
 
@@ -73,9 +63,8 @@ def draw(rng, *, pairs):
     x = np.tile(token(*unit(rng, 2, TRIALS, PERIOD, PART)), (1, LENGTH // PERIOD, 1))
     address, value = unit(rng, 2, TRIALS, pairs, PART)
     places = np.stack([np.sort(rng.choice(np.arange(4 * PERIOD, LENGTH - 3 * WINDOW), pairs, replace=False)) for _ in range(TRIALS)])
-    trial = np.arange(TRIALS)[:, None]
+    asked, trial = rng.permuted(np.tile(np.arange(pairs), (TRIALS, 1)), axis=1), np.arange(TRIALS)[:, None]
     x[trial, places] = token(address, value)
-    asked = rng.permuted(np.tile(np.arange(pairs), (TRIALS, 1)), axis=1)
     x[:, -pairs:] = 0
     x[:, -pairs:, 2 * PART :] = address[trial, asked]
     return x.astype(np.float32), value.astype(np.float32), asked, places
@@ -83,7 +72,7 @@ def draw(rng, *, pairs):
 
 def kept_among(x, places):
     """How many of the places a memory of MEMORY tokens holds at the end, on average."""
-    kept = bmojo_step(LAYER, x, None, window=WINDOW, memory=MEMORY, **SETTINGS)[1].eidetic.position
+    kept = mt.bmojo_step(LAYER, x, None, window=WINDOW, memory=MEMORY, **SETTINGS)[1].eidetic.position
     return [np.mean([np.isin(own, slots).sum() for own, slots in zip(spots, kept, strict=True)]) for spots in (places, places + PERIOD)]
 
 
@@ -110,9 +99,7 @@ def told(found, pairs, *names):
     measured=lambda found: told(found, 8, BOTH, KEPT),
 )
 def kept_word_for_word(found):
-    """8 pairs, far outside the window: with window and fading tokens at most 0.25 right, where guessing is 0.125; with a memory of 16
-    tokens besides at least 0.95.
-    """
+    """Of 8 pairs far outside the window at most 0.25 right without a memory (guessing: 0.125), at least 0.95 with one of 16 tokens."""
     return found["right"][BOTH][8] <= 0.25 and found["right"][KEPT][8] >= 0.95
 
 
@@ -133,9 +120,7 @@ def full(found):
     measured=lambda found: f"of {MEMORY} places {np.mean(found['pairs'][KEPT][16]):.1f} have pairs and {np.mean(found['echoes'][KEPT][16]):.1f} echoes",
 )
 def echo(found):
-    """As many pairs as places, 16: at most 15 of them are kept, and of the other places more than half hold what came 8 positions after
-    a pair.
-    """
+    """With 16 pairs for 16 places at most 15 are kept, and more than half of the other places hold what came 8 positions after a pair."""
     own, echoes = found["pairs"][KEPT][16], found["echoes"][KEPT][16]
     return own <= MEMORY - 1 and echoes > (MEMORY - own) / 2
 
@@ -158,7 +143,7 @@ def report(found):
 def picture(axes, found):
     above, below = axes
     x, _, _, places = draw(np.random.default_rng(section.seed), pairs=8)
-    surprise, spots = innovation(x, mamba(LAYER.ssm, x)[0])[0][0], places[0]
+    surprise, spots = mt.innovation(x, mt.mamba(LAYER.ssm, x)[0])[0][0], places[0]
     shown = np.arange(4 * PERIOD, LENGTH - WINDOW)
     above.plot(shown, surprise[shown], color="#808080", linewidth=1.0, label="innovation")
     above.plot(spots, surprise[spots], "o", color="#2f7ebf", label="a pair")

@@ -12,17 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.basics.gated_feed_forward import gated_feed_forward, init_gated_feed_forward
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.basics.residual import residual
-from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
-from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.state_space.mamba import init_mamba, mamba
+import minitransformers as mt
+from minitransformers.reporting import Section, dots, mean_and_spread, nats
+from minitransformers.reporting.networks import behind_norm, network
 from minitransformers.training.fit import fit
-from minitransformers.training.synthetic import associative_recall
-from minitransformers.training.task import Labelled, accuracy, labelled_loss
+from minitransformers.training.synthetic import few_first, packed_recall
+from minitransformers.training.task import Labelled, accuracy
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
@@ -43,46 +38,24 @@ ARMS = {LOWEST: Arm(lowest=True), ABOVE: Arm(), LARGER: Arm(size=16), LONGER: Ar
 
 
 # %%
-def behind_norm(part):
-    return partial(residual, part=partial(chain, parts=(rms_norm, part)))
-
-
 def fresh(rng, arm):
-    layers = [(init_rms_norm(rng, WIDTH), init_mamba(rng, WIDTH, d_state=arm.size)),
-              (init_rms_norm(rng, WIDTH), init_gated_feed_forward(rng, WIDTH, d_hidden=HIDDEN))]  # fmt: skip
+    layers = [(mt.init_rms_norm(rng, WIDTH), mt.init_mamba(rng, WIDTH, d_state=arm.size)),
+              (mt.init_rms_norm(rng, WIDTH), mt.init_gated_feed_forward(rng, WIDTH, d_hidden=HIDDEN))]  # fmt: skip
     layers = layers if arm.lowest else layers[::-1]
-    return [init_embedding(rng, WORDS, WIDTH, std=0.5), *layers, init_rms_norm(rng, WIDTH), init_linear(rng, WIDTH, WORDS)]
+    return [mt.init_embedding(rng, WORDS, WIDTH, std=0.5), *layers, mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, WORDS)]
 
 
-def model(params, ids, *, arm):
-    parts = [behind_norm(mamba), behind_norm(gated_feed_forward)]
-    words, words_backward = embedding(params[0], ids=ids)
-    logits, body_backward = chain(params[1:], words, parts=(*(parts if arm.lowest else parts[::-1]), rms_norm, linear))
-
-    def backward(dlogits):
-        dbody, dwords = body_backward(dlogits)
-        return [words_backward(dwords), *dbody]
-
-    return logits, backward
-
-
-def draw(rng, *, pairs, batch_size=16):
-    """Pairs, then their keys in another order: texts of three tokens a pair."""
-    ids_and_targets = associative_recall(
-        rng, batch_size=batch_size, length=4 * pairs, num_pairs=pairs, vocabulary_size=WORDS, power=1.0, random_filler=False
-    )  # fmt: skip
-    kept = np.concatenate([np.arange(2 * pairs), np.arange(2 * pairs, 4 * pairs, 2)])  # every place asks: what is between is left out
-    return tuple(a[:, kept] for a in ids_and_targets)
+draw = partial(packed_recall, vocabulary_size=WORDS)
 
 
 def trained(name, rng, *, rate):
-    """The trained model, as a function of ids. Lessons: 2 pairs for three tenths of the steps, then more, evenly, until seven tenths."""
-    arm = ARMS[name]
+    """The trained model, as a function of ids."""
+    arm, parts = ARMS[name], [behind_norm(mt.mamba), behind_norm(mt.gated_feed_forward)]
     steps = 5 if section.quick else arm.steps
-    done = np.arange(steps) / steps if arm.few_first else np.ones(steps)
-    known = iter(1 + np.clip(np.ceil((done - 0.3) / 0.4 * (len(PAIRS) - 1)), 0, len(PAIRS) - 1).astype(int))
-    task = Labelled(partial(model, arm=arm), lambda rng: draw(rng, pairs=int(rng.choice(PAIRS[: next(known)]))))
-    return partial(model, fit(fresh(rng, arm), task, steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02), arm=arm)
+    known = iter(few_first(steps, len(PAIRS)) if arm.few_first else [len(PAIRS)] * steps)
+    model = network(*(parts if arm.lowest else parts[::-1]), mt.rms_norm, mt.linear)
+    task = Labelled(model, lambda rng: draw(rng, batch_size=16, num_pairs=int(rng.choice(PAIRS[: next(known)]))))
+    return partial(model, fit(fresh(rng, arm), task, steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02))
 
 
 @section.tuning
@@ -91,17 +64,13 @@ def tuning(rng):
     for name in ARMS:
         for rate in (1e-2,) if section.quick else (1e-2, 2e-2, 4e-2, 8e-2):
             starts = [np.random.default_rng(seed) for seed in rng.integers(2**32, size=1 if section.quick else 4)]  # one may be lucky
-            yield name, rate, {"loss": np.mean([nats(trained(name, own, rate=rate), own) for own in starts])}
+            yield name, rate, {"loss": np.mean([lost(trained(name, own, rate=rate), own) for own in starts])}
 
 
-def nats(answer, rng):
+def lost(answer, rng):
     """Nats a question, a mean over the numbers of pairs."""
-    losses = []
-    for pairs in PAIRS:
-        ids, targets = draw(rng, pairs=pairs, batch_size=128)
-        (total, count), _ = labelled_loss(*answer(ids), targets)
-        losses.append(float(total) / count)
-    return np.mean(losses)
+    drawn = (draw(rng, batch_size=128, num_pairs=pairs) for pairs in PAIRS)
+    return np.mean([nats(answer(ids)[0], targets) for ids, targets in drawn])
 
 
 @section.experiment
@@ -110,7 +79,7 @@ def experiment(rng):
     for name in ARMS:
         answer = trained(name, rng, rate=section.rates[name])
         for pairs in PAIRS:
-            ids, targets = draw(rng, pairs=pairs, batch_size=512)
+            ids, targets = draw(rng, batch_size=512, num_pairs=pairs)
             yield name, pairs, {"right": accuracy(answer(ids)[0], targets)}
 
 
@@ -155,9 +124,7 @@ def time(found):
     measured=lambda found: told(found, AT_ONCE, ABOVE),
 )
 def lessons(found):
-    """Above the feed-forward network, lessons that begin with 2 pairs end with at least 0.1 more of 8 pairs than all numbers of pairs at
-    once, in as many updates.
-    """
+    """Above the network, lessons that begin with 2 pairs end with at least 0.1 more of 8 pairs than all numbers of pairs at once."""
     return found["right"][ABOVE][8] >= found["right"][AT_ONCE][8] + 0.1
 
 
@@ -173,12 +140,9 @@ def report(found):
 
 @section.figure("plateau", size=(6, 2.4))
 def picture(ax, found):
-    for row, name in enumerate(reversed(ARMS)):
-        right = np.atleast_1d(found["right"][name][8])
-        ax.plot(right, [row] * len(right), "o", alpha=0.8)
-    ax.axvline(1 / 8, linestyle=":", color="#808080")
-    ax.set(yticks=range(len(ARMS)), xlim=(0, 1.03), xlabel="right of 8 pairs, one point a seed; dotted: any value of the text")
-    ax.set_yticklabels(list(reversed(ARMS)))
+    right = {name: found["right"][name][8] for name in ARMS}
+    dots(ax, right, at=1 / 8, xlabel="right of 8 pairs, one point a seed; dotted: any value of the text")
+    ax.set_xlim(0, 1.03)
 
 
 if __name__ == "__main__":

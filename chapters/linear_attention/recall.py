@@ -11,21 +11,12 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.attention.core import softmax_attention
-from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
-from minitransformers.basics.causal_convolution import causal_convolution, init_causal_convolution
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.basics.residual import residual
-from minitransformers.linear_attention.recurrent_attention import RecurrentAttention, recurrent_attention
-from minitransformers.linear_attention.retention_chunked import retention_chunked
-from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
-from minitransformers.reporting import Section, lines, mean_and_spread
-from minitransformers.state_space.mamba import init_mamba, mamba
+import minitransformers as mt
+from minitransformers.reporting import Section, lines, mean_and_spread, nats
+from minitransformers.reporting.networks import behind_norm, convolved, network
 from minitransformers.training.fit import fit
-from minitransformers.training.synthetic import associative_recall
-from minitransformers.training.task import Labelled, accuracy, labelled_loss
+from minitransformers.training.synthetic import packed_recall
+from minitransformers.training.task import Labelled, accuracy
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
@@ -36,24 +27,10 @@ LINEAR = {size: f"linear attention, N = {size}" for size in SIZES}
 
 
 # %% The mixers: one head, whose queries, keys and values each meet those before them in a convolution
-def convolved(params, query, key, value, *more, inner, **settings):
-    """A core, or a recurrence, of queries, keys and values that were mixed with those before."""
-    convolutions, own = params
-    (query, key, value), backwards = zip(*map(causal_convolution, convolutions, (query, key, value)), strict=True)
-    out, inner_backward = inner(own, query, key, value, *more, **settings)
-
-    def backward(dout):
-        downs, dquery, dkey, dvalue, *dmore = inner_backward(dout)
-        dconvolutions, dinputs, _ = zip(*(back(d) for back, d in zip(backwards, (dquery, dkey, dvalue), strict=True)), strict=True)
-        return (dconvolutions, downs), *dinputs, *dmore
-
-    return out, backward
-
-
 def summed(params, query, key, value, state=None):
     """What linear attention computes without features and without a denominator, and a norm for the size of the sum."""
-    (out, state), backward = retention_chunked(query, key, value, state, decay=[1.0], chunk=64)
-    normed, norm_backward = rms_norm(params, out)
+    (out, state), backward = mt.retention_chunked(query, key, value, state, decay=[1.0], chunk=64)
+    normed, norm_backward = mt.rms_norm(params, out)
 
     def both(dresult):
         dparams, dout = norm_backward(dresult[0])
@@ -63,68 +40,44 @@ def summed(params, query, key, value, state=None):
 
 
 def init_convolutions(rng, size):
-    return tuple(init_causal_convolution(rng, width, width=2) for width in (size, size, WIDTH))
+    return tuple(mt.init_causal_convolution(rng, width, width=2) for width in (size, size, WIDTH))
 
 
 def init_attention(rng):
-    return init_multi_head_attention(rng, WIDTH, num_heads=1, std=START)._replace(core=(init_convolutions(rng, WIDTH), None))
+    return mt.init_multi_head_attention(rng, WIDTH, num_heads=1, std=START)._replace(core=(init_convolutions(rng, WIDTH), None))
 
 
 def init_linear_attention(rng, size):
-    query, key, value, output = (init_linear(rng, WIDTH, width, std=START) for width in (size, size, WIDTH, WIDTH))
-    return RecurrentAttention(query, key, value, output, recurrence=(init_convolutions(rng, size), init_rms_norm(rng, WIDTH)))
+    query, key, value, output = (mt.init_linear(rng, WIDTH, width, std=START) for width in (size, size, WIDTH, WIDTH))
+    return mt.RecurrentAttention(query, key, value, output, recurrence=(init_convolutions(rng, size), mt.init_rms_norm(rng, WIDTH)))
 
 
-attention = partial(multi_head_attention, num_heads=1, core=partial(convolved, inner=softmax_attention))
-linear_attention = partial(recurrent_attention, num_heads=1, recurrence=partial(convolved, inner=summed))
+attention = partial(mt.multi_head_attention, num_heads=1, core=partial(convolved, inner=mt.softmax_attention))
+linear_attention = partial(mt.recurrent_attention, num_heads=1, recurrence=partial(convolved, inner=summed))
 MIXERS = {
     ATTENTION: (init_attention, attention),
     **{LINEAR[size]: (partial(init_linear_attention, size=size), linear_attention) for size in SIZES},
-    MAMBA: (partial(init_mamba, d_model=WIDTH, d_state=4), mamba),
+    MAMBA: (partial(mt.init_mamba, d_model=WIDTH, d_state=4), mt.mamba),
 }
-STATE = {**{LINEAR[size]: size * WIDTH for size in SIZES}, MAMBA: 4 * 2 * WIDTH}
+STATE = {ATTENTION: "64 a token", **{LINEAR[size]: size * WIDTH for size in SIZES}, MAMBA: 4 * 2 * WIDTH}
 
 
 # %% The model and the task
+draw = partial(packed_recall, vocabulary_size=WORDS)
+
+
 def fresh(rng, mixer):
-    words, mixed = init_embedding(rng, WORDS, WIDTH, std=0.5), (init_rms_norm(rng, WIDTH), MIXERS[mixer][0](rng))
-    return [words, mixed, init_rms_norm(rng, WIDTH), init_linear(rng, WIDTH, WORDS, std=START)]
-
-
-def model(params, ids, *, mixer):
-    words, words_backward = embedding(params[0], ids=ids)
-    mixed = partial(residual, part=partial(chain, parts=(rms_norm, MIXERS[mixer][1])))
-    logits, body_backward = chain(params[1:], words, parts=(mixed, rms_norm, linear))
-
-    def backward(dlogits):
-        dbody, dwords = body_backward(dlogits)
-        return [words_backward(dwords), *dbody]
-
-    return logits, backward
-
-
-def draw(rng, *, pairs, batch_size=32):
-    """Pairs, then their keys in another order: texts of three tokens a pair."""
-    ids_and_targets = associative_recall(
-        rng, batch_size=batch_size, length=4 * pairs, num_pairs=pairs, vocabulary_size=WORDS, power=1.0, random_filler=False
-    )  # fmt: skip
-    kept = np.concatenate([np.arange(2 * pairs), np.arange(2 * pairs, 4 * pairs, 2)])  # every place asks: what is between is left out
-    return tuple(a[:, kept] for a in ids_and_targets)
-
-
-def lessons(steps):
-    """``draw(rng)`` of one training after the other: numbers of pairs are added, evenly, until three fifths of the steps."""
-    for step in range(steps):
-        known = min(len(PAIRS), 1 + int(len(PAIRS) * step / (0.6 * steps)))
-        yield partial(lambda rng, known: draw(rng, pairs=int(rng.choice(PAIRS[:known]))), known=known)
+    words, mixed = mt.init_embedding(rng, WORDS, WIDTH, std=0.5), (mt.init_rms_norm(rng, WIDTH), MIXERS[mixer][0](rng))
+    return [words, mixed, mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, WORDS, std=START)]
 
 
 def trained(mixer, rng, *, rate):
-    """The trained model, as a function of ids."""
+    """The trained model, as a function of ids. Numbers of pairs are added, evenly, until three fifths of the steps."""
     steps = 5 if section.quick else STEPS
-    lesson, own = lessons(steps), partial(model, mixer=mixer)
-    task = Labelled(own, lambda rng: next(lesson)(rng))
-    return partial(own, fit(fresh(rng, mixer), task, steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02))
+    known = iter([min(len(PAIRS), 1 + int(len(PAIRS) * step / (0.6 * steps))) for step in range(steps)])
+    model = network(behind_norm(MIXERS[mixer][1]), mt.rms_norm, mt.linear)
+    task = Labelled(model, lambda rng: draw(rng, batch_size=32, num_pairs=int(rng.choice(PAIRS[: next(known)]))))
+    return partial(model, fit(fresh(rng, mixer), task, steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02))
 
 
 @section.tuning
@@ -134,9 +87,8 @@ def tuning(rng):
         for rate in (3e-3, 1e-2) if section.quick else (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2):
             own = np.random.default_rng(rng.integers(2**32))
             answer = trained(mixer, own, rate=rate)
-            ids, targets = draw(own, pairs=16, batch_size=256)
-            (nats, count), _ = labelled_loss(*answer(ids), targets)
-            yield mixer, rate, {"loss": float(nats) / count}
+            ids, targets = draw(own, batch_size=256, num_pairs=16)
+            yield mixer, rate, {"loss": nats(answer(ids)[0], targets)}
 
 
 @section.experiment
@@ -145,7 +97,7 @@ def experiment(rng):
     for mixer in MIXERS:
         answer = trained(mixer, rng, rate=section.rates[mixer])
         for pairs in ASKED:
-            ids, targets = draw(rng, pairs=pairs, batch_size=256)
+            ids, targets = draw(rng, batch_size=256, num_pairs=pairs)
             yield mixer, pairs, {"right": accuracy(answer(ids)[0], targets)}
 
 
@@ -188,8 +140,10 @@ def binds(found):
 
 @section.report
 def report(found):
-    rows = [[mixer, STATE.get(mixer, "64 a token"), section.rates[mixer], *(100 * float(np.mean(found["right"][mixer][pairs])) for pairs in ASKED),
-             100 * float(np.max(found["right"][mixer][16]))] for mixer in MIXERS]  # fmt: skip
+    rows = []
+    for mixer, right in found["right"].items():
+        shares = [100 * float(np.mean(right[pairs])) for pairs in ASKED]
+        rows.append([mixer, STATE[mixer], section.rates[mixer], *shares, 100 * float(np.max(right[16]))])
     rows.append(["any value of the text", 0, "", *(100 / pairs for pairs in ASKED), 100 / 16])
     section.table("recall", ["mixer", "numbers kept", "rate", *(f"{pairs} pairs, %" for pairs in ASKED), "best start, 16 pairs, %"], rows)
     section.values("recall", {"steps": STEPS, "width": WIDTH})
