@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minitransformers.foundation import trees
+from minitransformers.foundation.shapes import InvalidArgument
 
 
 def reparameterize(trained: trees.Tree, *shared: trees.Tree, base: trees.Tree, change: Callable | None = None) -> tuple[trees.Tree, Callable]:
@@ -36,18 +37,18 @@ def reparameterize(trained: trees.Tree, *shared: trees.Tree, base: trees.Tree, c
         if inner is not None and leaf is not None:
             mine = trees.children(own)
             if mine is None or [name for name, _ in mine] != [name for name, _ in inner]:
-                raise ValueError(f"trained{_dot(path)}: got {type(own).__name__}, wants {type(leaf).__name__} or None, as base has")
+                raise InvalidArgument(f"trained{_dot(path)}: got {type(own).__name__}, wants {type(leaf).__name__} or None, as base has")
             pairs = zip(mine, inner, strict=True)
             return trees.like(leaf, [make(a, b, f"{path}.{name}" if path else name) for (name, a), (_, b) in pairs])
         if isinstance(own, np.ndarray):
             made = own
         elif change is None:
-            raise ValueError(f"trained{_dot(path)}: got {type(own).__name__}, wants an array, None, or a change that makes a leaf of it")
+            raise InvalidArgument(f"trained{_dot(path)}: got {type(own).__name__}, wants an array, None, or a change that makes a leaf of it")
         else:
             made, backwards[path] = change(own, *shared, base=leaf)
         if leaf is None or made.shape != leaf.shape or made.dtype != leaf.dtype:
             there = "nothing" if leaf is None else f"{leaf.dtype} of shape {leaf.shape}"
-            raise ValueError(f"trained{_dot(path)}: makes {made.dtype} of shape {made.shape}, wants {there}, as base has")
+            raise InvalidArgument(f"trained{_dot(path)}: makes {made.dtype} of shape {made.shape}, wants {there}, as base has")
         return made
 
     tree = make(trained, base, "")
