@@ -97,16 +97,12 @@ def generate(
 
     def written() -> Iterator[int]:
         def choose(logits: Array) -> Array:
-            return np.array([draw(logits[0], text, rng)])
+            text.append(draw(logits[0], text, rng))
+            return np.array(text[-1:])
 
-        window, left = text if context is None else text[-context:], num_tokens
-        while left > 0:
-            some = left if context is None else min(left, context - len(window) + 1)
-            for token, _ in islice(tokens(step, np.array([window]), choose=choose), some):
-                text.append(int(token[0]))
-                yield text[-1]
-            left -= some
-            window = text[-max(1, (context or 0) // 2) :]    # the newer half, which is read again
+        ids, read = (prompt_ids, step) if context is None else (prompt_ids[-context:], sliding(step, context=context))
+        for _ in islice(tokens(read, ids[None], choose=choose), num_tokens):
+            yield text[-1]
 
     return written()
 
@@ -116,6 +112,30 @@ def check_prompt(name: str, ids: Array, vocabulary_size: int | None) -> None:
     if ids.min() < 0 or (vocabulary_size is not None and ids.max() >= vocabulary_size):
         wants = "ids of at least 0" if vocabulary_size is None else f"ids from 0 to {vocabulary_size - 1}"
         raise invalid(name, got=f"ids from {ids.min()} to {ids.max()}", wants=wants)
+
+
+def sliding(step: Callable, *, context: int) -> Callable:
+    """A step whose texts may outgrow the context: when a window is full, its older half is let go and the newer one is read again.
+
+    All texts of a batch are of one length; where they are not, sliding_apart in left_padding is what is wanted.
+    """
+
+    def slid(ids: Array, past: tuple[Array, object] | None) -> tuple[Array, tuple[Array, object]]:
+        window, state = (ids[..., :0], None) if past is None else past
+        window = np.concatenate([window, ids], axis=-1)
+        if window.shape[-1] <= context:
+            logits, state = step(ids, state)
+        else:
+            window = newer_half(window, context)
+            logits, state = step(window, None)
+        return logits[..., -ids.shape[-1] :, :], (window, state)
+
+    return slid
+
+
+def newer_half(window: Array, context: int) -> Array:
+    """What stays of a window that is full."""
+    return window[..., -max(1, context // 2) :]
 
 
 def without_cache(model: Callable) -> Callable:

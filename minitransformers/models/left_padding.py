@@ -22,7 +22,7 @@ from numpy import ndarray as Array
 
 from minitransformers.efficient.kv_cache import tokens
 from minitransformers.foundation import at_least, bad, checked, example, invalid, procedure
-from minitransformers.models.decoding import check_prompt, drawing
+from minitransformers.models.decoding import check_prompt, drawing, newer_half
 from minitransformers.models.sampling import probability
 from minitransformers.models.stopping import checked_stops, completed
 
@@ -100,6 +100,33 @@ def of_one_length(step: Callable) -> Callable:
     return unpadded
 
 
+def sliding_apart(step: Callable, *, context: int) -> Callable:
+    """A step whose texts may outgrow the context, in the form that left_padded calls: each slides when it is full, as it does alone.
+
+    When the window of a text is full, its older half is let go; then all are padded anew and read again, those that are not full
+    as they were. So a batch costs as many readings as its texts have slides at different times. The step that is wrapped must take
+    mask and positions. Raises ValueError for a prompt that is longer than the context.
+    """
+
+    def slid(ids: Array, past: tuple[list[Array], Callable | None, Any] | None, *, mask: Array, positions: Array) -> tuple[Array, Any]:
+        new = ids.shape[-1]
+        windows, again, state = ([row[:0] for row in ids], None, None) if past is None else past
+        pairs = zip(windows, ids, mask[:, 0, 0, -new:], strict=True)
+        windows = [np.concatenate([window, row[real]]) for window, row, real in pairs]
+        if max(map(len, windows)) <= context:
+            logits, state = again(ids, state) if again else step(ids, state, mask=mask, positions=positions)
+        elif new > 1:
+            raise invalid("prompts", got=f"a text of {max(map(len, windows))} tokens", wants=f"at most {context}, as many as the context")
+        else:
+            windows = [newer_half(window, context) if len(window) > context else window for window in windows]
+            padded = left_pad(windows)
+            again = left_padded(step, padded.padding)
+            logits, state = again(padded.ids, None)
+        return logits[:, -new:], (windows, again, state)
+
+    return slid
+
+
 @checked
 def generate_batch(
     step: Callable, *, prompts: Sequence[Int[Array, "_"]], num_tokens: Annotated[int, at_least(0)], rng: np.random.Generator,
@@ -110,9 +137,9 @@ def generate_batch(
     """The continuations of several prompts, each of at most num_tokens and ending before a stop sequence: those of generate alone.
 
     ``step(ids, state, mask=..., positions=...) -> logits, state``: gpt2_step as it is, by_distance(llama_step), of_one_length where
-    a step takes no mask. The i-th text is drawn with the i-th of the generators that ``rng.spawn(len(prompts))`` makes, so it is
+    a step takes no mask, sliding_apart(step, context=...) where texts may outgrow what the model can read. The i-th text is drawn with the i-th of the generators that ``rng.spawn(len(prompts))`` makes, so it is
     the same in every company. Processors see one text each, without its padding. The other settings are generate's, and until's.
-    Raises ValueError as these do, and where a text would outgrow the context: texts of a batch do not slide.
+    Raises ValueError as these do, and where a text would outgrow the context, if one is given: nothing is let go unasked.
     """
     check_prompts(prompts, vocabulary_size)
     stops = checked_stops(stop)

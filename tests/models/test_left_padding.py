@@ -11,10 +11,10 @@ from minitransformers.efficient.kv_cache import decode, prefill
 from minitransformers.efficient.rolling_cache import rolling_attention
 from minitransformers.foundation import trees
 from minitransformers.models.beam_search import beam_search
-from minitransformers.models.decoding import generate
+from minitransformers.models.decoding import generate, sliding
 from minitransformers.models.gemma2 import gemma2_step, init_gemma2
 from minitransformers.models.gpt2 import gpt2, gpt2_step, init_gpt2
-from minitransformers.models.left_padding import by_distance, generate_batch, left_pad, left_padded, of_one_length
+from minitransformers.models.left_padding import by_distance, generate_batch, left_pad, left_padded, of_one_length, sliding_apart
 from minitransformers.models.llama import init_llama, llama_step
 from minitransformers.models.sampling import min_p, repetition_penalty
 from minitransformers.models.stopping import until
@@ -194,6 +194,60 @@ def test_texts_may_reach_the_end_of_the_table_and_not_beyond():
         generate_batch(gpt2_plain, num_tokens=19, **settings)
     with pytest.raises(ValueError, match="positions: got"):  # and where nobody says how long the table is
         generate_batch(gpt2_plain, num_tokens=19, **{**settings, "context": None})
+
+
+@pytest.mark.parametrize("context", [7, 8, 13])
+def test_past_the_context_each_row_has_the_logits_that_it_has_alone(steps, context):
+    """Thirty tokens behind prompts of 1 to 7, so that each text slides several times, and they do at different times."""
+    step, padded = steps
+    ids, padding = left_pad(PROMPTS)
+    written = np.random.default_rng(50).integers(V, size=(4, 30))
+    batch = left_padded(sliding_apart(padded, context=context), padding)
+    reading = prefill(batch, ids, chunk=3)
+    found = [reading.logits]
+    for token in written.T:
+        reading = prefill(batch, token[:, None], reading)
+        found.append(reading.logits)
+    for row, prompt in enumerate(PROMPTS):
+        np.testing.assert_allclose(np.array(found)[:, row], alone(sliding(step, context=context), prompt, written[row]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1.3, "top_k": 6}], ids=["greedy", "drawn"])
+def test_past_the_context_each_text_is_written_as_it_is_alone(steps, settings):
+    """GPT-2's table has 24 rows, and the texts become 47 tokens long."""
+    step, padded = steps
+    together = generate_batch(sliding_apart(padded, context=24), prompts=PROMPTS, num_tokens=40, rng=np.random.default_rng(51), **settings)
+    for text, prompt, rng in zip(together, PROMPTS, np.random.default_rng(51).spawn(4), strict=True):
+        assert text == list(generate(step, prompt_ids=prompt, num_tokens=40, rng=rng, context=24, **settings))
+
+
+@pytest.mark.parametrize("name", ["llama: a window, a cache that forgets", "gemma: layers near and far in turns"])
+def test_a_model_whose_cache_forgets_needs_no_context_and_does_not_slide(name):
+    step, padded = STEPS[name]
+    together = generate_batch(padded, prompts=PROMPTS, num_tokens=60, temperature=0, rng=np.random.default_rng(0))
+    for text, prompt in zip(together, PROMPTS, strict=True):
+        assert text == list(generate(step, prompt_ids=prompt, num_tokens=60, temperature=0, rng=np.random.default_rng(0)))
+
+
+def test_all_are_read_again_when_one_is_full_and_only_then():
+    calls = []
+
+    def step(ids, state, *, mask, positions):
+        calls.append((ids.shape[1], mask.sum(axis=-1).ravel().tolist()))
+        return 50.0 * np.eye(9)[(ids + 1) % 9], state
+
+    prompts = [np.array([0, 1, 2]), np.array([4])]
+    texts = generate_batch(sliding_apart(step, context=4), prompts=prompts, num_tokens=7, temperature=0, rng=np.random.default_rng(0))
+    assert texts == [[3, 4, 5, 6, 7, 8, 0], [5, 6, 7, 8, 0, 1, 2]]
+    assert calls == [(3, [3, 1]), (1, [4, 2]), (3, [2, 3]), (1, [3, 4]), (4, [4, 2]), (3, [2, 3]), (1, [3, 4])]
+
+
+def test_a_prompt_longer_than_the_context_is_refused_and_so_are_unequal_texts_of_a_step_without_a_mask():
+    settings = {"num_tokens": 9, "temperature": 0, "rng": np.random.default_rng(0)}
+    with pytest.raises(ValueError, match="prompts: got a text of 7 tokens, wants at most 6, as many as the context"):
+        generate_batch(sliding_apart(gpt2_plain, context=6), prompts=PROMPTS, **settings)
+    step = of_one_length(lambda ids, state: (50.0 * np.eye(9)[(ids + 1) % 9], state))
+    assert generate_batch(sliding_apart(step, context=4), prompts=[np.array([1, 2]), np.array([5, 6])], **settings)[1] == [7, 8, 0, 1, 2, 3, 4, 5, 6]
 
 
 ENCODER_DECODERS = {
