@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy import ndarray as Array
 
+from minitransformers.basics.linear import init_linear, linear
 from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.models.llama import Llama, init_llama, llama, llama_weights, load_llama
+from minitransformers.training.classification import Classification
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
+from minitransformers.training.task import on_arrays
 from minitransformers.training.text import Corpus
 
 BASE = Path(__file__).with_name("base.safetensors")
@@ -77,6 +80,34 @@ def labelled_lines(*, shortest: int, longest: int) -> tuple[Labelled, Labelled]:
         return Labelled([line for label in kept for line in own[label]], np.repeat(np.arange(len(kept)), [len(own[label]) for label in kept]))
 
     return labelled(found[0]), labelled(found[1])
+
+
+def padded(texts: list[str], length: int, *, fill: int = 0) -> tuple[Array, Array]:
+    """The first bytes of each text, (texts, length), and which of them are no padding."""
+    rows = [list(text.encode()[:length]) for text in texts]
+    ids = np.array([row + [fill] * (length - len(row)) for row in rows])
+    return ids, np.arange(length) < np.array([len(row) for row in rows])[:, None]
+
+
+def chosen_lines(known: Labelled, number: int, rng: np.random.Generator) -> Labelled:
+    """So many lines, as many of each entry, up to rounding."""
+    classes = int(known.labels.max()) + 1
+    order = np.concatenate([rng.permutation(np.flatnonzero(known.labels == label))[: -(-number // classes)] for label in range(classes)])
+    return Labelled([known.lines[i] for i in order], known.labels[order])
+
+
+def linear_probe(
+    train: Array, labels: Array, test: Array, *, least: float, rng: np.random.Generator, steps: int, peak: float, batch_size: int
+) -> Array:
+    """The answers of a linear map that learns from features (examples, width), for others; each feature is standardised.
+
+    least is added to its standard deviation.
+    """
+    middle, spread = train.mean(0), train.std(0) + least
+    train, test = (((found - middle) / spread).astype(np.float32) for found in (train, test))
+    task = Classification(on_arrays(linear), (train, labels), (train, labels), batch_size=batch_size)
+    head = init_linear(rng, train.shape[1], int(labels.max()) + 1)
+    return linear(fit(head, task, steps=steps, peak=peak, rng=rng, warmup=0.1, weight_decay=0.1), test)[0].argmax(-1)
 
 
 def by_trigrams(texts: list[str], labels: Array, asked: list[str]) -> Array:

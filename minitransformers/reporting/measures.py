@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.training.task import labelled_loss
+from minitransformers.training.task import IGNORED, labelled_loss
 from minitransformers.training.text import Corpus
 from minitransformers.training.yardsticks import counted
 
@@ -110,17 +110,20 @@ def bits(nats: float) -> float:
     return float(nats / np.log(2))
 
 
-def bits_in_windows(model: Callable, text: Array, length: int) -> float:
+def bits_in_windows(model: Callable, text: Array, length: int, *, new: int | None = None) -> float:
     """Bits a token of one text that ``model(ids=ids) -> logits, backward`` reads in windows of this length, about 2,048 tokens at once.
 
     text is ids (tokens,), the first of which is only read. Every other token is predicted once, from what its window has before it.
+    new: of each window only so many tokens, the last, are predicted, and windows overlap in the others; the first such are only read.
     """
-    windows = np.lib.stride_tricks.sliding_window_view(text, length + 1)[::length]
+    new = length if new is None else new
+    windows = np.lib.stride_tricks.sliding_window_view(text, length + 1)[::new]
     total, count, at_once = 0.0, 0, max(1, 2048 // length)
     for start in range(0, len(windows), at_once):
         part = windows[start : start + at_once]
         logits, backward = model(ids=part[:, :-1])
-        (of_part, number), _ = labelled_loss(logits, backward, part[:, 1:])
+        targets = np.where(np.arange(length) < length - new, IGNORED, part[:, 1:])
+        (of_part, number), _ = labelled_loss(logits, backward, targets)
         total, count = total + float(of_part), count + number
     return bits(total / count)
 

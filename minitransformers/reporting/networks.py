@@ -17,7 +17,7 @@ from minitransformers.basics.embedding import Embedding, embedding, init_embeddi
 from minitransformers.basics.feed_forward import init_feed_forward
 from minitransformers.basics.linear import init_linear
 from minitransformers.basics.residual import residual
-from minitransformers.foundation import Backward, trees
+from minitransformers.foundation import Backward, slot, trees
 from minitransformers.models.workbench.transformer_block import TransformerBlock
 from minitransformers.norms.layer_norm import init_layer_norm
 from minitransformers.norms.rms_norm import rms_norm
@@ -36,6 +36,12 @@ def words(params: Embedding, ids: Array) -> tuple[Array, Backward]:
 def network(*parts: Callable) -> Callable:
     """``model(params, ids) -> out, backward``: words, then each part. params are of the embedding and of each part; so are the gradients."""
     return on_arrays(partial(chain, parts=(words, *parts)))
+
+
+@slot
+def side_by_side(x: Array) -> tuple[Array, Backward]:
+    """The vectors of a window, (windows, words, width), as one, (windows, words · width)."""
+    return x.reshape(len(x), -1), lambda dout: dout.reshape(x.shape)
 
 
 def behind_norm(part: Callable, *, norm: Callable = rms_norm) -> Callable:

@@ -122,6 +122,22 @@ def test_bits_in_windows_predict_every_token_but_the_first_once(length):
     np.testing.assert_array_equal(np.concatenate(read).ravel(), text[:-1])
 
 
+def test_windows_that_overlap_predict_their_end_alone():
+    text, read = np.random.default_rng(0).integers(4, size=33), []
+
+    def model(ids):
+        """Is sure of the truth at the last two places of a window, and of another token before them."""
+        read.append(ids)
+        logits = np.zeros((*ids.shape, 4))
+        places = [np.flatnonzero((np.lib.stride_tricks.sliding_window_view(text, 8) == row).all(1))[0] for row in ids]
+        for row, place in zip(logits, places, strict=True):
+            row[np.arange(8), (text[place + 1 : place + 9] + (np.arange(8) < 6)) % 4] = 1e9
+        return logits, None
+
+    assert bits_in_windows(model, text, 8, new=2) == 0
+    assert len(np.concatenate(read)) == 13 and bits_in_windows(model, text, 8) > 1e6
+
+
 def test_counted_pairs_beat_single_characters():
     corpus = Corpus.from_text("ab" * 300 + "ba" * 200, context=8, validation_fraction=0.4)
     assert 0 < counted_pairs(corpus) < 1

@@ -30,6 +30,7 @@ from minitransformers.reporting.networks import (
     hidden_for,
     init_decoder,
     network,
+    side_by_side,
     with_the_word_before,
     without,
 )
@@ -53,6 +54,13 @@ def test_a_network_is_words_and_then_its_parts():
         return out, lambda dout: (backward(dout),)
 
     assert_gradients(only_params, params)
+
+
+def test_the_vectors_of_a_window_stand_side_by_side():
+    x = np.random.default_rng(6).normal(size=(3, 2, 4))
+    out, _ = side_by_side(None, x)
+    np.testing.assert_array_equal(out, np.concatenate([x[:, 0], x[:, 1]], axis=1))
+    assert_gradients(side_by_side, None, x)
 
 
 def test_keys_meet_the_one_before_and_queries_do_not():
