@@ -10,23 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import (
-    capsule_norm,
-    chain,
-    dynamic_tanh,
-    feed_forward,
-    init_capsule_norm,
-    init_dynamic_tanh,
-    init_feed_forward,
-    init_layer_norm,
-    init_rms_norm,
-    init_scale_norm,
-    layer_norm,
-    relu,
-    residual,
-    rms_norm,
-    scale_norm,
-)
+import minitransformers as mt
 from minitransformers.foundation import slot
 from minitransformers.reporting import Section, fitted_exponent, lines, ticks_at
 
@@ -41,12 +25,12 @@ def no_norm(params, x):
 
 
 STACKS = {
-    POST: (init_layer_norm, layer_norm),
-    PRE: (init_layer_norm, layer_norm),                      # and the others are pre-norm as well
-    RMS: (init_rms_norm, rms_norm),
-    SCALE: (init_scale_norm, scale_norm),
-    CAPSULE: (init_capsule_norm, capsule_norm),
-    TANH: (init_dynamic_tanh, dynamic_tanh),
+    POST: (mt.init_layer_norm, mt.layer_norm),
+    PRE: (mt.init_layer_norm, mt.layer_norm),                      # and the others are pre-norm as well
+    RMS: (mt.init_rms_norm, mt.rms_norm),
+    SCALE: (mt.init_scale_norm, mt.scale_norm),
+    CAPSULE: (mt.init_capsule_norm, mt.capsule_norm),
+    TANH: (mt.init_dynamic_tanh, mt.dynamic_tanh),
     NONE: (lambda rng, d_model, dtype: None, no_norm),
 }
 
@@ -56,16 +40,16 @@ def at_the_start(rng, stack, depth):
     """Norms of the gradients of the last and the first layer's second matrix, and the spread of the stream before the last norm."""
     init_norm, norm = STACKS[stack]
     xavier = (2 / (WIDTH + 4 * WIDTH)) ** 0.5
-    layers = [init_feed_forward(rng, WIDTH, std=xavier, dtype=np.float64) for _ in range(depth)]
-    gain, work = init_norm(rng, WIDTH, dtype=np.float64), partial(feed_forward, activation=slot(relu))
+    layers = [mt.init_feed_forward(rng, WIDTH, std=xavier, dtype=np.float64) for _ in range(depth)]
+    gain, work = init_norm(rng, WIDTH, dtype=np.float64), partial(mt.feed_forward, activation=slot(mt.relu))
     # One norm lies between the last layer and the loss either way: pre-norm's final norm, post-norm's own.
     if stack == POST:
         params = [part for layer in layers for part in (layer, gain)]
-        parts = [partial(residual, part=work), norm] * depth
+        parts = [partial(mt.residual, part=work), norm] * depth
     else:
         params = [(gain, layer) for layer in layers] + [gain]
-        parts = [partial(residual, part=partial(chain, parts=(norm, work)))] * depth + [norm]
-    stream, body_backward = chain(params[:-1], rng.normal(size=(TOKENS, WIDTH)), parts=parts[:-1])
+        parts = [partial(mt.residual, part=partial(mt.chain, parts=(norm, work)))] * depth + [norm]
+    stream, body_backward = mt.chain(params[:-1], rng.normal(size=(TOKENS, WIDTH)), parts=parts[:-1])
     _, norm_backward = norm(params[-1], stream)
     _, dstream = norm_backward(rng.normal(size=stream.shape) / TOKENS)
     dparams, _ = body_backward(dstream)

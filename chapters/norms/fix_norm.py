@@ -12,17 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import Embedding, embedding
-from minitransformers.basics.feed_forward import FeedForward, feed_forward, init_feed_forward
-from minitransformers.basics.linear import Linear, linear
-from minitransformers.basics.residual import residual
-from minitransformers.norms.fix_norm import fix_norm
-from minitransformers.norms.scale_norm import ScaleNorm, init_scale_norm, scale_norm
+import minitransformers as mt
 from minitransformers.reporting import Section, mean_and_spread
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 from minitransformers.training.threads import hold_blas
+from minitransformers.training.zipf_language import zipf_language
 
 section = Section(__file__, __doc__, kind="trained")
 WORDS, CLASSES, WIDTH, STEPS, PLAIN, FIXED, BEST = 256, 16, 32, 300, "plain", "FixNorm", "best possible"
@@ -30,24 +25,37 @@ RARE = np.arange(WORDS) >= WORDS // 2                        # the half of the v
 HALVES = {"frequent": ~RARE, "rare": RARE, "all": RARE | ~RARE}
 
 
-# %% The language
-def zipf_bigrams(rng):
-    """Probabilities (words, words) of the next word, and (words,) of each: what comes next depends on a word's class alone.
-
-    Words are dealt to the classes one after the other, so that each has frequent and rare ones.
-    """
-    of_word = np.arange(WORDS) % CLASSES
-    within = np.where(of_word == np.arange(CLASSES)[:, None], 1 / np.arange(1, WORDS + 1), 0)
-    within /= within.sum(axis=1, keepdims=True)
-    follows = np.zeros((CLASSES, CLASSES))
-    for _ in range(2):                                       # permutations: no class is more frequent than another
-        follows[np.arange(CLASSES), rng.permutation(CLASSES)] += 0.5
-    return (follows @ within)[of_word], within.mean(axis=0)
+# %% One table for both ends, and what stands between
+class Bigram(NamedTuple):
+    words: mt.Embedding
+    channel: mt.FeedForward
+    norm: mt.ScaleNorm
 
 
-def draw(rng, *, following, share):
-    ids = rng.choice(WORDS, size=256, p=share)
-    return ids, np.minimum((rng.random((256, 1)) > following.cumsum(axis=1)[ids]).sum(axis=1), WORDS - 1)
+def fresh(rng):
+    """Rows of length one for both."""
+    table, _ = mt.fix_norm(rng.standard_normal((WORDS, WIDTH), np.float32))
+    return Bigram(mt.Embedding(table), mt.init_feed_forward(rng, WIDTH, d_hidden=2 * WIDTH), mt.init_scale_norm(rng, WIDTH))
+
+
+def bigram(params, ids, *, name):
+    """Logits of the next word; with FixNorm the table is divided by its rows' lengths once, and used at both ends."""
+    table, table_backward = mt.fix_norm(params.words.weight) if name == FIXED else (params.words.weight, lambda dtable: dtable)
+    x, x_backward = mt.embedding(mt.Embedding(table), ids=ids)
+    size, parts = WIDTH**0.5, (partial(mt.residual, part=mt.feed_forward), mt.scale_norm, mt.linear)
+    logits, parts_backward = mt.chain((params.channel, params.norm, mt.Linear(table.T, None)), size * x, parts=parts)
+
+    def backward(dlogits):
+        (dchannel, dnorm, dhead), dx = parts_backward(dlogits)
+        dtable = dhead.weight.T + x_backward(size * dx).weight  # used at both ends: two gradients
+        return Bigram(mt.Embedding(table_backward(dtable)), dchannel, dnorm)
+
+    return logits, backward
+
+
+def trained(name, rng, *, rate, language):
+    steps = 20 if section.quick else STEPS
+    return fit(fresh(rng), Labelled(partial(bigram, name=name), language.draw), steps=steps, peak=rate, rng=rng, warmup=10 / steps, floor=0.1)
 
 
 def nats(logs, pairs):
@@ -55,73 +63,36 @@ def nats(logs, pairs):
     return {half: -(pairs * logs)[:, which].sum() / pairs[:, which].sum() for half, which in HALVES.items()}
 
 
-# %% One table for both ends, and what stands between
-class Bigram(NamedTuple):
-    words: Embedding
-    channel: FeedForward
-    norm: ScaleNorm
-
-
-def fresh(rng):
-    """Rows of length one for both."""
-    table, _ = fix_norm(rng.standard_normal((WORDS, WIDTH), np.float32))
-    return Bigram(Embedding(table), init_feed_forward(rng, WIDTH, d_hidden=2 * WIDTH), init_scale_norm(rng, WIDTH))
-
-
-def bigram(params, ids, *, fixed):
-    """Logits of the next word; the table is divided by its rows' lengths once, and used at both ends, where ``fixed``."""
-    table, table_backward = fix_norm(params.words.weight) if fixed else (params.words.weight, lambda dtable: dtable)
-    size = WIDTH**0.5
-    x, x_backward = embedding(Embedding(table), ids=ids)
-    parts = partial(residual, part=feed_forward), scale_norm, linear
-    logits, parts_backward = chain((params.channel, params.norm, Linear(table.T, None)), size * x, parts=parts)
-
-    def backward(dlogits):
-        (dchannel, dnorm, dhead), dx = parts_backward(dlogits)
-        dtable = dhead.weight.T + x_backward(size * dx).weight  # used at both ends: two gradients
-        return Bigram(Embedding(table_backward(dtable)), dchannel, dnorm)
-
-    return logits, backward
-
-
-def trained(fixed, rng, *, rate, language):
-    task = Labelled(partial(bigram, fixed=fixed), partial(draw, **language))
-    steps = 20 if section.quick else STEPS
-    return fit(fresh(rng), task, steps=steps, peak=rate, rng=rng, warmup=10 / steps, floor=0.1)
-
-
-def judged(params, fixed, pairs):
-    logits = bigram(params, np.arange(WORDS), fixed=fixed)[0].astype(float)
-    logits -= logits.max(axis=1, keepdims=True)
-    return nats(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), pairs)
+def judged(params, name, language):
+    logs, _ = mt.log_softmax(bigram(params, np.arange(WORDS), name=name)[0].astype(float))
+    return nats(logs, language.pairs)
 
 
 @section.tuning
 def tuning(rng):
     hold_blas()
-    following, share = zipf_bigrams(rng)
-    seed = rng.integers(2**32)
+    language, seed = zipf_language(rng, words=WORDS, classes=CLASSES), rng.integers(2**32)
     for name in (PLAIN, FIXED):
         for rate in (1e-2, 2e-2, 4e-2, 1.6e-1, 6.4e-1, 2.56):
-            params = trained(name == FIXED, np.random.default_rng(seed), rate=rate, language={"following": following, "share": share})
-            yield name, rate, {"loss": judged(params, name == FIXED, share[:, None] * following)["all"]}
+            params = trained(name, np.random.default_rng(seed), rate=rate, language=language)
+            yield name, rate, {"loss": judged(params, name, language)["all"]}
 
 
 @section.experiment
 def experiment(rng):
     hold_blas()
-    following, share = zipf_bigrams(rng)
-    pairs, seed = share[:, None] * following, rng.integers(2**32)
+    language, seed = zipf_language(rng, words=WORDS, classes=CLASSES), rng.integers(2**32)
     for name in (PLAIN, FIXED):
-        params = trained(name == FIXED, np.random.default_rng(seed), rate=section.rates[name], language={"following": following, "share": share})
+        params = trained(name, np.random.default_rng(seed), rate=section.rates[name], language=language)
         stored = np.linalg.norm(params.words.weight, axis=1)
-        used = np.linalg.norm(fix_norm(params.words.weight)[0], axis=1) if name == FIXED else stored
-        for half, value in judged(params, name == FIXED, pairs).items():
+        used = np.linalg.norm(mt.fix_norm(params.words.weight)[0], axis=1) if name == FIXED else stored
+        for half, value in judged(params, name, language).items():
             yield name, half, {"nats": value}
-        yield name, "rows", {"correlation": np.corrcoef(np.log(share), stored)[0, 1], "longest": stored.max(), "off": abs(used - 1).max()}
+        correlation = np.corrcoef(np.log(language.share), stored)[0, 1]
+        yield name, "rows", {"correlation": correlation, "longest": stored.max(), "off": abs(used - 1).max()}
         for word in range(WORDS):
-            yield name, word, {"length": stored[word], "share": share[word]}
-    for half, value in nats(np.log(np.where(following > 0, following, 1)), pairs).items():
+            yield name, word, {"length": stored[word], "share": language.share[word]}
+    for half, value in nats(np.log(np.where(language.following > 0, language.following, 1)), language.pairs).items():
         yield BEST, half, {"nats": value}
 
 
@@ -171,10 +142,9 @@ def report(found):
     columns = ["table", "rate", "length and log frequency, correlation", "nats, frequent half", "nats, rare half", "nats, all"]
     section.table("fix_norm", columns, rows)
     for key, name in (("plain", PLAIN), ("fixed", FIXED)):
-        section.values(f"fix_norm.{key}", {half: np.mean(found["nats"][name][half]) for half in HALVES})
         rows = {what: np.mean(found[what][name]["rows"]) for what in ("correlation", "longest")}
-        section.values(f"fix_norm.{key}", {**rows, "correlations": each(found["correlation"][name]["rows"])})
-        section.value(f"fix_norm.{key}.rare_each", each(found["nats"][name]["rare"], ".3f"))
+        section.values(f"fix_norm.{key}", {**rows, **{half: np.mean(found["nats"][name][half]) for half in HALVES}})
+        section.values(f"fix_norm.{key}", {"correlations": each(found["correlation"][name]["rows"]), "rare_each": each(found["nats"][name]["rare"], ".3f")})
     rare = 100 * sum(np.mean(found["share"][PLAIN][word]) for word in np.flatnonzero(RARE))
     section.values("fix_norm", {"words": WORDS, "steps": STEPS, "seeds": 3, "rare_share": rare})
 

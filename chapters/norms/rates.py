@@ -10,20 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.attention.core import causal, causal_attention
-from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
-from minitransformers.attention.prepare import on_both
-from minitransformers.attention.weighted_attention import weighted_attention
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.basics.softmax import softmax
+import minitransformers as mt
 from minitransformers.foundation import trees
-from minitransformers.models.workbench.transformer_block import TransformerBlock, transformer_block
-from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.norms.qk_norm import init_qk_norm, qk_norm
-from minitransformers.positional.rope import rope
 from minitransformers.reporting import (
     Section,
     bits_in_windows,
@@ -41,32 +29,32 @@ from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
 WIDTH, HEADS, CONTEXT, BATCH, STEPS, START, RATES = 48, 4, 32, 16, 150, 0.1, (1e-2, 3e-2, 1e-1)
-PLAIN, NORMED, DELETED, TURN = "without", "QK-norm", "attention deleted", on_both(rope)
+PLAIN, NORMED, DELETED, TURN = "without", "QK-norm", "attention deleted", mt.on_both(mt.rope)
 corpus = Corpus.load(context=CONTEXT)
 
 
 # %%
 def fresh(name, rng):
     def block():
-        attention = init_multi_head_attention(rng, WIDTH, num_heads=HEADS, std=START, residual_std=START / 2)
+        attention = mt.init_multi_head_attention(rng, WIDTH, num_heads=HEADS, std=START, residual_std=START / 2)
         if name == NORMED:
-            attention = attention._replace(prepare=(init_qk_norm(rng, WIDTH // HEADS), None))
-        channel = init_feed_forward(rng, WIDTH, std=START, residual_std=START / 2)
-        return TransformerBlock(init_layer_norm(rng, WIDTH), attention, init_layer_norm(rng, WIDTH), channel)
+            attention = attention._replace(prepare=(mt.init_qk_norm(rng, WIDTH // HEADS), None))
+        channel = mt.init_feed_forward(rng, WIDTH, std=START, residual_std=START / 2)
+        return mt.TransformerBlock(mt.init_layer_norm(rng, WIDTH), attention, mt.init_layer_norm(rng, WIDTH), channel)
 
     size = corpus.vocabulary.size
-    head = init_linear(rng, WIDTH, size, std=START, bias=False)
-    return init_embedding(rng, size, WIDTH, std=START), [block(), block(), init_layer_norm(rng, WIDTH), head]
+    head = mt.init_linear(rng, WIDTH, size, std=START, bias=False)
+    return mt.init_embedding(rng, size, WIDTH, std=START), [block(), block(), mt.init_layer_norm(rng, WIDTH), head]
 
 
-def model(params, ids, *, name, core=causal_attention):
+def model(params, ids, *, name, core=mt.causal_attention):
     """Logits of the next character, and backward."""
-    prepare = partial(chain, parts=(qk_norm, TURN)) if name == NORMED else TURN
+    prepare = partial(mt.chain, parts=(mt.qk_norm, TURN)) if name == NORMED else TURN
     alone = np.eye(ids.shape[-1], dtype=bool) if name == DELETED else None  # sees itself, and nobody else
-    mixer = partial(multi_head_attention, num_heads=HEADS, prepare=prepare, core=core)
-    block = partial(transformer_block, mixer=mixer, channel=feed_forward, norm=layer_norm, mask=alone)
-    x, words_backward = embedding(params[0], ids=ids)
-    logits, body_backward = chain(params[1], x, parts=(block, block, layer_norm, linear))
+    mixer = partial(mt.multi_head_attention, num_heads=HEADS, prepare=prepare, core=core)
+    block = partial(mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=mt.layer_norm, mask=alone)
+    x, words_backward = mt.embedding(params[0], ids=ids)
+    logits, body_backward = mt.chain(params[1], x, parts=(block, block, mt.layer_norm, mt.linear))
 
     def backward(dlogits):
         dbody, dx = body_backward(dlogits)
@@ -81,9 +69,9 @@ def largest_score(params, ids, *, name):
 
     def softmax_that_looks(learned, scores, *, mask):
         found.append(float(np.abs(np.where(mask, scores, 0)).max()))
-        return softmax(np.where(mask, scores, np.float32(-np.inf)))
+        return mt.softmax(np.where(mask, scores, np.float32(-np.inf)))
 
-    model(params, ids, name=name, core=causal(partial(weighted_attention, weighting=softmax_that_looks)))
+    model(params, ids, name=name, core=mt.causal(partial(mt.weighted_attention, weighting=softmax_that_looks)))
     return max(found)
 
 

@@ -1,8 +1,7 @@
 """Why does post-norm stall without a warm-up: is it the place of the norm, the size of the first weights, or the rate?
 
-Xiong et al. 2020, arXiv:2002.04745, section 3: post-norm without warm-up trains badly, pre-norm well. Wang et al. 2022, arXiv:2203.00555: DeepNorm,
-post-norm with a scaled stream and a small start, is as stable as pre-norm. All placements begin with the same weights here: in their blocks
-of deviation 1/√d_in, or half of that, which is near DeepNorm's own beta. Four layers with RoPE on real text, each placement at a learning rate
+Xiong et al. 2020, arXiv:2002.04745, section 3: post-norm without warm-up trains badly, pre-norm well. All placements begin with the same
+weights here: in their blocks of deviation 1/√d_in, or half of that. Four layers with RoPE on real text, each placement at a learning rate
 of its own, and some at pre-norm's as well.
 """
 
@@ -12,18 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
+import minitransformers as mt
 from minitransformers.attention.prepare import on_both
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.foundation import trees
-from minitransformers.models.workbench.transformer_block import TransformerBlock, post_norm, pre_norm, transformer_block
-from minitransformers.norms.deep_norm import deep_norm_constants
-from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.positional.rope import rope
+from minitransformers.models.workbench.transformer_block import post_norm, pre_norm
 from minitransformers.reporting import Section, bits_in_windows, counted_pairs, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting.networks import init_decoder, network, without
 from minitransformers.training.fit import fit
 from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.task import Labelled
@@ -34,77 +26,55 @@ from minitransformers.training.yardsticks import counted
 section = Section(__file__, __doc__, kind="trained")
 LAYERS, WIDTH, HEADS, CONTEXT, BATCH, STEPS = 4, 48, 4, 32, 8, 150
 OWN, SAME = "at its own rate", "at the rate that suits pre-norm"
-PLACEMENTS = {
-    "pre-norm": pre_norm,
-    "post-norm": post_norm,
-    "DeepNorm": partial(post_norm, alpha=deep_norm_constants(LAYERS).alpha),
-    "no norm": None,
-}
+PRE, POST, NONE = "pre-norm", "post-norm", "no norm"
 
 
 class Setting(NamedTuple):
+    """Start is of the blocks' weights, in units of 1/√d_in, warmup a part of the steps; deleted: attention sees its own position alone."""
+
     placement: str
-    start: float = 1.0                                       # of the blocks' weights, in units of 1/√d_in
-    warmup: float = 0.0                                      # a part of the steps
-    deleted: bool = False                                    # attention sees its own position alone
+    start: float = 1.0
+    warmup: float = 0.0
+    deleted: bool = False
 
 
 MODELS = {
-    "pre": Setting("pre-norm"), "post": Setting("post-norm"), "post_warmed": Setting("post-norm", warmup=0.3),
-    "deep": Setting("DeepNorm"), "none": Setting("no norm"), "pre_half": Setting("pre-norm", 0.5), "post_half": Setting("post-norm", 0.5),
-    "deep_half": Setting("DeepNorm", 0.5), "deleted": Setting("pre-norm", 0.5, deleted=True),
+    "pre": Setting(PRE), "post": Setting(POST), "post_warmed": Setting(POST, warmup=0.3), "none": Setting(NONE),
+    "pre_half": Setting(PRE, 0.5), "post_half": Setting(POST, 0.5), "deleted": Setting(PRE, 0.5, deleted=True),
 }  # fmt: skip
-ALIKE = ("pre", "post", "post_warmed", "deep", "post_half")  # also compared at the rate that suits pre-norm
+ALIKE = ("pre", "post", "post_warmed", "post_half")          # also compared at the rate that suits pre-norm
 corpus = Corpus.load(context=CONTEXT)
 
 
 # %%
-def without(params, x):
-    """What stands where a norm was: nothing."""
-    return x, lambda dout: (params, dout)
-
-
 def fresh(setting, rng):
     """Of one start all have the same weights: norms draw nothing."""
-    normed = setting.placement != "no norm"
-    blocks = []
-    for _ in range(LAYERS):
-        norms = [init_layer_norm(rng, WIDTH) if normed else None for _ in range(2)]
-        blocks.append(TransformerBlock(norms[0], init_multi_head_attention(rng, WIDTH, num_heads=HEADS), norms[1], init_feed_forward(rng, WIDTH)))
-    blocks = trees.map(lambda leaf: leaf * np.float32(setting.start) if leaf.ndim > 1 else leaf, blocks)
-    last = init_layer_norm(rng, WIDTH) if setting.placement == "pre-norm" else None
-    size = corpus.vocabulary.size
-    head = init_linear(rng, WIDTH, size, std=0.1, bias=False)
-    return init_embedding(rng, size, WIDTH, std=0.5), [*blocks, last, head]
+    init_norm = (lambda rng, d_model: None) if setting.placement == NONE else mt.init_layer_norm
+    sizes = {"num_layers": LAYERS, "num_heads": HEADS, "start": setting.start, "last": setting.placement == PRE}
+    return init_decoder(rng, corpus.vocabulary.size, WIDTH, init_norm=init_norm, **sizes)
 
 
-def model(params, ids, *, setting):
-    """Logits of the next character, and backward."""
-    alone = np.eye(ids.shape[-1], dtype=bool) if setting.deleted else None
-    mixer = partial(multi_head_attention, num_heads=HEADS, prepare=on_both(rope))
-    norm = without if setting.placement == "no norm" else layer_norm
-    block = partial(transformer_block, mixer=mixer, channel=feed_forward, norm=norm, placement=PLACEMENTS[setting.placement] or pre_norm, mask=alone)
-    last = layer_norm if setting.placement == "pre-norm" else without
-    x, words_backward = embedding(params[0], ids=ids)
-    logits, body_backward = chain(params[1], x, parts=[block] * LAYERS + [last, linear])
-
-    def backward(dlogits):
-        dbody, dx = body_backward(dlogits)
-        return words_backward(dx), dbody
-
-    return logits, backward
+def model_of(setting):
+    """(params, ids) -> logits of the next character, and backward."""
+    mixer = partial(mt.multi_head_attention, num_heads=HEADS, prepare=on_both(mt.rope))
+    block = partial(
+        mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=without if setting.placement == NONE else mt.layer_norm,
+        placement=post_norm if setting.placement == POST else pre_norm, mask=np.eye(CONTEXT, dtype=bool) if setting.deleted else None,
+    )  # fmt: skip
+    return network(*[block] * LAYERS, mt.layer_norm if setting.placement == PRE else without, mt.linear)
 
 
 def trained(name, rng, *, rate, watch=None):
     """Bits a character of the whole validation text; where it diverged, those of guessing."""
     setting, steps = MODELS[name], 5 if section.quick else STEPS
-    params, task = fresh(setting, rng), Labelled(partial(model, setting=setting), partial(corpus.batch, batch_size=BATCH, context=CONTEXT))
+    params, model = fresh(setting, rng), model_of(setting)
+    task = Labelled(model, partial(corpus.batch, batch_size=BATCH, context=CONTEXT))
     try:
         learned = fit(params, task, steps=steps, peak=rate, rng=rng, warmup=setting.warmup, floor=0.05, watch=watch)
     except TrainingDiverged:
         return np.log2(corpus.vocabulary.size)
     text = corpus.validation[: 2 * CONTEXT + 1] if section.quick else corpus.validation
-    return bits_in_windows(lambda ids: model(learned, ids, setting=setting), text, CONTEXT)
+    return bits_in_windows(lambda ids: model(learned, ids), text, CONTEXT)
 
 
 @section.tuning
@@ -121,14 +91,14 @@ def experiment(rng):
     hold_blas()                                              # seeds run side by side, and the arrays are small
     seed = rng.integers(2**32)
     for name in MODELS:
-        own, alike = section.rates[name], section.rates["pre"] if name in ALIKE else None
-        for rate in dict.fromkeys(rate for rate in (own, alike) if rate):
+        own, alike = section.rates[name], section.rates["pre"]
+        for rate in dict.fromkeys((own, alike) if name in ALIKE else (own,)):
             nats = []
             with processor_seconds() as spent:
                 bits = trained(name, np.random.default_rng(seed), rate=rate, watch=lambda step, loss, params, nats=nats: nats.append(loss))
             if rate == own:
-                yield name, OWN, {"bits": bits, "parameters": trees.count_parameters(fresh(MODELS[name], rng)), "seconds": spent()}
-            if rate == alike:
+                yield name, OWN, {"bits": bits, "parameters": mt.trees.count_parameters(fresh(MODELS[name], rng)), "seconds": spent()}
+            if rate == alike and name in ALIKE:
                 yield name, SAME, {"bits": bits}
                 every = max(1, len(nats) // 15)
                 for step in range(every, len(nats) + 1, every):
@@ -155,9 +125,7 @@ def told(found, *names, rate=OWN):
     measured=lambda found: told(found, "pre", "post", "post_warmed", rate=SAME),
 )
 def needs_warmup(found):
-    """At the rate that suits pre-norm, post-norm needs at least 0.3 bits a character more than pre-norm, and at least 0.15 more than after a
-    warm-up.
-    """
+    """At the rate that suits pre-norm, at least 0.3 bits a character more than pre-norm, and 0.15 more than after a warm-up."""
     post = of(found, "post", SAME)
     return post >= of(found, "pre", SAME) + 0.3 and post >= of(found, "post_warmed", SAME) + 0.15
 
@@ -193,26 +161,6 @@ def own_rate(found):
 
 
 @section.claim(
-    "At the same rate and from the same full start DeepNorm's scaled stream learns where post-norm stalls",
-    paper="Wang et al. 2022, arXiv:2203.00555, abstract: the good performance of post-norm and the stable training of pre-norm",
-    measured=lambda found: f"{told(found, 'post', 'deep', rate=SAME)}; {told(found, 'post', 'deep')}",
-)
-def scaled_stream(found):
-    """At the rate that suits pre-norm at least 0.3 bits a character less than post-norm."""
-    return of(found, "deep", SAME) <= of(found, "post", SAME) - 0.3
-
-
-@section.claim(
-    "Where both start small DeepNorm is better than post-norm",
-    paper="Wang et al. 2022, arXiv:2203.00555, abstract: the good performance of post-norm and the stable training of pre-norm",
-    measured=lambda found: told(found, "post_half", "deep_half"),
-)
-def both_small(found):
-    """At half the weights and each at its own rate, at least 0.05 bits a character less than post-norm."""
-    return of(found, "deep_half") <= of(found, "post_half") - 0.05
-
-
-@section.claim(
     "Does a norm speed up learning from a full start?",
     paper="Ba, Kiros and Hinton 2016, arXiv:1607.06450, abstract: layer norm substantially reduces training time",
     measured=lambda found: told(found, "pre", "none"),
@@ -231,8 +179,8 @@ def report(found):
         same = mean_and_spread(of(found, name, SAME)) if name in ALIKE else None
         rows.append([*cells, same, mean_and_spread(of(found, name)), section.rates[name]])
     rows += [[f"counted {what}", *[None] * 5, f"{bits:.2f}", None] for what, bits in (("pairs of characters", pairs), ("characters", letters))]
-    columns = ["placement", "start", "warm-up steps", "parameters", "processor seconds", f"bits at {section.rates['pre']:g}", "bits at its own rate", "its rate"]
-    section.table("start", columns, rows)
+    columns = ["placement", "start", "warm-up steps", "parameters", "processor seconds", f"bits at {section.rates['pre']:g}", "bits at its own rate"]
+    section.table("start", [*columns, "its rate"], rows)
     section.values("start", {name: np.mean(of(found, name)) for name in MODELS})
     section.values("start.same", {name: np.mean(of(found, name, SAME)) for name in ALIKE})
     section.values("start", {"layers": LAYERS, "steps": STEPS, "pairs": pairs, "letters": letters, "rate": section.rates["pre"]})

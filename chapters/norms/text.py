@@ -11,23 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
+import minitransformers as mt
 from minitransformers.attention.prepare import on_both
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import Embedding, embedding, init_embedding
-from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
-from minitransformers.basics.linear import Linear, linear
-from minitransformers.foundation import trees
-from minitransformers.models.workbench.transformer_block import TransformerBlock, transformer_block
-from minitransformers.norms.capsule_norm import capsule_norm, init_capsule_norm
-from minitransformers.norms.dynamic_tanh import dynamic_tanh, init_dynamic_tanh
-from minitransformers.norms.fix_norm import fix_norm
-from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.norms.qk_norm import init_qk_norm, qk_norm
-from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
-from minitransformers.norms.scale_norm import init_scale_norm, scale_norm
-from minitransformers.positional.rope import rope
 from minitransformers.reporting import Section, bits_in_windows, counted_pairs, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting.networks import without
 from minitransformers.training.fit import fit
 from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.task import Labelled
@@ -39,53 +26,53 @@ LAYERS, WIDTH, HEADS, CONTEXT, BATCH, STEPS, START = 2, 48, 4, 32, 16, 300, 0.1
 LAYER, RMS, SCALE, CAPSULE, TANH, NONE = "layer norm", "RMS norm", "ScaleNorm", "CapsuleNorm", "Dynamic Tanh", "no norm"
 QK, FIX, DELETED = "layer norm, QK-norm", "layer norm, FixNorm", "layer norm, attention deleted"
 NORMS = {
-    LAYER: (init_layer_norm, layer_norm),
-    RMS: (init_rms_norm, rms_norm),
-    SCALE: (init_scale_norm, scale_norm),
-    CAPSULE: (init_capsule_norm, capsule_norm),
-    TANH: (init_dynamic_tanh, dynamic_tanh),
-    NONE: (lambda rng, d_model: None, lambda params, x: (x, lambda dout: (params, dout))),
+    LAYER: (mt.init_layer_norm, mt.layer_norm),
+    RMS: (mt.init_rms_norm, mt.rms_norm),
+    SCALE: (mt.init_scale_norm, mt.scale_norm),
+    CAPSULE: (mt.init_capsule_norm, mt.capsule_norm),
+    TANH: (mt.init_dynamic_tanh, mt.dynamic_tanh),
+    NONE: (lambda rng, d_model: None, without),
 }
-MODELS = (*NORMS, QK, FIX, DELETED)
+MODELS, ENOUGH = (*NORMS, QK, FIX, DELETED), 0.07            # who needs at most so many bits a character more learns as well
 corpus = Corpus.load(context=CONTEXT)
 
 
 # %% One table for both ends, and blocks between
 class Model(NamedTuple):
-    words: Embedding
+    words: mt.Embedding
     body: list[Any]
 
 
 def fresh(name, rng):
     """The same weights for all: norms draw nothing."""
     init_norm, _ = NORMS[name.partition(",")[0]]
+    small = {"std": START, "residual_std": START / 2}
 
     def block():
-        attention = init_multi_head_attention(rng, WIDTH, num_heads=HEADS, std=START, residual_std=START / 2)
+        attention = mt.init_multi_head_attention(rng, WIDTH, num_heads=HEADS, **small)
         if name == QK:
-            attention = attention._replace(prepare=(init_qk_norm(rng, WIDTH // HEADS), None))
-        channel = init_feed_forward(rng, WIDTH, std=START, residual_std=START / 2)
-        return TransformerBlock(init_norm(rng, WIDTH), attention, init_norm(rng, WIDTH), channel)
+            attention = attention._replace(prepare=(mt.init_qk_norm(rng, WIDTH // HEADS), None))
+        return mt.TransformerBlock(init_norm(rng, WIDTH), attention, init_norm(rng, WIDTH), mt.init_feed_forward(rng, WIDTH, **small))
 
-    words = init_embedding(rng, corpus.vocabulary.size, WIDTH, std=START)
+    words = mt.init_embedding(rng, corpus.vocabulary.size, WIDTH, std=START)
     return Model(words, [*(block() for _ in range(LAYERS)), init_norm(rng, WIDTH)])
 
 
 def model(params, ids, *, name):
     """Logits of the next character; with FixNorm every row of the table is used at length one, at both ends."""
-    norm, turn, size = NORMS[name.partition(",")[0]][1], on_both(rope), WIDTH**0.5
-    prepare = partial(chain, parts=(qk_norm, turn)) if name == QK else turn
-    mixer = partial(multi_head_attention, num_heads=HEADS, prepare=prepare)
+    norm, turn, size = NORMS[name.partition(",")[0]][1], on_both(mt.rope), WIDTH**0.5
+    prepare = partial(mt.chain, parts=(mt.qk_norm, turn)) if name == QK else turn
+    mixer = partial(mt.multi_head_attention, num_heads=HEADS, prepare=prepare)
     alone = np.eye(ids.shape[-1], dtype=bool) if name == DELETED else None  # sees itself, and nobody else
-    block = partial(transformer_block, mixer=mixer, channel=feed_forward, norm=norm, mask=alone)
-    table, fix_backward = fix_norm(params.words.weight) if name == FIX else (params.words.weight, lambda dtable: dtable)
-    x, words_backward = embedding(Embedding(table), ids=ids)
-    logits, body_backward = chain([*params.body, Linear(table.T, None)], size * x, parts=[block] * LAYERS + [norm, linear])
+    block = partial(mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=norm, mask=alone)
+    table, fix_backward = mt.fix_norm(params.words.weight) if name == FIX else (params.words.weight, lambda dtable: dtable)
+    x, words_backward = mt.embedding(mt.Embedding(table), ids=ids)
+    logits, body_backward = mt.chain([*params.body, mt.Linear(table.T, None)], size * x, parts=[block] * LAYERS + [norm, mt.linear])
 
     def backward(dlogits):
         (*dbody, dhead), dx = body_backward(dlogits)
         dtable = dhead.weight.T + words_backward(size * dx).weight  # used at both ends: two gradients
-        return Model(Embedding(fix_backward(dtable)), dbody)
+        return Model(mt.Embedding(fix_backward(dtable)), dbody)
 
     return logits, backward
 
@@ -114,13 +101,12 @@ def tuning(rng):
 @section.experiment
 def experiment(rng):
     hold_blas()                                              # seeds run side by side, and the arrays are small
-    seed, nats = rng.integers(2**32), []
+    seed = rng.integers(2**32)
     for name in MODELS:
-        nats.clear()
+        nats = []
         with processor_seconds() as spent:
-            bits = trained(name, np.random.default_rng(seed), rate=section.rates[name],
-                           watch=lambda step, loss, params: nats.append(loss))  # fmt: skip
-        yield name, "all", {"bits": bits, "parameters": trees.count_parameters(fresh(name, rng)), "seconds": spent()}
+            bits = trained(name, np.random.default_rng(seed), rate=section.rates[name], watch=lambda step, loss, params, nats=nats: nats.append(loss))
+        yield name, "all", {"bits": bits, "parameters": mt.trees.count_parameters(fresh(name, rng)), "seconds": spent()}
         every = min(20, len(nats))
         for step in range(every, len(nats) + 1, every):
             yield name, step, {"training": np.mean(nats[step - every : step]) / np.log(2)}
@@ -146,26 +132,6 @@ def attention_matters(found):
 
 
 @section.claim(
-    "RMS norm learns as well as layer norm",
-    paper="Zhang and Sennrich 2019, arXiv:1910.07467, section 5: comparable quality on all tasks",
-    measured=lambda found: told(found, LAYER, RMS),
-)
-def rms_learns(found):
-    """At most 0.07 bits (0.05 nats) a character more."""
-    return of(found, RMS) <= of(found, LAYER) + 0.07
-
-
-@section.claim(
-    "ScaleNorm's one gain is enough",
-    paper="Nguyen and Salazar 2019, arXiv:1910.05895, abstract: at least as good as layer norm, with one learned length",
-    measured=lambda found: told(found, LAYER, SCALE),
-)
-def scale_learns(found):
-    """At most 0.07 bits a character more than with layer norm."""
-    return of(found, SCALE) <= of(found, LAYER) + 0.07
-
-
-@section.claim(
     "Does a norm speed up learning?",
     paper="Ba, Kiros and Hinton 2016, arXiv:1607.06450, abstract: layer norm substantially reduces training time",
     measured=lambda found: told(found, LAYER, NONE),
@@ -175,41 +141,34 @@ def speeds_up(found):
     return of(found, LAYER) <= of(found, NONE) - 0.1
 
 
-@section.claim(
-    "Does Dynamic Tanh take the place of a norm?",
-    paper="Zhu et al. 2025, arXiv:2503.10622, abstract: matches or exceeds models with norms, mostly without tuning",
-    measured=lambda found: told(found, LAYER, TANH, NONE),
-)
-def tanh_learns(found):
-    """With the paper's start of alpha = 0.5 at most 0.07 bits a character more than with layer norm."""
-    return of(found, TANH) <= of(found, LAYER) + 0.07
+AS_WELL = {
+    RMS: ("RMS norm learns as well as layer norm", "Zhang and Sennrich 2019, arXiv:1910.07467, section 5: comparable quality on all tasks"),
+    SCALE: ("ScaleNorm's one gain is enough", "Nguyen and Salazar 2019, arXiv:1910.05895, abstract: at least as good as layer norm, with one learned length"),
+    TANH: ("Does Dynamic Tanh take the place of a norm?", "Zhu et al. 2025, arXiv:2503.10622, abstract: matches or exceeds models with norms, mostly without tuning"),
+    QK: ("QK-norm costs no quality", "Dehghani et al. 2023, arXiv:2302.05442, section 2: put in for stability; Henry et al. 2020, arXiv:2010.04245: a gain of 0.9 BLEU"),
+    FIX: ("Does FixNorm learn as well as words of any length?", "Nguyen and Salazar 2019, arXiv:1910.05895, abstract: pre-norm, ScaleNorm and FixNorm "
+          "together gain 1.1 BLEU on five translation pairs"),
+}  # fmt: skip
 
 
-@section.claim(
-    "QK-norm costs no quality",
-    paper="Dehghani et al. 2023, arXiv:2302.05442, section 2: put in for stability; Henry et al. 2020, arXiv:2010.04245: a gain of 0.9 BLEU",
-    measured=lambda found: told(found, LAYER, QK),
-)
-def qk_learns(found):
-    """At most 0.07 bits a character more than the same model without it."""
-    return of(found, QK) <= of(found, LAYER) + 0.07
+def as_well(name):
+    def rule(found):
+        return of(found, name) <= of(found, LAYER) + ENOUGH
+
+    rule.__doc__ = f"At most {ENOUGH} bits (0.05 nats) a character more than with layer norm alone."
+    return rule
 
 
-@section.claim(
-    "Does FixNorm learn as well as words of any length?",
-    paper="Nguyen and Salazar 2019, arXiv:1910.05895, abstract: pre-norm, ScaleNorm and FixNorm together gain 1.1 BLEU on five translation pairs",
-    measured=lambda found: told(found, LAYER, FIX),
-)
-def fix_learns(found):
-    """At most 0.07 bits a character more than a plain table, tied and times √width as well."""
-    return of(found, FIX) <= of(found, LAYER) + 0.07
+for name, (claim, paper) in AS_WELL.items():
+    section.claim(claim, paper=paper, measured=lambda found, name=name: told(found, LAYER, name))(as_well(name))
 
 
 @section.report
 def report(found):
-    pairs = counted_pairs(corpus)
-    rows = [[name, int(np.mean(found["parameters"][name]["all"])), float(f"{np.mean(found['seconds'][name]['all']):.1f}"),
-             section.rates[name], mean_and_spread(of(found, name))] for name in MODELS]  # fmt: skip
+    pairs, rows = counted_pairs(corpus), []
+    for name in MODELS:
+        size, seconds = (np.mean(found[measure][name]["all"]) for measure in ("parameters", "seconds"))
+        rows.append([name, int(size), float(f"{seconds:.1f}"), section.rates[name], mean_and_spread(of(found, name))])
     rows.append(["counted pairs of characters", None, None, None, f"{pairs:.2f}"])
     section.table("training", ["model", "parameters", "processor seconds", "rate", "bits a character"], rows)
     keys = ("layer_norm", "rms_norm", "scale_norm", "capsule_norm", "dynamic_tanh", "no_norm", "qk_norm", "fix_norm", "deleted")
