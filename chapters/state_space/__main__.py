@@ -10,6 +10,6 @@ from minitransformers.reporting import run_chapter
 if __name__ == "__main__":
     order = [
         "views", "rules", "hippo", "delay", "powers", "selection", "scans", "orders", "forms", "ranks", "decays", "length", "decoding",
-        "copying", "induction", "text", "writing",
+        "copying", "gates", "induction", "text", "writing",
     ]  # fmt: skip
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

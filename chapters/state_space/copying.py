@@ -3,7 +3,7 @@
 Gu and Dao 2023 (Mamba), arXiv:2312.00752, table 1: at selective copying S4 without selection is right in 18.3 % at length 4,096, S6 in
 97.0 %, Mamba in 99.8 %. Four tokens stand at random places among noise and are to be given back in order. One model is Mamba, the other the
 same Mamba whose steps, B and C are learned constants, as large by a wider feed-forward network. Both keep the gate and the convolution. Each
-has a learning rate of its own. Section 3.5.2 reads the step as a gate: long on what is to be taken in, short on what may pass.
+has a learning rate of its own.
 """
 
 # %%
@@ -11,29 +11,19 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import (
-    LanguageModelConfig,
-    feed_forward,
-    init_language_model,
-    language_model,
-    mamba,
-    rms_norm,
-    selective_scan_blocks,
-    transformer_block,
-    trees,
-)  # fmt: skip
-from minitransformers.reporting import Section, along, level, lines, mean_and_spread, ticks_at
+import minitransformers as mt
+from minitransformers.reporting import Section, level, lines, mean_and_spread, nats, ticks_at
 from minitransformers.training.fit import fit
 from minitransformers.training.memory import keep_freed_memory
-from minitransformers.training.synthetic import NOISE, selective_copying
-from minitransformers.training.task import Labelled, accuracy, labelled_loss
+from minitransformers.training.synthetic import selective_copying
+from minitransformers.training.task import Labelled, accuracy
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
 TRAINED, LENGTHS, TOKENS, KINDS, WIDTH, STEPS = 16, (16, 32, 64), 4, 8, 32, 500
 SELECTIVE, INVARIANT = "selective", "time-invariant"
 HIDDEN = {SELECTIVE: 32, INVARIANT: 51}                      # feed-forward units that make both equally large
-GUESSING, LONGER = 1 / (KINDS - 2), 1.5                      # noise and the marker are never asked for
+GUESSING = 1 / (KINDS - 2)                                   # noise and the marker are never asked for
 
 
 # %% The models
@@ -58,11 +48,11 @@ class WithoutSelection(Labelled):
 
 
 def model(params, ids, *, kind):
-    return language_model(params, ids=ids, config=config_of(kind))
+    return mt.language_model(params, ids=ids, config=config_of(kind))
 
 
 def config_of(kind):
-    return LanguageModelConfig(
+    return mt.LanguageModelConfig(
         KINDS, context=LENGTHS[-1] + TOKENS, d_model=WIDTH, num_layers=2, mixer="mamba", position="none", norm="rms_norm",
         options={"mixer": {"d_state": 8}, "channel": {"d_hidden": HIDDEN[kind]}},
     )  # fmt: skip
@@ -73,7 +63,7 @@ def draw(rng, *, length=TRAINED, rows=16):
 
 
 def trained(kind, rng, *, rate, steps=STEPS):
-    params, task = init_language_model(rng, config_of(kind), std=WIDTH**-0.5), Labelled
+    params, task = mt.init_language_model(rng, config_of(kind), std=WIDTH**-0.5), Labelled
     if kind == INVARIANT:
         task = WithoutSelection
         params = each_mixer(params, lambda mixer: without_selection(mixer, rng.standard_normal(mixer.x_proj.weight.shape[1], np.float32)))
@@ -83,37 +73,7 @@ def trained(kind, rng, *, rate, steps=STEPS):
 def size(kind, params):
     """Parameters that are trained: the zeros of what was cut off are not."""
     cut = sum(block.mixer.x_proj.weight.size + block.mixer.dt_proj.weight.size for block in params.blocks)
-    return trees.count_parameters(params) - (cut if kind == INVARIANT else 0)
-
-
-# %% What the trained model does with its steps
-def gates_of(params, ids):
-    """For each block the steps, (batch, positions, d_inner), and how much of a unit of input is written, (batch, positions)."""
-    hidden, found = params.embedding.weight[ids], []
-
-    def watched(u, delta, A, B, *more):
-        found.append((delta, delta.mean(-1) * np.linalg.norm(B[..., 0, :], axis=-1)))
-        return selective_scan_blocks(u, delta, A, B, *more)
-
-    for block in params.blocks:
-        hidden, _ = transformer_block(
-            block, hidden, mixer=lambda p, x, bias, mask: mamba(p, x, scan=watched), channel=feed_forward, norm=rms_norm
-        )  # fmt: skip
-    return found
-
-
-def gates(params, rng):
-    """Steps on data and on noise that the convolution cannot tell from noise alone; and what is written in the places after data."""
-    ids = draw(rng, rows=8 if section.quick else 512)[0][:, :TRAINED]
-    width, data = params.blocks[0].mixer.conv.weight.shape[1], ids != NOISE
-    since = np.full(ids.shape, width)                        # places since the last data token, as far as the convolution sees
-    for back in reversed(range(width)):
-        since[:, back:][data[:, : ids.shape[1] - back]] = back
-    for layer, (delta, written) in enumerate(gates_of(params, ids), start=1):
-        for channel, (on_noise, on_data) in enumerate(zip(delta[since == width].mean(0), delta[data].mean(0), strict=True)):
-            yield f"layer {layer}", channel, {"noise": on_noise, "data": on_data}
-        for place in range(width):
-            yield f"layer {layer}", place, {"written": written[since == place].mean() / written[since == width].mean()}
+    return mt.trees.count_parameters(params) - (cut if kind == INVARIANT else 0)
 
 
 @section.tuning
@@ -125,8 +85,7 @@ def tuning(rng):
             own = np.random.default_rng(rng.integers(2**32))
             params = trained(kind, own, rate=rate, steps=STEPS // 2)
             ids, targets = draw(own, rows=512)
-            (nats, count), _ = labelled_loss(*model(params, ids, kind=kind), targets)
-            yield kind, rate, {"loss": float(nats) / count}
+            yield kind, rate, {"loss": nats(model(params, ids, kind=kind)[0], targets)}
 
 
 @section.experiment
@@ -139,8 +98,6 @@ def experiment(rng):
         for length in LENGTHS:
             ids, targets = draw(rng, length=length, rows=16 if section.quick else 512)
             yield kind, length, {"right": accuracy(model(params, ids, kind=kind)[0], targets)}
-        if kind == SELECTIVE:
-            yield from gates(params, rng)
 
 
 # %%
@@ -169,25 +126,6 @@ def near_guessing(found):
     return found["right"][INVARIANT][64] < 0.3
 
 
-def ratios(found, layer):
-    """Of each channel, the step on data over the step on noise; (channels, seeds) where there are several seeds."""
-    return along(found["data"][layer]) / along(found["noise"][layer])
-
-
-LAYERS = ("layer 1", "layer 2")
-
-
-@section.claim(
-    "Is the step long on data and short on noise?",
-    paper="Gu and Dao 2023, arXiv:2312.00752, section 3.5.2: a large step resets the state and takes the input in, a small one lets it pass by",
-    measured=lambda found: "middle ratio "
-    + " and ".join(f"{', '.join(f'{r:.2f}' for r in np.atleast_1d(np.median(ratios(found, layer), axis=0)))} in {layer}" for layer in LAYERS),
-)  # fmt: skip
-def gated(found):
-    """In each layer half of the channels have a step that is at least 1.5 times as long on data."""
-    return all(np.median(ratios(found, layer)) >= LONGER for layer in LAYERS)
-
-
 @section.report
 def report(found):
     rows = [[kind, section.rates[kind], int(found["parameters"][kind]["training"].mean()), *(float(right.mean()) for right in found["right"][kind].values())]
@@ -197,10 +135,6 @@ def report(found):
     for name, kind in (("selective", SELECTIVE), ("invariant", INVARIANT)):
         section.values(f"copying.{name}", {f"at_{length}": 100 * right.mean() for length, right in found["right"][kind].items()})
     section.values("copying", {"guessing": 100 * GUESSING, "steps": STEPS})
-    every = np.concatenate([ratios(found, layer) for layer in LAYERS])
-    middle = {name: np.median(ratios(found, layer), axis=0).mean() for name, layer in zip(("first", "second"), LAYERS, strict=True)}
-    section.values("gates.middle", middle)
-    section.values("gates", {"channels": len(every), "wider": (every > LONGER).sum(0).mean(), "narrower": (every < 1 / LONGER).sum(0).mean()})
 
 
 @section.figure("selective_copying", size=(4.6, 2.8))
@@ -209,22 +143,6 @@ def picture(ax, found):
     ticks_at(ax, list(LENGTHS))
     ax.legend(loc=(0.02, 0.22))
     level(ax, GUESSING, "guessing")
-
-
-@section.figure("gates", size=(7.2, 3), ncols=2)
-def drawn_gates(axes, found):
-    """Of the first seed: a dot a channel; and of all seeds what is written after data."""
-    steps, writes = axes
-    for layer in LAYERS:
-        noise, data = (along(found[measure][layer]) for measure in ("noise", "data"))
-        steps.loglog(noise.T[0], data.T[0], "o", markersize=3, label=layer)
-    low, high = steps.get_xlim()
-    steps.plot([low, high], [low, high], linestyle=":", color="#808080")
-    steps.set(xlabel="step Δ on noise", ylabel="step Δ on data", title="a dot a channel, first seed")
-    steps.legend()
-    lines(writes, found["written"], xlabel="places since the last data token", title="Δ ‖B‖, as a multiple of noise", ylim=(0, None))
-    writes.axhline(1, linestyle=":", color="#808080")
-    writes.set_xticks(list(found["written"][LAYERS[0]]))
 
 
 if __name__ == "__main__":

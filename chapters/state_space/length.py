@@ -10,24 +10,15 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import (
-    banded_attention_blocks,
-    scaled_dot_product_attention_fast,
-    selective_scan_blocks,
-    ssd,
-    ssd_chunked,
-    ssd_quadratic,
-    ssd_recurrent,
-)
+import minitransformers as mt
 from minitransformers.attention.masks import causal_mask
-from minitransformers.reporting import Section, fitted_exponent, peak_megabytes, shortest_times, ticks_at
+from minitransformers.reporting import Section, crossing, fitted_exponent, one_seed, peak_megabytes, shortest_times, ticks_at
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="timed")
 WIDTH, HEADS, WINDOW, COMMON = 256, 4, 256, 2048             # COMMON is the longest text that all of them read
-CHUNKED, RECURRENT, QUADRATIC, SCAN, ATTENTION, BANDED = (
-    "SSD, chunked", "SSD, recurrent", "SSD, quadratic", "selective scan", "attention", f"attention, window {WINDOW}"
-)  # fmt: skip
+CHUNKED, RECURRENT, QUADRATIC = "SSD, chunked", "SSD, recurrent", "SSD, quadratic"
+SCAN, ATTENTION, BANDED = "selective scan", "attention", f"attention, window {WINDOW}"
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 LONGEST = {QUADRATIC: COMMON, ATTENTION: 4096, RECURRENT: 8192, BANDED: 8192}
 SHORT = {CHUNKED: "chunked", RECURRENT: "recurrent", QUADRATIC: "quadratic", SCAN: "scan", ATTENTION: "attention", BANDED: "window"}
@@ -54,12 +45,12 @@ def cores(rng, n):
     scan_call = u, np.full_like(u, 0.01), A, *rng.standard_normal((2, n, 1, 16), np.float32), None, z
     ssd_of_n, dheads = ssd_call(rng, n), dy.reshape(n, HEADS, -1)
     q, k, v, dvalues = rng.standard_normal((4, HEADS, n, 64), np.float32)
-    every = {form: partial(both_ways, partial(ssd, core=core), ssd_of_n, dheads)
-             for form, core in ((CHUNKED, ssd_chunked), (RECURRENT, ssd_recurrent), (QUADRATIC, ssd_quadratic))}  # fmt: skip
-    every[SCAN] = partial(both_ways, selective_scan_blocks, scan_call, dy)
-    every[BANDED] = partial(both_ways, partial(banded_attention_blocks, window=WINDOW), (None, q, k, v), dvalues)
+    every = {form: partial(both_ways, partial(mt.ssd, core=core), ssd_of_n, dheads)
+             for form, core in ((CHUNKED, mt.ssd_chunked), (RECURRENT, mt.ssd_recurrent), (QUADRATIC, mt.ssd_quadratic))}  # fmt: skip
+    every[SCAN] = partial(both_ways, mt.selective_scan_blocks, scan_call, dy)
+    every[BANDED] = partial(both_ways, partial(mt.banded_attention_blocks, window=WINDOW), (None, q, k, v), dvalues)
     if n <= LONGEST[ATTENTION]:
-        every[ATTENTION] = partial(both_ways, partial(scaled_dot_product_attention_fast, mask=causal_mask(n)), (q, k, v), dvalues)
+        every[ATTENTION] = partial(both_ways, partial(mt.scaled_dot_product_attention_fast, mask=causal_mask(n)), (q, k, v), dvalues)
     return {name: every[name] for name in SHORT if n <= LONGEST.get(name, n)}
 
 
@@ -71,15 +62,16 @@ def experiment(rng):
             yield name, n, {"ms": 1e3 * seconds}
     for n in LENGTHS[4:6] if section.quick else LENGTHS[4:8]:
         small = ssd_call(rng, n, heads=2, d_head=16, d_state=16)
-        for name, core in ((CHUNKED, ssd_chunked), (QUADRATIC, ssd_quadratic)):
+        for name, core in ((CHUNKED, mt.ssd_chunked), (QUADRATIC, mt.ssd_quadratic)):
             if name == CHUNKED or n == LENGTHS[4]:
-                yield name, n, {"MiB": peak_megabytes(partial(both_ways, partial(ssd, core=core), small, np.ones_like(small[0])))}
+                yield name, n, {"MiB": peak_megabytes(partial(both_ways, partial(mt.ssd, core=core), small, np.ones_like(small[0])))}
 
 
 # %%
 def series(found, measure, name):
-    """Lengths and numbers of the one seed there is."""
-    return list(found[measure][name]), [float(np.ravel(of)[0]) for of in found[measure][name].values()]
+    """Lengths, and numbers at them."""
+    of = one_seed(found[measure][name])
+    return list(of), list(of.values())
 
 
 def exponent(found, measure, name):
@@ -89,21 +81,9 @@ def exponent(found, measure, name):
 
 def times(found, name):
     """What a form takes at the longest text that all read, that of chunks as 1."""
-    one, other = (dict(zip(*series(found, "ms", form), strict=True)) for form in (CHUNKED, name))
+    one, other = (one_seed(found["ms"][form]) for form in (CHUNKED, name))
     at = max(n for n in other if n <= COMMON)
     return other[at] / one[at]
-
-
-def crossing(sizes, one, other):
-    """The length from which the other costs more, on straight lines between logarithms; None where it does not at the longest."""
-    gaps = np.log(other) - np.log(one)
-    if gaps[-1] < 0:
-        return None
-    last = int(np.flatnonzero(gaps < 0).max(initial=-1))
-    if last < 0:
-        return float(sizes[0])
-    share = gaps[last] / (gaps[last] - gaps[last + 1])
-    return float(sizes[last] * (sizes[last + 1] / sizes[last]) ** share)
 
 
 def overtaken(found):
