@@ -9,7 +9,7 @@ model that reads its own position alone, and counted pairs.
 # %%
 import numpy as np
 
-from minitransformers import LanguageModelConfig, init_language_model, trees
+import minitransformers as mt
 from minitransformers.reporting import Section, bits, counted_pairs, lines, mean_and_spread, processor_seconds
 from minitransformers.training.fit import fit
 from minitransformers.training.text import Corpus
@@ -39,7 +39,7 @@ def configuration(name):
         mixer = {"mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}}
     else:
         mixer = {"options": {"mixer": {"core": CORES[name]}}} if CORES[name] else {}
-    return LanguageModelConfig(corpus.vocabulary.size, context=CONTEXT, d_model=WIDTH, num_layers=2, num_heads=4, position="rope", **mixer)
+    return mt.LanguageModelConfig(corpus.vocabulary.size, context=CONTEXT, d_model=WIDTH, num_layers=2, num_heads=4, position="rope", **mixer)
 
 
 def trained(name, rng, *, rate, watch=None):
@@ -47,7 +47,7 @@ def trained(name, rng, *, rate, watch=None):
     config = configuration(name)
     task = workbench_task(corpus, config, batch_size=8, eval_windows=16 if section.quick else 128)
     steps = 5 if section.quick else STEPS
-    return task, fit(init_language_model(rng, config, std=0.1), task, steps=steps, peak=rate, rng=rng, floor=0.05, watch=watch)
+    return task, fit(mt.init_language_model(rng, config, std=0.1), task, steps=steps, peak=rate, rng=rng, floor=0.05, watch=watch)
 
 
 def bits_of(task, params):
@@ -74,7 +74,7 @@ def experiment(rng):
             task, params = trained(
                 name, np.random.default_rng(start), rate=section.rates[name], watch=lambda step, loss, _, losses=losses: losses.append(bits(loss))
             )
-        yield name, "end", {"bits": bits_of(task, params), "parameters": trees.count_parameters(params), "seconds": spent()}
+        yield name, "end", {"bits": bits_of(task, params), "parameters": mt.trees.count_parameters(params), "seconds": spent()}
         for first in range(0, len(losses), EVERY):
             yield name, first + EVERY, {"training": np.mean(losses[first : first + EVERY])}
 

@@ -10,19 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import (
-    chain,
-    dropout,
-    embedding,
-    feed_forward,
-    init_embedding,
-    init_feed_forward,
-    init_linear,
-    linear,
-    residual,
-)
+import minitransformers as mt
 from minitransformers.foundation import slot
 from minitransformers.reporting import Section, bits, level, lines, mean_and_spread
+from minitransformers.reporting.networks import network, side_by_side
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, labelled_loss
 from minitransformers.training.text import Corpus
@@ -39,28 +30,16 @@ unseen = unseen[::4]                                         # one place of four
 
 
 # %%
-@slot
-def side_by_side(x):
-    return x.reshape(len(x), -1), lambda dout: dout.reshape(x.shape)
-
-
 def fresh(rng):
     d_model = CONTEXT * WIDTH
-    vectors, scores = init_embedding(rng, corpus.vocabulary.size, WIDTH, std=1.0), init_linear(rng, d_model, corpus.vocabulary.size)
-    return vectors, None, init_feed_forward(rng, d_model), None, scores
+    vectors, scores = mt.init_embedding(rng, corpus.vocabulary.size, WIDTH, std=1.0), mt.init_linear(rng, d_model, corpus.vocabulary.size)
+    return vectors, None, mt.init_feed_forward(rng, d_model), None, scores
 
 
 def model(params, ids, *, rate=0.0, rng=None):
     """Without a generator nothing is silenced."""
-    vectors, embedding_backward = embedding(params[0], ids=ids)
-    parts = side_by_side, partial(residual, part=feed_forward), slot(partial(dropout, rate=rate, rng=rng)), linear
-    logits, body_backward = chain(params[1:], vectors, parts=parts)
-
-    def backward(dlogits):
-        dbody, dvectors = body_backward(dlogits)
-        return embedding_backward(dvectors), *dbody
-
-    return logits, backward
+    silenced = slot(partial(mt.dropout, rate=rate, rng=rng))
+    return network(side_by_side, partial(mt.residual, part=mt.feed_forward), silenced, mt.linear)(params, ids)
 
 
 def draw(rng):

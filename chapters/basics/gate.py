@@ -11,23 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import (
-    chain,
-    embedding,
-    feed_forward,
-    gated_feed_forward,
-    gelu,
-    init_embedding,
-    init_feed_forward,
-    init_gated_feed_forward,
-    init_linear,
-    linear,
-    residual,
-    silu,
-    slot,
-    trees,
-)
+import minitransformers as mt
 from minitransformers.reporting import Section, bits, counted_pairs, mean_and_spread, processor_seconds
+from minitransformers.reporting.networks import network, side_by_side
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, labelled_loss
 from minitransformers.training.text import Corpus
@@ -41,35 +27,23 @@ known, unseen = (np.lib.stride_tricks.sliding_window_view(ids, CONTEXT + 1) for 
 
 
 # %%
-@slot
-def side_by_side(x):
-    return x.reshape(len(x), -1), lambda dout: dout.reshape(x.shape)
-
-
-def network(name):
+def contestant(name):
     """Its init and itself; both forms hold 2 · 4 · 48² numbers."""
-    activation = slot(gelu if name.startswith("GELU") else silu)
+    activation = mt.slot(mt.gelu if name.startswith("GELU") else mt.silu)
     if name in PAIRS:
-        return partial(init_feed_forward, bias=False), partial(feed_forward, activation=activation)
-    return init_gated_feed_forward, partial(gated_feed_forward, activation=activation)
+        return partial(mt.init_feed_forward, bias=False), partial(mt.feed_forward, activation=activation)
+    return mt.init_gated_feed_forward, partial(mt.gated_feed_forward, activation=activation)
 
 
 def fresh(rng, name):
-    init, _ = network(name)
+    init, _ = contestant(name)
     d_model, size = CONTEXT * WIDTH, corpus.vocabulary.size
-    return init_embedding(rng, size, WIDTH, std=1.0), None, init(rng, d_model), init_linear(rng, d_model, size)
+    return mt.init_embedding(rng, size, WIDTH, std=1.0), None, init(rng, d_model), mt.init_linear(rng, d_model, size)
 
 
 def model(params, ids, *, name):
-    _, part = network(name)
-    vectors, embedding_backward = embedding(params[0], ids=ids)
-    logits, body_backward = chain(params[1:], vectors, parts=(side_by_side, partial(residual, part=part), linear))
-
-    def backward(dlogits):
-        dbody, dvectors = body_backward(dlogits)
-        return embedding_backward(dvectors), *dbody
-
-    return logits, backward
+    _, part = contestant(name)
+    return network(side_by_side, partial(mt.residual, part=part), mt.linear)(params, ids)
 
 
 def draw(rng):
@@ -101,7 +75,7 @@ def experiment(rng):
         for which, rate in ((OWN, section.rates[name]), (SHARED, SMALL)):
             with processor_seconds() as spent:
                 params = trained(name, rng, rate=rate)
-            yield name, which, {"bits": bits_of(params, name), "parameters": trees.count_parameters(params), "seconds": spent()}
+            yield name, which, {"bits": bits_of(params, name), "parameters": mt.trees.count_parameters(params), "seconds": spent()}
 
 
 # %%

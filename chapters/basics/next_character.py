@@ -11,19 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import (
-    chain,
-    embedding,
-    feed_forward,
-    init_embedding,
-    init_feed_forward,
-    init_linear,
-    linear,
-    residual,
-    slot,
-    trees,
-)
+import minitransformers as mt
 from minitransformers.reporting import Section, bits, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting.networks import network, side_by_side
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, labelled_loss
 from minitransformers.training.text import Corpus
@@ -39,41 +29,29 @@ known, unseen = (np.lib.stride_tricks.sliding_window_view(ids, CONTEXT + 1) for 
 
 
 # %% Vectors side by side, a network that is added to them, and scores
-@slot
-def side_by_side(x):
-    return x.reshape(len(x), -1), lambda dout: dout.reshape(x.shape)
-
-
-@slot
+@mt.slot
 def identity(x):
     return x, lambda dout: dout
 
 
 # What stands between the vectors and the scores, how many characters are seen, numbers of a vector, and of hidden features.
 CONTESTANTS = {
-    NETWORK: ((partial(residual, part=feed_forward),), CONTEXT, 16, 192),
-    UNBENT: ((partial(residual, part=partial(feed_forward, activation=identity)),), CONTEXT, 16, 192),
+    NETWORK: ((partial(mt.residual, part=mt.feed_forward),), CONTEXT, 16, 192),
+    UNBENT: ((partial(mt.residual, part=partial(mt.feed_forward, activation=identity)),), CONTEXT, 16, 192),
     WIDER: ((), CONTEXT, 61, 0),
-    ALONE: ((partial(residual, part=feed_forward),), 1, 48, 158),
+    ALONE: ((partial(mt.residual, part=mt.feed_forward),), 1, 48, 158),
 }
 
 
 def fresh(rng, name):
     networks, context, width, hidden = CONTESTANTS[name]
-    between = [init_feed_forward(rng, context * width, d_hidden=hidden, bias=False) for _ in networks]
-    return init_embedding(rng, characters, width, std=1.0), None, *between, init_linear(rng, context * width, characters)
+    between = [mt.init_feed_forward(rng, context * width, d_hidden=hidden, bias=False) for _ in networks]
+    return mt.init_embedding(rng, characters, width, std=1.0), None, *between, mt.init_linear(rng, context * width, characters)
 
 
 def model(params, ids, *, name):
     networks, context, *_ = CONTESTANTS[name]
-    vectors, embedding_backward = embedding(params[0], ids=ids[:, -context:])
-    logits, body_backward = chain(params[1:], vectors, parts=(side_by_side, *networks, linear))
-
-    def backward(dlogits):
-        dbody, dvectors = body_backward(dlogits)
-        return embedding_backward(dvectors), *dbody
-
-    return logits, backward
+    return network(side_by_side, *networks, mt.linear)(params, ids[:, -context:])
 
 
 # %%
@@ -116,7 +94,7 @@ def experiment(rng):
             params = trained(name, rng, rate=section.rates[name], watch=watch)
         for step, on_the_way in curve.items():
             yield name, step, {"on the way": on_the_way}
-        yield name, "all", {"bits": bits_of(params, name), "parameters": trees.count_parameters(params), "seconds": spent() - sum(aside)}
+        yield name, "all", {"bits": bits_of(params, name), "parameters": mt.trees.count_parameters(params), "seconds": spent() - sum(aside)}
 
 
 # %%

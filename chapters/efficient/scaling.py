@@ -10,15 +10,14 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.attention.core import causal_attention, softmax_attention
-from minitransformers.efficient.flash_attention import causal_flash_attention, flash_attention
+import minitransformers as mt
 from minitransformers.reporting import Section, fitted_exponent, lines, peak_megabytes, shortest_times, ticks_at
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="timed")
 LENGTHS, WIDTH, TILE = (256, 512, 1024, 2048, 4096, 8192), 64, 256  # tiles of the default size
 DENSE, TILES, DENSE_BOTH, TILES_BOTH = "dense", "tiles", "dense, both ways", "tiles, both ways"
-FORMS = {DENSE: causal_attention, TILES: causal_flash_attention, DENSE_BOTH: softmax_attention, TILES_BOTH: flash_attention}
+FORMS = {DENSE: mt.causal_attention, TILES: mt.causal_flash_attention, DENSE_BOTH: mt.softmax_attention, TILES_BOTH: mt.flash_attention}
 PAIRS = ((DENSE, TILES), (DENSE_BOTH, TILES_BOTH))           # looking back, and both ways, where there is no tile to leave out
 
 

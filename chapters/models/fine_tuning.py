@@ -11,50 +11,37 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.basics.linear import Linear, init_linear, linear
-from minitransformers.models.llama import init_llama, llama, llama_body
-from minitransformers.reporting import Section, level, lines, mean_and_spread, processor_seconds, ticks_at
-from minitransformers.reporting.base import (
-    LENGTH,
-    SETTINGS,
-    SIZES,
-    balanced_accuracy,
-    base_corpus,
-    by_trigrams,
-    labelled_lines,
-    load_base,
-)
+import minitransformers as mt
+from minitransformers.models.llama import llama_body
+from minitransformers.reporting import Section, base, level, lines, mean_and_spread, processor_seconds, ticks_at
+from minitransformers.reporting.base import SETTINGS, SIZES, balanced_accuracy
 from minitransformers.training.classification import Classification
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
-from minitransformers.training.task import on_arrays
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
 LABELS, STEPS, BATCH, SHORTEST, LONGEST, TUNED = (60, 240, 960), 100, 16, 20, 48, 240
 SCRATCH, PROBE, FULL, COUNTED = "from nothing", "frozen, with a linear map", "all of it learns on", "counted trigrams"
-base, corpus = load_base(), base_corpus()
+pretrained, corpus = base.load_base(), base.base_corpus()
 
 
 # %% Lines, and which of five entries each is from
-known, unknown = labelled_lines(shortest=SHORTEST, longest=LONGEST)
+known, unknown = base.labelled_lines(shortest=SHORTEST, longest=LONGEST)
 CLASSES = int(known.labels.max()) + 1
 
 
 def padded(texts):
     """Bytes (texts, LONGEST), and a weight for each that makes sums means."""
-    ids, weight = np.zeros((len(texts), LONGEST), int), np.zeros((len(texts), LONGEST), np.float32)
-    for row, text in enumerate(texts):
-        numbers = list(text.encode())[:LONGEST]
-        ids[row, : len(numbers)], weight[row, : len(numbers)] = numbers, 1 / len(numbers)
-    return ids, weight
+    ids, real = base.padded(texts, LONGEST)
+    return ids, (real / real.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def classifier(params, inputs):
     """A head that reads the mean of a body's hidden states. Padding stands behind a line, where nobody sees it."""
     (body, head), (ids, weight) = params, inputs
     states, body_backward = llama_body(body, ids=ids, **SETTINGS)
-    logits, head_backward = linear(head, np.einsum("nt,ntd->nd", weight, states))
+    logits, head_backward = mt.linear(head, np.einsum("nt,ntd->nd", weight, states))
 
     def backward(dlogits):
         dhead, dmean = head_backward(dlogits)
@@ -65,34 +52,26 @@ def classifier(params, inputs):
 
 def means(texts):
     """What a head would read of the base model."""
-    through = base, Linear(np.eye(SIZES["d_model"], dtype=np.float32), None)
+    through = pretrained, mt.Linear(np.eye(SIZES["d_model"], dtype=np.float32), None)
     return np.concatenate([classifier(through, padded(texts[start : start + 64]))[0] for start in range(0, len(texts), 64)])
 
 
 # %% The four ways
-def chosen(rng, number):
-    """As many lines of each entry, up to rounding."""
-    order = np.concatenate([rng.permutation(np.flatnonzero(known.labels == label))[: -(-number // CLASSES)] for label in range(CLASSES)])
-    return [known.lines[i] for i in order], known.labels[order]
-
-
 def trained(way, rng, *, number, rate, held=None):
-    """Whose share of right answers on held-out lines, every entry counting alike; and the parameters."""
-    texts, labels = chosen(rng, number)
+    """Whose share of right answers on held-out lines, every entry counting alike; and the parameters, where all of them learn."""
+    texts, labels = base.chosen_lines(known, number, rng)
     asked, truth = held or unknown
     if way == COUNTED:
-        return balanced_accuracy(by_trigrams(texts, labels, asked), truth), None
+        return balanced_accuracy(base.by_trigrams(texts, labels, asked), truth), None
+    steps = 3 if section.quick else STEPS
     if way == PROBE:
-        features, others = means(texts), means(asked)
-        middle, spread = features.mean(0), features.std(0) + 1e-3
-        train, test = (((found - middle) / spread).astype(np.float32) for found in (features, others))
-        model, params = on_arrays(linear), init_linear(rng, SIZES["d_model"], CLASSES)
-    else:
-        train, test, model = padded(texts), padded(asked), classifier
-        params = base if way == FULL else init_llama(rng, **SIZES, std=0.1), init_linear(rng, SIZES["d_model"], CLASSES)
-    task = Classification(model, (train, labels), (test, truth), batch_size=BATCH)
-    params = fit(params, task, steps=3 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.1, weight_decay=0.1)
-    return balanced_accuracy(model(params, test)[0].argmax(-1), truth), params
+        answers = base.linear_probe(means(texts), labels, means(asked), least=1e-3, rng=rng, steps=steps, peak=rate, batch_size=BATCH)
+        return balanced_accuracy(answers, truth), None
+    train, test = padded(texts), padded(asked)
+    params = pretrained if way == FULL else mt.init_llama(rng, **SIZES, std=0.1), mt.init_linear(rng, SIZES["d_model"], CLASSES)
+    task = Classification(classifier, (train, labels), (test, truth), batch_size=BATCH)
+    params = fit(params, task, steps=steps, peak=rate, rng=rng, warmup=0.1, weight_decay=0.1)
+    return balanced_accuracy(classifier(params, test)[0].argmax(-1), truth), params
 
 
 @section.tuning
@@ -109,8 +88,8 @@ def tuning(rng):
 @section.experiment
 def experiment(rng):
     hold_blas()
-    reading = LanguageModelling(corpus, partial(llama, **SETTINGS), context=LENGTH, batch_size=8, eval_windows=4 if section.quick else 64)
-    yield FULL, 0, {"read": reading.evaluate(base)["bits per character"]}
+    reading = LanguageModelling(corpus, partial(mt.llama, **SETTINGS), context=base.LENGTH, batch_size=8, eval_windows=4 if section.quick else 64)
+    yield FULL, 0, {"read": reading.evaluate(pretrained)["bits per character"]}
     for number in LABELS[:1] if section.quick else LABELS:
         start = rng.integers(2**32)
         for way in (SCRATCH, PROBE, FULL, COUNTED):

@@ -11,85 +11,46 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import trees
-from minitransformers.attention.core import softmax_attention
+import minitransformers as mt
 from minitransformers.attention.masks import causal_mask
-from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
 from minitransformers.attention.prepare import on_both
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.basics.gated_feed_forward import gated_feed_forward, init_gated_feed_forward
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.basics.residual import residual
-from minitransformers.models.masked_language_modelling import masked_language_modelling
-from minitransformers.models.prefix_lm import prefix_lm
-from minitransformers.models.span_corruption import span_corruption
-from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
-from minitransformers.positional.rope_fast import rope_fast
-from minitransformers.reporting import Section, mean_and_spread, processor_seconds
-from minitransformers.reporting.base import balanced_accuracy, base_corpus, by_trigrams, labelled_lines
+from minitransformers.reporting import Section, base, dots, mean_and_spread, nats, processor_seconds
+from minitransformers.reporting.networks import behind_norm, network
 from minitransformers.training.fit import fit
-from minitransformers.training.task import IGNORED, Labelled, labelled_loss, on_arrays
+from minitransformers.training.objectives import causal, masked, prefix, spans
+from minitransformers.training.task import IGNORED, Labelled
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
 LENGTH, WIDTH, HEADS, LAYERS, BATCH, STEPS, LABELS = 48, 48, 4, 2, 8, 600, 240
 VOCABULARY, MASK = 288, 256                                  # bytes, the mask, and sentinels at the end
 CAUSAL, PREFIX, MASKED, SPANS, NONE, COUNTED = "causal", "prefix", "masked", "span corruption", "none", "counted trigrams"
-corpus = base_corpus()
+corpus = base.base_corpus()
 windows = {part: np.lib.stride_tricks.sliding_window_view(ids, LENGTH) for part, ids in (("train", corpus.train), ("held", corpus.validation))}
-known, unknown = labelled_lines(shortest=20, longest=LENGTH)
+known, unknown = base.labelled_lines(shortest=20, longest=LENGTH)
 CLASSES = int(known.labels.max()) + 1
 
 
 # %% One body; who sees whom is a mask
 def fresh(rng):
-    def block():
-        return [(init_rms_norm(rng, WIDTH), part) for part in (init_multi_head_attention(rng, WIDTH, num_heads=HEADS, std=0.1), init_gated_feed_forward(rng, WIDTH, std=0.1))]
-
-    body = [part for _ in range(LAYERS) for part in block()]
-    return [init_embedding(rng, VOCABULARY, WIDTH, std=0.1), *body, init_rms_norm(rng, WIDTH), init_linear(rng, WIDTH, VOCABULARY)]
+    body = []
+    for _ in range(LAYERS):
+        body += [(mt.init_rms_norm(rng, WIDTH), mt.init_multi_head_attention(rng, WIDTH, num_heads=HEADS, std=0.1)),
+                 (mt.init_rms_norm(rng, WIDTH), mt.init_gated_feed_forward(rng, WIDTH, std=0.1))]  # fmt: skip
+    words = mt.init_embedding(rng, VOCABULARY, WIDTH, std=0.1)
+    return [words, *body, mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, VOCABULARY)]
 
 
 def model(params, inputs, *, head=True):
+    """Logits; without the head the hidden states below it."""
     ids, mask = inputs
-    attention = partial(multi_head_attention, num_heads=HEADS, core=softmax_attention, prepare=on_both(rope_fast), mask=mask)
-    block = [partial(residual, part=partial(chain, parts=(rms_norm, part))) for part in (attention, gated_feed_forward)]
-    words, words_backward = embedding(params[0], ids=ids)
-    parts = (*(block * LAYERS), rms_norm, *((linear,) if head else ()))
-    out, body_backward = chain(params[1 : 1 + len(parts)], words, parts=parts)
-
-    def backward(dout):
-        dbody, dwords = body_backward(dout)
-        return [words_backward(dwords), *dbody]
-
-    return out, backward
+    attention = partial(mt.multi_head_attention, num_heads=HEADS, core=mt.softmax_attention, prepare=on_both(mt.rope_fast), mask=mask)
+    parts = [behind_norm(attention), behind_norm(mt.gated_feed_forward)] * LAYERS + [mt.rms_norm, mt.linear][: 1 + head]
+    return network(*parts)(params[: 1 + len(parts)], ids)
 
 
 # %% What is read, who sees whom, and what is asked
-def causal(ids, rng):
-    return ids, causal_mask(LENGTH), np.concatenate([ids[:, 1:], np.full((len(ids), 1), IGNORED)], axis=1)
-
-
-def prefix(ids, rng):
-    task = prefix_lm(ids, prefixes=rng.integers(1, LENGTH, size=len(ids)))
-    return ids, task.mask, task.labels
-
-
-def masked(ids, rng):
-    hidden = masked_language_modelling(ids, rng=rng, mask_id=MASK, vocabulary=MASK + 1)
-    return hidden.ids, None, hidden.labels
-
-
-def spans(ids, rng):
-    """The text without its spans as a prefix, and behind it the spans, which are written."""
-    task = span_corruption(ids, rng=rng, vocabulary=VOCABULARY, end=None)
-    both, given = np.concatenate(task, axis=1), task.source.shape[1]
-    rest = prefix_lm(both, prefixes=np.full(len(both), given))
-    return both, rest.mask, rest.labels
-
-
-OBJECTIVES = {CAUSAL: causal, PREFIX: prefix, MASKED: masked, SPANS: spans}
+OBJECTIVES = {CAUSAL: causal, PREFIX: prefix, MASKED: partial(masked, mask_id=MASK), SPANS: partial(spans, vocabulary=VOCABULARY)}
 
 
 def asked(name, part, rng, *, size=BATCH):
@@ -109,42 +70,26 @@ def trained(name, rng, *, rate):
 def loss_of(params, name, rng):
     """Nats a label on text that was not learned from: each objective's own, not to be compared with another's."""
     inputs, targets = asked(name, "held", rng, size=32 if section.quick else 256)
-    (total, count), _ = labelled_loss(*model(params, inputs), targets)
-    return float(total) / count
+    return nats(model(params, inputs)[0], targets)
 
 
 def means(params, name, texts):
     """The mean hidden state of each line, read as the body has learned to read."""
     found = []
     for start in range(0, len(texts), 64):
-        rows = [list(text.encode()[:LENGTH]) for text in texts[start : start + 64]]
-        ids = np.array([row + [MASK] * (LENGTH - len(row)) for row in rows])
-        real = np.arange(LENGTH) < np.array([len(row) for row in rows])[:, None]
+        ids, real = base.padded(texts[start : start + 64], LENGTH, fill=MASK)
         sees = real[:, None, None, :] & (causal_mask(LENGTH) if name == CAUSAL else True)
         hidden, _ = model(params, (ids, sees), head=False)
         found.append(((hidden * real[..., None]).sum(axis=1) / real.sum(axis=1, keepdims=True)).astype(np.float32))
     return np.concatenate(found)
 
 
-def chosen(rng):
-    """As many lines with labels of each entry."""
-    return np.concatenate([rng.permutation(np.flatnonzero(known.labels == label))[: LABELS // CLASSES] for label in range(CLASSES)])
-
-
 def sorted_rightly(params, name, rng):
     """How many lines a linear map on the frozen body sorts rightly, all entries counting alike."""
-    order = chosen(rng)
-    train, test = (means(params, name, texts) for texts in ([known.lines[i] for i in order], unknown.lines))
-    middle, spread = train.mean(0), train.std(0) + 1e-6
-    train, test = ((found - middle) / spread for found in (train, test))
-    labels = known.labels[order]
-
-    def draw(rng):
-        rows = rng.integers(len(labels), size=32)
-        return train[rows], labels[rows]
-
-    head = fit(init_linear(rng, WIDTH, CLASSES), Labelled(on_arrays(linear), draw), steps=150, peak=3e-2, rng=rng, weight_decay=0.1)
-    return balanced_accuracy(linear(head, test)[0].argmax(-1), unknown.labels)
+    texts, labels = base.chosen_lines(known, LABELS, rng)
+    train, test = means(params, name, texts), means(params, name, unknown.lines)
+    answers = base.linear_probe(train, labels, test, least=1e-6, rng=rng, steps=150, peak=3e-2, batch_size=32)
+    return base.balanced_accuracy(answers, unknown.labels)
 
 
 @section.tuning
@@ -160,16 +105,15 @@ def tuning(rng):
 def experiment(rng):
     hold_blas()
     start = rng.integers(2**32)                              # the same first weights and the same lines with labels for all
-    order = chosen(np.random.default_rng(start + 1))
-    counted = by_trigrams([known.lines[i] for i in order], known.labels[order], unknown.lines)
-    yield COUNTED, "all", {"right": balanced_accuracy(counted, unknown.labels)}
+    counted = base.by_trigrams(*base.chosen_lines(known, LABELS, np.random.default_rng(start + 1)), unknown.lines)
+    yield COUNTED, "all", {"right": base.balanced_accuracy(counted, unknown.labels)}
     for name in (*OBJECTIVES, NONE):
         with processor_seconds() as spent:
             params = trained(name, np.random.default_rng(start), rate=section.rates.get(name))
         yield name, "all", {"right": sorted_rightly(params, name, np.random.default_rng(start + 1)), "seconds": spent()}
         if name != NONE:
             _, targets = asked(name, "train", np.random.default_rng(0), size=512)
-            yield name, "all", {"labels": np.mean(targets != IGNORED), "loss": loss_of(params, name, rng), "parameters": trees.count_parameters(params)}
+            yield name, "all", {"labels": np.mean(targets != IGNORED), "loss": loss_of(params, name, rng), "parameters": mt.trees.count_parameters(params)}
 
 
 # %%
@@ -211,10 +155,9 @@ def labels_counted(found):
     """47 of 48 for the causal objective; 9 of 52 for span corruption (7 tokens are taken, and each side has 2 sentinels); 0.15 within 0.01
     for the masked one; half for a prefix, within 0.05.
     """
-    return (
-        np.isclose(of(found, CAUSAL, "labels"), 47 / 48) and np.isclose(of(found, SPANS, "labels"), 9 / 52)
-        and abs(of(found, MASKED, "labels") - 0.15) < 0.01 and 0.45 < of(found, PREFIX, "labels") < 0.55
-    )  # fmt: skip
+    each = {name: of(found, name, "labels") for name in OBJECTIVES}
+    counted = np.isclose(each[CAUSAL], 47 / 48) and np.isclose(each[SPANS], 9 / 52)
+    return counted and abs(each[MASKED] - 0.15) < 0.01 and abs(each[PREFIX] - 0.5) < 0.05
 
 
 @section.report
@@ -222,24 +165,20 @@ def report(found):
     rows = []
     for name in (*OBJECTIVES, NONE):
         rate = f"{section.rates[name]:g}" if name in section.rates else ""
-        share, loss = (f"{np.mean(of(found, name, measure)):{form}}" if name != NONE else "" for measure, form in (("labels", ".2f"), ("loss", ".2f")))
+        share, loss = (f"{np.mean(of(found, name, measure)):.2f}" if name != NONE else "" for measure in ("labels", "loss"))
         rows.append([name, rate, share, loss, float(f"{np.mean(of(found, name, 'seconds')):.1f}"), mean_and_spread(100 * of(found, name), ".1f")])
     rows.append([COUNTED, "", "", "", None, mean_and_spread(100 * of(found, COUNTED), ".1f")])
     rows.append(["any entry", "", "", "", None, f"{100 / CLASSES:.1f}"])
     section.table("objectives", ["objective", "rate", "labels a position", "own loss, nats a label", "processor seconds", "lines sorted rightly, %"], rows)
-    for name, key in {CAUSAL: "causal", PREFIX: "prefix", MASKED: "masked", SPANS: "spans", NONE: "none", COUNTED: "counted"}.items():
-        section.value(f"objectives.right.{key}", 100 * np.mean(of(found, name)))
+    keys = {CAUSAL: "causal", PREFIX: "prefix", MASKED: "masked", SPANS: "spans", NONE: "none", COUNTED: "counted"}
+    section.values("objectives.right", {key: 100 * np.mean(of(found, name)) for name, key in keys.items()})
     section.values("objectives", {"steps": STEPS, "labels": LABELS, "length": LENGTH})
 
 
 @section.figure("objectives", size=(5.6, 2.4))
 def picture(ax, found):
-    names = [*OBJECTIVES, NONE, COUNTED][::-1]
-    for row, name in enumerate(names):
-        ax.plot(np.atleast_1d(of(found, name)), [row] * np.size(of(found, name)), "o", alpha=0.8)
-    ax.axvline(1 / CLASSES, linestyle=":", color="#808080")
-    ax.set(yticks=range(len(names)), xlabel="lines sorted rightly, one point a seed; dotted: any entry")
-    ax.set_yticklabels(names)
+    right = {name: of(found, name) for name in (*OBJECTIVES, NONE, COUNTED)}
+    dots(ax, right, at=1 / CLASSES, xlabel="lines sorted rightly, one point a seed; dotted: any entry")
 
 
 if __name__ == "__main__":

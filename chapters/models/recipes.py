@@ -11,12 +11,11 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import LanguageModelConfig, init_language_model, language_model, trees
+import minitransformers as mt
 from minitransformers.models.decoding import generate
 from minitransformers.models.workbench.language_model import language_model_step
-from minitransformers.reporting import Section, bits, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits_in_windows, level, lines, mean_and_spread, processor_seconds
 from minitransformers.training.fit import fit
-from minitransformers.training.task import IGNORED, labelled_loss
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 from minitransformers.training.workbench import workbench_task
@@ -41,7 +40,7 @@ simpler = yardsticks(corpus.train_text, corpus.validation_text)
 def trained(recipe, rng, *, text, rate, steps):
     """The parameters and the task that they learned, and the bits a character of 64 windows on the way there."""
     parts, std, decay = RECIPES[recipe]
-    config = LanguageModelConfig(text.vocabulary.size, context=LENGTH, d_model=WIDTH, num_layers=LAYERS, num_heads=4, **parts)
+    config = mt.LanguageModelConfig(text.vocabulary.size, context=LENGTH, d_model=WIDTH, num_layers=LAYERS, num_heads=4, **parts)
     whole, some = (workbench_task(text, config, batch_size=BATCH, eval_windows=windows) for windows in (16 if section.quick else None, 64))
     curve = {}
 
@@ -50,7 +49,7 @@ def trained(recipe, rng, *, text, rate, steps):
             curve[step] = bits_of(params, some)
 
     settings = {"warmup": 0.05, "floor": 0.05, "weight_decay": decay, "watch": watch}
-    params = fit(init_language_model(rng, config, std=std), whole, steps=2 if section.quick else steps, peak=rate, rng=rng, **settings)
+    params = fit(mt.init_language_model(rng, config, std=std), whole, steps=2 if section.quick else steps, peak=rate, rng=rng, **settings)
     return params, whole, config, curve
 
 
@@ -61,14 +60,8 @@ def bits_of(params, task):
 
 def bits_overlapping(params, config):
     """In windows that overlap by half, of which the second half counts: each character has at least 32 before it."""
-    windows = np.lib.stride_tricks.sliding_window_view(corpus.validation, LENGTH + 1)[:: LENGTH // 2]
-    nats = count = 0
-    for start in range(0, 64 if section.quick else len(windows), 32):
-        targets = windows[start : start + 32, 1:].copy()
-        targets[:, : LENGTH // 2] = IGNORED
-        (total, number), _ = labelled_loss(*language_model(params, ids=windows[start : start + 32, :-1], config=config), targets)
-        nats, count = nats + float(total), count + number
-    return bits(nats / count)
+    text, new = corpus.validation, LENGTH // 2
+    return bits_in_windows(partial(mt.language_model, params, config=config), text[: 65 * new + 1] if section.quick else text, LENGTH, new=new)
 
 
 def continued(params, config, rng):
@@ -94,7 +87,7 @@ def experiment(rng):
         with processor_seconds() as spent:
             steps = STEPS // 3 if recipe == DELETED else STEPS
             params, task, config, curve = trained(recipe, rng, text=corpus, rate=section.rates[recipe], steps=steps)
-        yield recipe, "end", {"bits": bits_of(params, task), "seconds": spent(), "parameters": trees.count_parameters(params)}
+        yield recipe, "end", {"bits": bits_of(params, task), "seconds": spent(), "parameters": mt.trees.count_parameters(params)}
         for step, number in curve.items():
             yield recipe, step, {"curve": number}
         if recipe == BETTER:

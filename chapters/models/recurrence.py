@@ -11,16 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import LanguageModelConfig, init_language_model, trees
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import embedding
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.basics.residual import residual
-from minitransformers.basics.softmax import softmax
-from minitransformers.models.gru import gru, init_gru
-from minitransformers.models.workbench.transformer_block import transformer_block
-from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
+import minitransformers as mt
 from minitransformers.reporting import Section, counted_pairs, lines, mean_and_spread, processor_seconds, ticks_at
+from minitransformers.reporting.networks import behind_norm, network
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
 from minitransformers.training.text import Corpus
@@ -38,39 +31,33 @@ PAIRS, apart = counted_pairs(corpus), Corpus.from_text(corpus.train_text, contex
 
 
 # %% A model is a chain: embeddings, what is between, a norm and a head
-def read(params, ids):
-    out, backward = embedding(params, ids=ids)
-    return out, lambda dout: (backward(dout), None)          # ids have no gradient
-
-
 def states(params, x):
-    (out, _), backward = gru(params, x)
+    (out, _), backward = mt.gru(params, x)
     return out, lambda dout: backward((dout, None))[:2]      # nobody reads on from the last state
 
 
 def made(name, vocabulary, rng):
-    """Its parts and their parameters."""
+    """Its parts behind the embeddings, and the parameters of all."""
     own = {"mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}} if name == DELETED else {}
-    config = LanguageModelConfig(vocabulary, LENGTH, WIDTH, 2, position="rope", norm="rms_norm", tied=False, **own)
-    whole, around = init_language_model(rng, config, std=START), config.bound
-    between, params = [partial(transformer_block, mixer=m.call, channel=around.channel, norm=rms_norm) for m in around.mixers], whole.blocks
+    config = mt.LanguageModelConfig(vocabulary, LENGTH, WIDTH, 2, position="rope", norm="rms_norm", tied=False, **own)
+    whole, around = mt.init_language_model(rng, config, std=START), config.bound
+    between = [partial(mt.transformer_block, mixer=m.call, channel=around.channel, norm=mt.rms_norm) for m in around.mixers]
+    params = whole.blocks
     if name in GRUS:
-        between = [partial(residual, part=partial(chain, parts=(rms_norm, states, linear)))]
-        params = [(init_rms_norm(rng, WIDTH), init_gru(rng, WIDTH, HIDDEN), init_linear(rng, HIDDEN, WIDTH))]
+        between = [behind_norm(partial(mt.chain, parts=(states, mt.linear)))]
+        params = [(mt.init_rms_norm(rng, WIDTH), (mt.init_gru(rng, WIDTH, HIDDEN), mt.init_linear(rng, HIDDEN, WIDTH)))]
     if name == SHUT:
-        params[0][1].input.bias[:HIDDEN] = -2                # an eighth of each feature is written over
-    return (read, *between, rms_norm, linear), (whole.embedding, *params, whole.final_norm, whole.head)
+        params[0][1][0].input.bias[:HIDDEN] = -2             # an eighth of each feature is written over
+    return (*between, mt.rms_norm, mt.linear), (whole.embedding, *params, whole.final_norm, whole.head)
 
 
 def trained(name, rng, *, text, rate, share=1):
     """Its parts and their parameters, and bits a character on the whole validation part of the text."""
     parts, params = made(name, text.vocabulary.size, rng)
-
-    def model(params, *, ids):
-        logits, backward = chain(params, ids, parts=parts)
-        return logits, lambda dlogits: backward(dlogits)[0]
-
-    task = LanguageModelling(text, model, context=LENGTH, batch_size=BATCH, eval_windows=16 if section.quick else None)
+    model = network(*parts)
+    task = LanguageModelling(
+        text, lambda params, *, ids: model(params, ids), context=LENGTH, batch_size=BATCH, eval_windows=16 if section.quick else None
+    )  # fmt: skip
     steps = 3 if section.quick else MODELS[name] // share
     params = fit(params, task, steps=steps, peak=rate, rng=rng, warmup=0.1, floor=0.05)
     return parts, params, task.evaluate(params)["bits per character"]
@@ -80,8 +67,8 @@ def reach(parts, params):
     """Norm of the gradient of the last log-probability in each embedding, by distance, the last one's own as 1; means over 256 windows."""
     norms = []
     for ids, targets in corpus.evaluation_batches(batch_size=64, context=LENGTH, limit=64 if section.quick else 256):
-        logits, backward = chain(params[1:], params[0].weight[ids], parts=parts[1:])
-        weights, _ = softmax(logits[:, -1])
+        logits, backward = mt.chain(params[1:], params[0].weight[ids], parts=parts)
+        weights, _ = mt.softmax(logits[:, -1])
         dlogits = np.zeros_like(logits)
         dlogits[:, -1] = np.eye(logits.shape[-1])[targets[:, -1]] - weights
         norms += [*np.linalg.norm(backward(dlogits)[1], axis=-1)]
@@ -104,7 +91,7 @@ def experiment(rng):
     for name in MODELS:
         with processor_seconds() as spent:
             parts, params, measured = trained(name, rng, text=corpus, rate=section.rates[name])
-        yield name, "all", {"bits": measured, "seconds": spent(), "parameters": trees.count_parameters(params)}
+        yield name, "all", {"bits": measured, "seconds": spent(), "parameters": mt.trees.count_parameters(params)}
         for distance, share in enumerate(reach(parts, params)):
             if distance and name != DELETED:
                 yield name, distance, {"reach": share}

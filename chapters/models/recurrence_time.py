@@ -11,11 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import LanguageModelConfig, init_language_model, language_model, trees
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.models.gru import gru, init_gru
-from minitransformers.models.workbench.language_model import language_model_step
-from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
+import minitransformers as mt
 from minitransformers.reporting import Section, lines, paired_times, ticks_at
 from minitransformers.training.threads import hold_blas
 
@@ -27,21 +23,21 @@ RELU = {"channel": {"activation": "relu"}}                   # an activation tha
 
 # %% read(ids, state) -> logits, state; state None at the start of a text
 def transformer(rng):
-    config = LanguageModelConfig(VOCABULARY, LENGTHS[-1], WIDTH, num_layers=2, position="rope", norm="rms_norm", options=RELU)
-    params = init_language_model(rng, config, std=0.1)
-    return params, lambda params, ids: language_model(params, ids=ids, config=config)[0], partial(language_model_step, config=config)
+    config = mt.LanguageModelConfig(VOCABULARY, LENGTHS[-1], WIDTH, num_layers=2, position="rope", norm="rms_norm", options=RELU)
+    params = mt.init_language_model(rng, config, std=0.1)
+    return params, lambda params, ids: mt.language_model(params, ids=ids, config=config)[0], partial(mt.language_model_step, config=config)
 
 
 def recurrent(rng):
     table = (0.1 * rng.standard_normal((VOCABULARY, WIDTH))).astype(np.float32)
-    cell, down = init_gru(rng, WIDTH, HIDDEN), init_linear(rng, HIDDEN, WIDTH)
-    params = table, init_rms_norm(rng, WIDTH), cell, down, init_rms_norm(rng, WIDTH)
+    cell, down = mt.init_gru(rng, WIDTH, HIDDEN), mt.init_linear(rng, HIDDEN, WIDTH)
+    params = table, mt.init_rms_norm(rng, WIDTH), cell, down, mt.init_rms_norm(rng, WIDTH)
 
     def step(params, ids, state):
         table, norm, cell, down, last = params
         hidden = table[ids]
-        (out, state), _ = gru(cell, rms_norm(norm, hidden)[0], state)
-        return rms_norm(last, hidden + linear(down, out)[0])[0] @ table.T, state
+        (out, state), _ = mt.gru(cell, mt.rms_norm(norm, hidden)[0], state)
+        return mt.rms_norm(last, hidden + mt.linear(down, out)[0])[0] @ table.T, state
 
     return params, lambda params, ids: step(params, ids, None)[0], step
 
@@ -69,7 +65,7 @@ def experiment(rng):
     for n in LENGTHS[:2] if section.quick else LENGTHS:
         ids = rng.integers(VOCABULARY, size=(1, n))
         for name, (params, read, step) in made.items():
-            logits, state = step(trees.map(lambda array: array.view(Waiting), params), ids, None)
+            logits, state = step(mt.trees.map(lambda array: array.view(Waiting), params), ids, None)
             yield name, n, {"chained": (state if name == GRU else logits).after}  # outputs of a GRU are copies of its states
             _, before = step(params, ids[:, :-1], None)
             whole[name, n], writing[name, n] = partial(read, params, ids), partial(step, params, ids[:, -1:], before)
