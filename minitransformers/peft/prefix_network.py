@@ -88,7 +88,5 @@ def prefix_network(
 
 
 def _example(rng: np.random.Generator):
-    params = PrefixNetwork(
-        rng.normal(size=(4, 5)), Linear(rng.normal(size=(5, 6)) / 2, rng.normal(size=6)), Linear(rng.normal(size=(6, 36)), rng.normal(size=36))
-    )
-    return example(params, num_layers=3, num_kv_heads=2)
+    hidden, output = (Linear(rng.normal(size=(d_in, d_out)) / 2, rng.normal(size=d_out)) for d_in, d_out in ((5, 6), (6, 36)))
+    return example(PrefixNetwork(rng.normal(size=(4, 5)), hidden, output), num_layers=3, num_kv_heads=2)

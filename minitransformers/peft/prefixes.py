@@ -48,9 +48,7 @@ def with_prefixes(
     if len(keys) != len(places):
         wants = f"one for each attention of base: {', '.join(path for path, _ in places) or 'there is none'}"
         raise invalid("keys", got=f"those of {len(keys)} layers", wants=wants)
-    for path, node in _nodes(base):
-        if isinstance(node, Learned) and keys.shape[2] > len(node.table):
-            raise invalid("keys", got=f"a prefix of {keys.shape[2]}", wants=f"at most the context, {len(node.table)}, of {path}")
+    check_context("keys", keys.shape[2], base)
     prefixes = [Prefix(*own) for own in zip(keys, values, strict=True)]
     for prefix, (path, node) in zip(prefixes, places, strict=True):
         for name in ("key", "value"):
@@ -72,6 +70,13 @@ def with_prefixes(
         return np.stack([own.key for own in found]), np.stack([own.value for own in found])
 
     return put(base), backward
+
+
+def check_context(argument: str, positions: int, base: Any) -> None:
+    """Raise ValueError, naming the argument, where base has a table of fewer positions."""
+    for path, node in _nodes(base):
+        if isinstance(node, Learned) and positions > len(node.table):
+            raise invalid(argument, got=f"{positions} positions", wants=f"at most the context, {len(node.table)}, of {path}")
 
 
 def _has_core(node: Any) -> bool:

@@ -199,7 +199,7 @@ def test_heads_of_queries_are_not_those_of_keys():
 
 def test_a_prefix_longer_than_the_context_is_refused_where_there_is_one():
     base, run, heads, d_head = a_gpt2(context=4)
-    with pytest.raises(ValueError, match=r"keys: got a prefix of 5, wants at most the context, 4, of positions"):
+    with pytest.raises(ValueError, match=r"keys: got 5 positions, wants at most the context, 4, of positions"):
         with_prefixes(*prefixes(heads, d_head, length=5), base=base)
     tree, _ = with_prefixes(*prefixes(heads, d_head, length=4), base=base)
     assert run(tree, ids=IDS, core=prefix_attention)[0].shape == (2, 4, 7)  # the text has all of its own positions
