@@ -7,4 +7,4 @@ what it costs, and what it finds that a window does not.
 from minitransformers.reporting import run_chapter
 
 if __name__ == "__main__":
-    raise SystemExit(run_chapter(__file__, __doc__, order=["scaling", "flag", "match", "kept", "reversible"]))
+    raise SystemExit(run_chapter(__file__, __doc__, order=["scaling", "flag", "match", "kept", "chosen", "reversible"]))

@@ -11,76 +11,52 @@ from itertools import pairwise
 
 import numpy as np
 
-from minitransformers.attention.core import softmax_attention
-from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
-from minitransformers.basics.chain import chain
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.basics.residual import residual
-from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting import Section, level, lines, mean_and_spread, ticks_at
-from minitransformers.sparse_attention.longformer_attention import init_longformer_attention, longformer_attention
+import minitransformers as mt
+from minitransformers.reporting import Section, level, lines, mean_and_spread, nats, ticks_at
+from minitransformers.reporting.networks import behind_norm, network
 from minitransformers.training.fit import fit
-from minitransformers.training.task import IGNORED, Labelled, accuracy, labelled_loss
+from minitransformers.training.needles import flags
+from minitransformers.training.task import IGNORED, Labelled, accuracy
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
 LENGTH, FLAGS, NOISE, WIDTH, LAYERS, WINDOW, STEPS = 64, 8, 8, 32, 2, 4, 600
-FIRST, REACH = FLAGS + NOISE, LAYERS * WINDOW                # the token at position 0, and how far two windows carry
-BANDS, BEYOND = (4, 8, 16, 32, 63), "beyond"
+REACH, BANDS, BEYOND = LAYERS * WINDOW, (4, 8, 16, 32, 63), "beyond"  # REACH is how far two windows carry
 ALONE, GLOBAL, DENSE = "window", "window and one global token", "dense"
 MIXERS = {
-    ALONE: (init_longformer_attention, partial(longformer_attention, num_heads=1, window=WINDOW, global_positions=())),
-    GLOBAL: (init_longformer_attention, partial(longformer_attention, num_heads=1, window=WINDOW, global_positions=(0,))),
-    DENSE: (init_multi_head_attention, partial(multi_head_attention, num_heads=1, core=softmax_attention)),
+    ALONE: (mt.init_longformer_attention, partial(mt.longformer_attention, num_heads=1, window=WINDOW, global_positions=())),
+    GLOBAL: (mt.init_longformer_attention, partial(mt.longformer_attention, num_heads=1, window=WINDOW, global_positions=(0,))),
+    DENSE: (mt.init_multi_head_attention, partial(mt.multi_head_attention, num_heads=1, core=mt.softmax_attention)),
 }
 
 
 # %%
-def draw(rng, *, batch_size=32):
-    """Ids and the flag at every position, both (batch, length); the first token is the same in every text."""
-    ids = rng.integers(FLAGS, FLAGS + NOISE, size=(batch_size, LENGTH))
-    ids[:, 0] = FIRST
-    flag, place = rng.integers(FLAGS, size=batch_size), rng.integers(1, LENGTH, size=batch_size)
-    ids[np.arange(batch_size), place] = flag
-    return ids, np.repeat(flag[:, None], LENGTH, axis=1)
+draw = partial(flags, length=LENGTH, num_flags=FLAGS, num_noise=NOISE)
 
 
-def network(rng, mixer):
-    """Fresh parameters, and the model: two pre-norm layers of attention and feed-forward, without positions."""
-    init, attend = MIXERS[mixer]
-    parts, params = [], []
+def fresh(rng, mixer):
+    layers = []
     for _ in range(LAYERS):
-        parts += [partial(residual, part=partial(chain, parts=(layer_norm, part))) for part in (attend, feed_forward)]
-        params += [(init_layer_norm(rng, WIDTH), init(rng, WIDTH, num_heads=1)), (init_layer_norm(rng, WIDTH), init_feed_forward(rng, WIDTH, d_hidden=2 * WIDTH))]
-    body = partial(chain, parts=(*parts, layer_norm, linear))
-
-    def model(params, ids):
-        x, embedding_backward = embedding(params[0], ids=ids)
-        logits, body_backward = body(params[1], x)
-
-        def backward(dlogits):
-            dbody, dx = body_backward(dlogits)
-            return embedding_backward(dx), dbody
-
-        return logits, backward
-
-    head = init_linear(rng, WIDTH, FLAGS)
-    return (init_embedding(rng, FIRST + 1, WIDTH, std=1.0), [*params, init_layer_norm(rng, WIDTH), head]), model
+        layers += [(mt.init_layer_norm(rng, WIDTH), MIXERS[mixer][0](rng, WIDTH, num_heads=1)),
+                   (mt.init_layer_norm(rng, WIDTH), mt.init_feed_forward(rng, WIDTH, d_hidden=2 * WIDTH))]  # fmt: skip
+    head = mt.init_linear(rng, WIDTH, FLAGS)
+    return [mt.init_embedding(rng, FLAGS + NOISE + 1, WIDTH, std=1.0), *layers, mt.init_layer_norm(rng, WIDTH), head]
 
 
-def trained(mixer, rng, *, rate, steps):
-    params, model = network(rng, mixer)
-    return partial(model, fit(params, Labelled(model, draw), steps=steps, peak=rate, rng=rng, warmup=0.1, floor=0.02))
+def trained(mixer, rng, *, rate):
+    """The trained model, two pre-norm layers without positions, as a function of ids."""
+    layers = [behind_norm(part, norm=mt.layer_norm) for part in (MIXERS[mixer][1], mt.feed_forward)] * LAYERS
+    model, steps = network(*layers, mt.layer_norm, mt.linear), 5 if section.quick else STEPS
+    task = Labelled(model, partial(draw, batch_size=32))
+    return partial(model, fit(fresh(rng, mixer), task, steps=steps, peak=rate, rng=rng, warmup=0.1, floor=0.02))
 
 
 def examined(rng):
     """256 new texts, and their flags at the positions of each distance from the flag: {farthest: flags, IGNORED elsewhere}."""
-    ids, flags = draw(rng, batch_size=256)
+    ids, flag = draw(rng, batch_size=256)
     distance = abs(np.arange(LENGTH) - (ids < FLAGS).argmax(1)[:, None])
     parts = {high: (low < distance) & (distance <= high) for low, high in pairwise((-1, *BANDS))} | {BEYOND: distance > REACH}
-    return ids, {part: np.where(here, flags, IGNORED) for part, here in parts.items()}
+    return ids, {part: np.where(here, flag, IGNORED) for part, here in parts.items()}
 
 
 @section.tuning
@@ -91,10 +67,9 @@ def tuning(rng):
             losses = []
             for _ in range(1 if section.quick else 2):       # learning sets in suddenly, at another time in each run: one says little
                 own = np.random.default_rng(rng.integers(2**32))
-                model = trained(mixer, own, rate=rate, steps=5 if section.quick else STEPS)
-                ids, flags = examined(own)
-                (nats, count), _ = labelled_loss(*model(ids), flags[BEYOND])
-                losses.append(float(nats) / count)
+                answer = trained(mixer, own, rate=rate)
+                ids, asked = examined(own)
+                losses.append(nats(answer(ids)[0], asked[BEYOND]))
             yield mixer, rate, {"loss": np.mean(losses)}
 
 
@@ -102,12 +77,12 @@ def tuning(rng):
 def experiment(rng):
     hold_blas()                                              # seeds run side by side, and the arrays are small
     for mixer in MIXERS:
-        model = trained(mixer, rng, rate=section.rates[mixer], steps=5 if section.quick else STEPS)
-        ids, flags = examined(rng)
-        logits, _ = model(ids)
-        for distance, own in flags.items():
+        answer = trained(mixer, rng, rate=section.rates[mixer])
+        ids, asked = examined(rng)
+        logits, _ = answer(ids)
+        for distance, own in asked.items():
             yield mixer, distance, {"right": accuracy(logits, own)}
-        by_flag = [accuracy(logits, np.where(flags[BEYOND] == flag, flag, IGNORED)) for flag in range(FLAGS)]
+        by_flag = [accuracy(logits, np.where(asked[BEYOND] == flag, flag, IGNORED)) for flag in range(FLAGS)]
         yield mixer, BEYOND, {"missed": sum(share < 0.5 for share in by_flag)}
 
 
