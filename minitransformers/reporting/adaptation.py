@@ -30,6 +30,7 @@ from minitransformers.training.task import IGNORED, Labelled
 
 KNOWN = Path(__file__).with_name("adaptation.safetensors")
 SYMBOLS, LENGTH, WIDTH, HEADS, LAYERS, HIDDEN = 16, 16, 32, 4, 2, 64
+CONTEXT = 2 * LENGTH                                         # the model has read longer texts: a prompt has room before one
 STEPS, BATCH, PEAK = 2000, 64, 3e-3
 _LANGUAGE = 20                                               # the seed of the table as it was
 
@@ -94,8 +95,8 @@ class Reader(NamedTuple):
 
 
 def init_reader(rng: np.random.Generator, *, dtype: type = np.float32) -> Reader:
-    """Its sizes are this file's: 18,704 numbers."""
-    made = init_gpt2(rng, vocabulary=SYMBOLS, context=LENGTH, d_model=WIDTH, num_layers=LAYERS, num_heads=HEADS, std=0.1, dtype=dtype)
+    """Its sizes are this file's: 19,216 numbers."""
+    made = init_gpt2(rng, vocabulary=SYMBOLS, context=CONTEXT, d_model=WIDTH, num_layers=LAYERS, num_heads=HEADS, std=0.1, dtype=dtype)
     blocks = [block._replace(feed_forward=init_feed_forward(rng, WIDTH, d_hidden=HIDDEN, std=0.1, dtype=dtype)) for block in made.blocks]
     return Reader(init_embedding(rng, SYMBOLS, WIDTH, std=0.5, dtype=dtype), made.positions, blocks, made.norm, init_linear(rng, WIDTH, SYMBOLS, dtype=dtype))
 
@@ -132,10 +133,10 @@ def load_reader() -> Reader:
 
 
 def adapted(
-    params: trees.Tree, run: Callable, of: Language, rng: np.random.Generator, *, steps: int, peak: float, count: int = 32
+    params: trees.Tree, run: Callable, of: Language, rng: np.random.Generator, *, steps: int, peak: float, count: int = 32, length: int = LENGTH
 ) -> trees.Tree:
     """What is trained, after so many updates on fresh texts of a language: ``run(params, ids) -> logits, backward`` is the model."""
-    return fit(params, Labelled(run, partial(draw, of, count=count)), steps=steps, peak=peak, rng=rng)
+    return fit(params, Labelled(run, partial(draw, of, count=count, length=length)), steps=steps, peak=peak, rng=rng)
 
 
 def left(params: trees.Tree, run: Callable, of: Language, *, count: int = 512) -> float:
@@ -147,7 +148,7 @@ def left(params: trees.Tree, run: Callable, of: Language, *, count: int = 512) -
 def main() -> None:
     """Train the reader and write it."""
     rng, known = np.random.default_rng(0), language()
-    params = adapted(init_reader(rng), reader, known, rng, steps=STEPS, peak=PEAK, count=BATCH)
+    params = adapted(init_reader(rng), reader, known, rng, steps=STEPS, peak=PEAK, count=BATCH, length=CONTEXT)
     lost = left(params, reader, known)
     write_safetensors(KNOWN, dict(trees.leaves(params)), metadata={"excess nats": f"{lost:.4f}", "updates": f"{STEPS}"})
     print(f"{KNOWN.name}: {trees.count_parameters(params):,} numbers, {lost:.4f} nats more than the language has, {KNOWN.stat().st_size:,} bytes")
