@@ -8,12 +8,12 @@ is a sum over all pairs of words, without sampling.
 
 # %%
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 import minitransformers as mt
 from minitransformers.reporting import Section, mean_and_spread
+from minitransformers.reporting.networks import tied_network
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 from minitransformers.training.threads import hold_blas
@@ -26,36 +26,20 @@ HALVES = {"frequent": ~RARE, "rare": RARE, "all": RARE | ~RARE}
 
 
 # %% One table for both ends, and what stands between
-class Bigram(NamedTuple):
-    words: mt.Embedding
-    channel: mt.FeedForward
-    norm: mt.ScaleNorm
-
-
 def fresh(rng):
     """Rows of length one for both."""
     table, _ = mt.fix_norm(rng.standard_normal((WORDS, WIDTH), np.float32))
-    return Bigram(mt.Embedding(table), mt.init_feed_forward(rng, WIDTH, d_hidden=2 * WIDTH), mt.init_scale_norm(rng, WIDTH))
+    return mt.Embedding(table), [mt.init_feed_forward(rng, WIDTH, d_hidden=2 * WIDTH), mt.init_scale_norm(rng, WIDTH)]
 
 
-def bigram(params, ids, *, name):
-    """Logits of the next word; with FixNorm the table is divided by its rows' lengths once, and used at both ends."""
-    table, table_backward = mt.fix_norm(params.words.weight) if name == FIXED else (params.words.weight, lambda dtable: dtable)
-    x, x_backward = mt.embedding(mt.Embedding(table), ids=ids)
-    size, parts = WIDTH**0.5, (partial(mt.residual, part=mt.feed_forward), mt.scale_norm, mt.linear)
-    logits, parts_backward = mt.chain((params.channel, params.norm, mt.Linear(table.T, None)), size * x, parts=parts)
-
-    def backward(dlogits):
-        (dchannel, dnorm, dhead), dx = parts_backward(dlogits)
-        dtable = dhead.weight.T + x_backward(size * dx).weight  # used at both ends: two gradients
-        return Bigram(mt.Embedding(table_backward(dtable)), dchannel, dnorm)
-
-    return logits, backward
+def model_of(name):
+    """With FixNorm the table is divided by its rows' lengths once, and used at both ends."""
+    return tied_network(partial(mt.residual, part=mt.feed_forward), mt.scale_norm, rows=mt.fix_norm if name == FIXED else None)
 
 
 def trained(name, rng, *, rate, language):
     steps = 20 if section.quick else STEPS
-    return fit(fresh(rng), Labelled(partial(bigram, name=name), language.draw), steps=steps, peak=rate, rng=rng, warmup=10 / steps, floor=0.1)
+    return fit(fresh(rng), Labelled(model_of(name), language.draw), steps=steps, peak=rate, rng=rng, warmup=10 / steps, floor=0.1)
 
 
 def nats(logs, pairs):
@@ -64,7 +48,7 @@ def nats(logs, pairs):
 
 
 def judged(params, name, language):
-    logs, _ = mt.log_softmax(bigram(params, np.arange(WORDS), name=name)[0].astype(float))
+    logs, _ = mt.log_softmax(model_of(name)(params, np.arange(WORDS))[0].astype(float))
     return nats(logs, language.pairs)
 
 
@@ -84,8 +68,8 @@ def experiment(rng):
     language, seed = zipf_language(rng, words=WORDS, classes=CLASSES), rng.integers(2**32)
     for name in (PLAIN, FIXED):
         params = trained(name, np.random.default_rng(seed), rate=section.rates[name], language=language)
-        stored = np.linalg.norm(params.words.weight, axis=1)
-        used = np.linalg.norm(mt.fix_norm(params.words.weight)[0], axis=1) if name == FIXED else stored
+        stored = np.linalg.norm(params[0].weight, axis=1)
+        used = np.linalg.norm(mt.fix_norm(params[0].weight)[0], axis=1) if name == FIXED else stored
         for half, value in judged(params, name, language).items():
             yield name, half, {"nats": value}
         correlation = np.corrcoef(np.log(language.share), stored)[0, 1]

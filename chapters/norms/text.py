@@ -1,4 +1,4 @@
-"""The same model of real text with each norm, with none, and with norms of queries and keys or of words: who learns?
+"""The same model of real text with each norm, and with none: who learns?
 
 Ba, Kiros and Hinton 2016, arXiv:1607.06450: a norm shortens training. Zhang and Sennrich 2019, arXiv:1910.07467, Nguyen and Salazar 2019,
 arXiv:1910.05895, and Zhu et al. 2025, arXiv:2503.10622: a simpler one does as well. Two layers with RoPE; of one seed all have the same
@@ -7,14 +7,13 @@ weights at the start and the same batches, and each has a learning rate of its o
 
 # %%
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 
 import minitransformers as mt
 from minitransformers.attention.prepare import on_both
 from minitransformers.reporting import Section, bits_in_windows, counted_pairs, level, lines, mean_and_spread, processor_seconds
-from minitransformers.reporting.networks import without
+from minitransformers.reporting.networks import tied_network, without
 from minitransformers.training.fit import fit
 from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.task import Labelled
@@ -24,7 +23,7 @@ from minitransformers.training.threads import hold_blas
 section = Section(__file__, __doc__, kind="trained")
 LAYERS, WIDTH, HEADS, CONTEXT, BATCH, STEPS, START = 2, 48, 4, 32, 16, 300, 0.1
 LAYER, RMS, SCALE, CAPSULE, TANH, NONE = "layer norm", "RMS norm", "ScaleNorm", "CapsuleNorm", "Dynamic Tanh", "no norm"
-QK, FIX, DELETED = "layer norm, QK-norm", "layer norm, FixNorm", "layer norm, attention deleted"
+DELETED, ENOUGH = "layer norm, attention deleted", 0.07      # who needs at most so many bits a character more learns as well
 NORMS = {
     LAYER: (mt.init_layer_norm, mt.layer_norm),
     RMS: (mt.init_rms_norm, mt.rms_norm),
@@ -33,60 +32,41 @@ NORMS = {
     TANH: (mt.init_dynamic_tanh, mt.dynamic_tanh),
     NONE: (lambda rng, d_model: None, without),
 }
-MODELS, ENOUGH = (*NORMS, QK, FIX, DELETED), 0.07            # who needs at most so many bits a character more learns as well
-corpus = Corpus.load(context=CONTEXT)
+MODELS, corpus = (*NORMS, DELETED), Corpus.load(context=CONTEXT)
 
 
 # %% One table for both ends, and blocks between
-class Model(NamedTuple):
-    words: mt.Embedding
-    body: list[Any]
-
-
 def fresh(name, rng):
     """The same weights for all: norms draw nothing."""
-    init_norm, _ = NORMS[name.partition(",")[0]]
-    small = {"std": START, "residual_std": START / 2}
-
-    def block():
-        attention = mt.init_multi_head_attention(rng, WIDTH, num_heads=HEADS, **small)
-        if name == QK:
-            attention = attention._replace(prepare=(mt.init_qk_norm(rng, WIDTH // HEADS), None))
-        return mt.TransformerBlock(init_norm(rng, WIDTH), attention, init_norm(rng, WIDTH), mt.init_feed_forward(rng, WIDTH, **small))
-
+    init_norm, _ = NORMS.get(name, NORMS[LAYER])
+    small, body = {"std": START, "residual_std": START / 2}, []
     words = mt.init_embedding(rng, corpus.vocabulary.size, WIDTH, std=START)
-    return Model(words, [*(block() for _ in range(LAYERS)), init_norm(rng, WIDTH)])
+    for _ in range(LAYERS):
+        attention = mt.init_multi_head_attention(rng, WIDTH, num_heads=HEADS, **small)
+        body.append(mt.TransformerBlock(init_norm(rng, WIDTH), attention, init_norm(rng, WIDTH), mt.init_feed_forward(rng, WIDTH, **small)))
+    return words, [*body, init_norm(rng, WIDTH)]
 
 
-def model(params, ids, *, name):
-    """Logits of the next character; with FixNorm every row of the table is used at length one, at both ends."""
-    norm, turn, size = NORMS[name.partition(",")[0]][1], on_both(mt.rope), WIDTH**0.5
-    prepare = partial(mt.chain, parts=(mt.qk_norm, turn)) if name == QK else turn
-    mixer = partial(mt.multi_head_attention, num_heads=HEADS, prepare=prepare)
-    alone = np.eye(ids.shape[-1], dtype=bool) if name == DELETED else None  # sees itself, and nobody else
+def model_of(name):
+    """(params, ids) -> logits of the next character, and backward."""
+    _, norm = NORMS.get(name, NORMS[LAYER])
+    alone = np.eye(CONTEXT, dtype=bool) if name == DELETED else None  # sees itself, and nobody else
+    mixer = partial(mt.multi_head_attention, num_heads=HEADS, prepare=on_both(mt.rope))
     block = partial(mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=norm, mask=alone)
-    table, fix_backward = mt.fix_norm(params.words.weight) if name == FIX else (params.words.weight, lambda dtable: dtable)
-    x, words_backward = mt.embedding(mt.Embedding(table), ids=ids)
-    logits, body_backward = mt.chain([*params.body, mt.Linear(table.T, None)], size * x, parts=[block] * LAYERS + [norm, mt.linear])
-
-    def backward(dlogits):
-        (*dbody, dhead), dx = body_backward(dlogits)
-        dtable = dhead.weight.T + words_backward(size * dx).weight  # used at both ends: two gradients
-        return Model(mt.Embedding(fix_backward(dtable)), dbody)
-
-    return logits, backward
+    return tied_network(*[block] * LAYERS, norm)
 
 
 # %%
 def trained(name, rng, *, rate, watch=None):
     """Bits a character of the whole validation text; where it diverged, those of guessing."""
-    params, task = fresh(name, rng), Labelled(partial(model, name=name), partial(corpus.batch, batch_size=BATCH, context=CONTEXT))
+    params, model = fresh(name, rng), model_of(name)
+    task = Labelled(model, partial(corpus.batch, batch_size=BATCH, context=CONTEXT))
     try:
         learned = fit(params, task, steps=5 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.1, floor=0.05, watch=watch)
     except TrainingDiverged:
         return np.log2(corpus.vocabulary.size)
     text = corpus.validation[: 2 * CONTEXT + 1] if section.quick else corpus.validation
-    return bits_in_windows(lambda ids: model(learned, ids, name=name), text, CONTEXT)
+    return bits_in_windows(lambda ids: model(learned, ids), text, CONTEXT)
 
 
 @section.tuning
@@ -145,9 +125,6 @@ AS_WELL = {
     RMS: ("RMS norm learns as well as layer norm", "Zhang and Sennrich 2019, arXiv:1910.07467, section 5: comparable quality on all tasks"),
     SCALE: ("ScaleNorm's one gain is enough", "Nguyen and Salazar 2019, arXiv:1910.05895, abstract: at least as good as layer norm, with one learned length"),
     TANH: ("Does Dynamic Tanh take the place of a norm?", "Zhu et al. 2025, arXiv:2503.10622, abstract: matches or exceeds models with norms, mostly without tuning"),
-    QK: ("QK-norm costs no quality", "Dehghani et al. 2023, arXiv:2302.05442, section 2: put in for stability; Henry et al. 2020, arXiv:2010.04245: a gain of 0.9 BLEU"),
-    FIX: ("Does FixNorm learn as well as words of any length?", "Nguyen and Salazar 2019, arXiv:1910.05895, abstract: pre-norm, ScaleNorm and FixNorm "
-          "together gain 1.1 BLEU on five translation pairs"),
 }  # fmt: skip
 
 
@@ -171,7 +148,7 @@ def report(found):
         rows.append([name, int(size), float(f"{seconds:.1f}"), section.rates[name], mean_and_spread(of(found, name))])
     rows.append(["counted pairs of characters", None, None, None, f"{pairs:.2f}"])
     section.table("training", ["model", "parameters", "processor seconds", "rate", "bits a character"], rows)
-    keys = ("layer_norm", "rms_norm", "scale_norm", "capsule_norm", "dynamic_tanh", "no_norm", "qk_norm", "fix_norm", "deleted")
+    keys = ("layer_norm", "rms_norm", "scale_norm", "capsule_norm", "dynamic_tanh", "no_norm", "deleted")
     section.values("training", {key: np.mean(of(found, name)) for key, name in zip(keys, MODELS, strict=True)})
     section.values("training", {"steps": STEPS, "pairs": pairs, "characters": BATCH * CONTEXT})
 

@@ -15,7 +15,7 @@ from minitransformers.basics.causal_convolution import CausalConvolution, causal
 from minitransformers.basics.chain import chain
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.feed_forward import init_feed_forward
-from minitransformers.basics.linear import init_linear
+from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.residual import residual
 from minitransformers.foundation import Backward, slot, trees
 from minitransformers.models.workbench.transformer_block import TransformerBlock
@@ -36,6 +36,29 @@ def words(params: Embedding, ids: Array) -> tuple[Array, Backward]:
 def network(*parts: Callable) -> Callable:
     """``model(params, ids) -> out, backward``: words, then each part. params are of the embedding and of each part; so are the gradients."""
     return on_arrays(partial(chain, parts=(words, *parts)))
+
+
+def tied_network(*parts: Callable, rows: Callable | None = None) -> Callable:
+    """``model((words, [params of each part]), ids) -> logits, backward``, whose head is the table of its words, which enter times √width.
+
+    rows: what is done to the table before it is used at both ends, such as fix_norm.
+    """
+
+    def model(params: tuple[Embedding, list[Any]], ids: Array) -> tuple[Array, Backward]:
+        (weight,), body = params
+        size = weight.shape[1] ** 0.5
+        table, rows_backward = (weight, lambda dtable: dtable) if rows is None else rows(weight)
+        x, words_backward = embedding(Embedding(table), ids=ids)
+        logits, body_backward = chain([*body, Linear(table.T, None)], size * x, parts=(*parts, linear))
+
+        def backward(dlogits):
+            (*dbody, dhead), dx = body_backward(dlogits)
+            dtable = dhead.weight.T + words_backward(size * dx).weight  # used at both ends: two gradients
+            return Embedding(rows_backward(dtable)), dbody
+
+        return logits, backward
+
+    return model
 
 
 @slot

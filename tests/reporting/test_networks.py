@@ -12,6 +12,7 @@ from minitransformers import (
     chain,
     embedding,
     feed_forward,
+    fix_norm,
     init_causal_convolution,
     init_embedding,
     init_feed_forward,
@@ -31,6 +32,7 @@ from minitransformers.reporting.networks import (
     init_decoder,
     network,
     side_by_side,
+    tied_network,
     with_the_word_before,
     without,
 )
@@ -51,6 +53,21 @@ def test_a_network_is_words_and_then_its_parts():
 
     def only_params(params):
         out, backward = model(params, IDS)
+        return out, lambda dout: (backward(dout),)
+
+    assert_gradients(only_params, params)
+
+
+def test_a_table_at_both_ends_gets_both_gradients():
+    rng = np.random.default_rng(7)
+    params = init_embedding(rng, 5, 4, std=1.0, dtype=np.float64), [init_feed_forward(rng, 4, dtype=np.float64)]
+    table, _ = fix_norm(params[0].weight)
+    out, _ = tied_network(feed_forward, rows=fix_norm)(params, IDS)
+    np.testing.assert_allclose(out, feed_forward(params[1][0], 2 * table[IDS])[0] @ table.T)
+    np.testing.assert_array_equal(tied_network(feed_forward)((Embedding(table), params[1]), IDS)[0], out)
+
+    def only_params(params):
+        out, backward = tied_network(feed_forward, rows=fix_norm)(params, IDS)
         return out, lambda dout: (backward(dout),)
 
     assert_gradients(only_params, params)
