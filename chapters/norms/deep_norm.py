@@ -14,11 +14,8 @@ import minitransformers as mt
 from minitransformers.attention.prepare import on_both
 from minitransformers.models.workbench.transformer_block import post_norm, pre_norm
 from minitransformers.norms.deep_norm import deep_norm_constants
-from minitransformers.reporting import Section, bits_in_windows, counted_pairs, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits_after, counted_pairs, mean_and_spread, processor_seconds
 from minitransformers.reporting.networks import init_decoder, network, without
-from minitransformers.training.fit import fit
-from minitransformers.training.optimizer import TrainingDiverged
-from minitransformers.training.task import Labelled
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
@@ -40,18 +37,13 @@ def fresh(name, rng):
 
 
 def trained(name, rng, *, rate):
-    """Bits a character of the whole validation text; where it diverged, those of guessing."""
+    """Bits a character."""
     placement, _ = MODELS[name]
     mixer = partial(mt.multi_head_attention, num_heads=HEADS, prepare=on_both(mt.rope))
     block = partial(mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=mt.layer_norm, placement=PLACEMENTS[placement])
     model = network(*[block] * LAYERS, mt.layer_norm if placement == PRE else without, mt.linear)
-    task = Labelled(model, partial(corpus.batch, batch_size=BATCH, context=CONTEXT))
-    try:
-        learned = fit(fresh(name, rng), task, steps=5 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.0, floor=0.05)
-    except TrainingDiverged:
-        return np.log2(corpus.vocabulary.size)
-    text = corpus.validation[: 2 * CONTEXT + 1] if section.quick else corpus.validation
-    return bits_in_windows(lambda ids: model(learned, ids), text, CONTEXT)
+    sizes = {"context": CONTEXT, "batch_size": BATCH, "whole": not section.quick, "steps": 5 if section.quick else STEPS}
+    return bits_after(model, fresh(name, rng), corpus, rng=rng, peak=rate, warmup=0.0, floor=0.05, **sizes)
 
 
 @section.tuning

@@ -12,10 +12,8 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.attention.prepare import on_both
-from minitransformers.reporting import Section, bits_in_windows, counted_pairs, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits_after, counted_pairs, mean_and_spread, processor_seconds
 from minitransformers.reporting.networks import tied_network
-from minitransformers.training.fit import fit
-from minitransformers.training.task import Labelled
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
@@ -41,15 +39,13 @@ def fresh(name, rng):
 
 
 def trained(name, rng, *, rate):
-    """Bits a character of the whole validation text."""
+    """Bits a character."""
     turn = on_both(mt.rope)
     mixer = partial(mt.multi_head_attention, num_heads=HEADS, prepare=partial(mt.chain, parts=(mt.qk_norm, turn)) if name == QK else turn)
     block = partial(mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=mt.layer_norm)
     model = tied_network(*[block] * LAYERS, mt.layer_norm, rows=mt.fix_norm if name == FIX else None)
-    task = Labelled(model, partial(corpus.batch, batch_size=BATCH, context=CONTEXT))
-    learned = fit(fresh(name, rng), task, steps=5 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.1, floor=0.05)
-    text = corpus.validation[: 2 * CONTEXT + 1] if section.quick else corpus.validation
-    return bits_in_windows(lambda ids: model(learned, ids), text, CONTEXT)
+    sizes = {"context": CONTEXT, "batch_size": BATCH, "whole": not section.quick, "steps": 5 if section.quick else STEPS}
+    return bits_after(model, fresh(name, rng), corpus, rng=rng, peak=rate, warmup=0.1, floor=0.05, **sizes)
 
 
 @section.tuning

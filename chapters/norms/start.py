@@ -14,11 +14,8 @@ import numpy as np
 import minitransformers as mt
 from minitransformers.attention.prepare import on_both
 from minitransformers.models.workbench.transformer_block import post_norm, pre_norm
-from minitransformers.reporting import Section, bits_in_windows, counted_pairs, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits_after, counted_pairs, level, lines, mean_and_spread, processor_seconds
 from minitransformers.reporting.networks import init_decoder, network, without
-from minitransformers.training.fit import fit
-from minitransformers.training.optimizer import TrainingDiverged
-from minitransformers.training.task import Labelled
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 from minitransformers.training.yardsticks import counted
@@ -26,7 +23,7 @@ from minitransformers.training.yardsticks import counted
 section = Section(__file__, __doc__, kind="trained")
 LAYERS, WIDTH, HEADS, CONTEXT, BATCH, STEPS = 4, 48, 4, 32, 8, 150
 OWN, SAME = "at its own rate", "at the rate that suits pre-norm"
-PRE, POST, NONE = "pre-norm", "post-norm", "no norm"
+PRE, POST = "pre-norm", "post-norm"
 
 
 class Setting(NamedTuple):
@@ -39,7 +36,7 @@ class Setting(NamedTuple):
 
 
 MODELS = {
-    "pre": Setting(PRE), "post": Setting(POST), "post_warmed": Setting(POST, warmup=0.3), "none": Setting(NONE),
+    "pre": Setting(PRE), "post": Setting(POST), "post_warmed": Setting(POST, warmup=0.3),
     "pre_half": Setting(PRE, 0.5), "post_half": Setting(POST, 0.5), "deleted": Setting(PRE, 0.5, deleted=True),
 }  # fmt: skip
 ALIKE = ("pre", "post", "post_warmed", "post_half")          # also compared at the rate that suits pre-norm
@@ -49,32 +46,23 @@ corpus = Corpus.load(context=CONTEXT)
 # %%
 def fresh(setting, rng):
     """Of one start all have the same weights: norms draw nothing."""
-    init_norm = (lambda rng, d_model: None) if setting.placement == NONE else mt.init_layer_norm
     sizes = {"num_layers": LAYERS, "num_heads": HEADS, "start": setting.start, "last": setting.placement == PRE}
-    return init_decoder(rng, corpus.vocabulary.size, WIDTH, init_norm=init_norm, **sizes)
+    return init_decoder(rng, corpus.vocabulary.size, WIDTH, **sizes)
 
 
 def model_of(setting):
     """(params, ids) -> logits of the next character, and backward."""
-    mixer = partial(mt.multi_head_attention, num_heads=HEADS, prepare=on_both(mt.rope))
-    block = partial(
-        mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=without if setting.placement == NONE else mt.layer_norm,
-        placement=post_norm if setting.placement == POST else pre_norm, mask=np.eye(CONTEXT, dtype=bool) if setting.deleted else None,
-    )  # fmt: skip
+    alone = np.eye(CONTEXT, dtype=bool) if setting.deleted else None
+    mixer, placement = partial(mt.multi_head_attention, num_heads=HEADS, prepare=on_both(mt.rope)), pre_norm if setting.placement == PRE else post_norm
+    block = partial(mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=mt.layer_norm, placement=placement, mask=alone)
     return network(*[block] * LAYERS, mt.layer_norm if setting.placement == PRE else without, mt.linear)
 
 
 def trained(name, rng, *, rate, watch=None):
-    """Bits a character of the whole validation text; where it diverged, those of guessing."""
-    setting, steps = MODELS[name], 5 if section.quick else STEPS
-    params, model = fresh(setting, rng), model_of(setting)
-    task = Labelled(model, partial(corpus.batch, batch_size=BATCH, context=CONTEXT))
-    try:
-        learned = fit(params, task, steps=steps, peak=rate, rng=rng, warmup=setting.warmup, floor=0.05, watch=watch)
-    except TrainingDiverged:
-        return np.log2(corpus.vocabulary.size)
-    text = corpus.validation[: 2 * CONTEXT + 1] if section.quick else corpus.validation
-    return bits_in_windows(lambda ids: model(learned, ids), text, CONTEXT)
+    """Bits a character."""
+    setting, sizes = MODELS[name], {"context": CONTEXT, "batch_size": BATCH, "whole": not section.quick, "steps": 5 if section.quick else STEPS}
+    params = fresh(setting, rng)
+    return bits_after(model_of(setting), params, corpus, rng=rng, peak=rate, warmup=setting.warmup, floor=0.05, watch=watch, **sizes)
 
 
 @section.tuning
@@ -158,16 +146,6 @@ def as_well(found):
 def own_rate(found):
     """Each at its own rate, post-norm without a warm-up needs at least 0.2 bits a character more than pre-norm."""
     return of(found, "post") >= of(found, "pre") + 0.2
-
-
-@section.claim(
-    "Does a norm speed up learning from a full start?",
-    paper="Ba, Kiros and Hinton 2016, arXiv:1607.06450, abstract: layer norm substantially reduces training time",
-    measured=lambda found: told(found, "pre", "none"),
-)
-def norm_helps(found):
-    """After as many steps, each at its own rate, pre-norm needs at least 0.1 bits a character less than no norm."""
-    return of(found, "pre") <= of(found, "none") - 0.1
 
 
 @section.report

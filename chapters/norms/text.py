@@ -12,11 +12,8 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.attention.prepare import on_both
-from minitransformers.reporting import Section, bits_in_windows, counted_pairs, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits_after, counted_pairs, level, lines, mean_and_spread, processor_seconds
 from minitransformers.reporting.networks import tied_network, without
-from minitransformers.training.fit import fit
-from minitransformers.training.optimizer import TrainingDiverged
-from minitransformers.training.task import Labelled
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
@@ -58,15 +55,9 @@ def model_of(name):
 
 # %%
 def trained(name, rng, *, rate, watch=None):
-    """Bits a character of the whole validation text; where it diverged, those of guessing."""
-    params, model = fresh(name, rng), model_of(name)
-    task = Labelled(model, partial(corpus.batch, batch_size=BATCH, context=CONTEXT))
-    try:
-        learned = fit(params, task, steps=5 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.1, floor=0.05, watch=watch)
-    except TrainingDiverged:
-        return np.log2(corpus.vocabulary.size)
-    text = corpus.validation[: 2 * CONTEXT + 1] if section.quick else corpus.validation
-    return bits_in_windows(lambda ids: model(learned, ids), text, CONTEXT)
+    """Bits a character."""
+    sizes = {"context": CONTEXT, "batch_size": BATCH, "whole": not section.quick, "steps": 5 if section.quick else STEPS}
+    return bits_after(model_of(name), fresh(name, rng), corpus, rng=rng, peak=rate, warmup=0.1, floor=0.05, watch=watch, **sizes)
 
 
 @section.tuning

@@ -4,6 +4,7 @@ from minitransformers.reporting.figures import dots, level, lines, ticks_at
 from minitransformers.reporting.measures import (
     apart,
     bits,
+    bits_after,
     bits_in_windows,
     counted_pairs,
     crossing,
@@ -20,6 +21,6 @@ from minitransformers.reporting.seeds import Found, along, one_seed
 from minitransformers.reporting.tables import mean_and_spread
 
 __all__ = [
-    "Found", "Section", "along", "apart", "bits", "bits_in_windows", "counted_pairs", "crossing", "dots", "fitted_exponent", "level", "lines", "mean_and_spread", "nats", "one_seed", "paired_times",
+    "Found", "Section", "along", "apart", "bits", "bits_after", "bits_in_windows", "counted_pairs", "crossing", "dots", "fitted_exponent", "level", "lines", "mean_and_spread", "nats", "one_seed", "paired_times",
     "peak_megabytes", "processor_seconds", "run_chapter", "shortest_times", "ticks_at",
 ]  # fmt: skip

@@ -7,12 +7,15 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.training.task import IGNORED, labelled_loss
+from minitransformers.training.fit import fit
+from minitransformers.training.optimizer import TrainingDiverged
+from minitransformers.training.task import IGNORED, Labelled, labelled_loss
 from minitransformers.training.text import Corpus
 from minitransformers.training.yardsticks import counted
 
@@ -126,6 +129,22 @@ def bits_in_windows(model: Callable, text: Array, length: int, *, new: int | Non
         (of_part, number), _ = labelled_loss(logits, backward, targets)
         total, count = total + float(of_part), count + number
     return bits(total / count)
+
+
+def bits_after(
+    model: Callable, params: Any, corpus: Corpus, *, context: int, batch_size: int, rng: np.random.Generator, whole: bool = True, **settings: Any
+) -> float:
+    """Bits a character of the validation text after a fit of ``model(params, ids)`` to windows of the training text; where it diverged, of guessing.
+
+    settings are those of ``fit``. whole: all of the validation text, and not two windows alone.
+    """
+    task = Labelled(model, partial(corpus.batch, batch_size=batch_size, context=context))
+    try:
+        learned = fit(params, task, rng=rng, **settings)
+    except TrainingDiverged:
+        return float(np.log2(corpus.vocabulary.size))
+    text = corpus.validation if whole else corpus.validation[: 2 * context + 1]
+    return bits_in_windows(lambda ids: model(learned, ids), text, context)
 
 
 def counted_pairs(corpus: Corpus) -> float:

@@ -10,10 +10,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.reporting import (
     along,
     apart,
     bits,
+    bits_after,
     bits_in_windows,
     counted_pairs,
     crossing,
@@ -136,6 +138,21 @@ def test_windows_that_overlap_predict_their_end_alone():
 
     assert bits_in_windows(model, text, 8, new=2) == 0
     assert len(np.concatenate(read)) == 13 and bits_in_windows(model, text, 8) > 1e6
+
+
+def test_bits_after_a_fit_and_after_one_that_diverged():
+    corpus = Corpus.from_text("ab" * 300, context=8)
+
+    def counts(params, ids):
+        """Logits of each character are those of the one before it: a table of pairs."""
+        return embedding(params, ids=ids)
+
+    params = init_embedding(np.random.default_rng(0), 2, 2)
+    settings = {"context": 8, "batch_size": 4, "steps": 30, "peak": 0.5}
+    assert bits_after(counts, params, corpus, rng=np.random.default_rng(0), **settings) < 0.1
+    assert bits_after(counts, params, corpus, rng=np.random.default_rng(0), **settings, whole=False) < 0.1
+    lost = Embedding(np.full((2, 2), np.nan, np.float32))
+    assert bits_after(counts, lost, corpus, rng=np.random.default_rng(0), **settings) == 1
 
 
 def test_counted_pairs_beat_single_characters():
