@@ -1051,3 +1051,33 @@ CASES |= {
         "theirs": torch_llama_step,
     },
 }
+
+
+def our_dequantize_nf4() -> Callable[[], Any]:
+    """A weight of 768 by 768 restored from its codes, float32."""
+    from minitransformers.peft.nf4 import dequantize_nf4, quantize_nf4
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    weight = quantize_nf4(np.random.default_rng(0).standard_normal((768, 768), np.float32))
+    return lambda: dequantize_nf4(weight)
+
+
+def product_with_rows(rows: int = 128) -> Callable[[], Any]:
+    """So many rows times such a weight."""
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal((size, 768), np.float32) for size in (rows, 768))
+    return lambda: x @ weight
+
+
+CASES |= {
+    "dequantize_nf4": {
+        "what": "restoring a weight of 768 by 768 from NF4, one thread, against its product with 128 rows",
+        "threads": 1,
+        "ours": our_dequantize_nf4,
+        "theirs": product_with_rows,
+    },
+}
