@@ -119,7 +119,7 @@ def aligned(model, batch):
 @section.experiment
 def experiment(rng):
     hold_blas()
-    chosen = [unknown[i] for i in rng.permutation(len(unknown))[: 12 if section.quick else VERSES]]
+    chosen = [unknown[i] for i in rng.permutation(len(unknown))[: 6 if section.quick else VERSES]]
     sources, targets, truth = [encoded(v.then) for v in chosen], [encoded(v.now) for v in chosen], [v.now for v in chosen]
     others = sources[1:] + sources[:1]
     for name, given in {RIGHT: sources, OTHER: others, NONE: [[END]] * len(chosen)}.items():

@@ -1,10 +1,9 @@
 """Two models that have learned from verses, for sections to begin with: each trained once, kept beside this file.
 
 A Transformer of 2017 puts the English of the 1390s into that of 2000. A T5 writes either, whichever it reads: a prefix says which is wanted, and
-nothing else does. ``python -m minitransformers.reporting.translators transformer`` (or t5) trains one of them again, in a quarter of an hour of one
-processor, and writes its weights in float16. Each of the four weaknesses of such small data has its answer here: tokens of some letters, so that
-texts are short; batches of verses of like length; a fifth of what is trained by copying (T5); and a quarter of what a decoder has written hidden
-from it while it learns (Bowman et al. 2016, arXiv:1511.06349, section 3.2), so that it must look at the source to go on.
+nothing else does; of what it learned from, a third was to be repeated as it is. ``python -m minitransformers.reporting.translators transformer``
+(or t5) trains one of them again, in some minutes of one processor, and writes its weights in float16. Both learned in batches of verses of like
+length, with a part of what the decoder has written hidden from it (Bowman et al. 2016, arXiv:1511.06349, section 3.2): it can go on by its source.
 """
 
 from __future__ import annotations
