@@ -1,9 +1,9 @@
 """How many pairs can a state of fixed size recall?
 
 Arora et al. 2023, arXiv:2312.04927, section 4: given pairs of key and value, and then the keys again in another order, attention names
-every value, and a recurrence needs a state that grows with the number of pairs. One layer reads texts of 2 to 16 pairs: attention,
-linear attention without features, whose keys have N numbers, and Mamba. A word first meets the word before it in a convolution, or each
-model would have to find out where a pair begins. Training begins with 2 pairs and adds longer texts until three fifths of its steps.
+every value, and a recurrence needs a state that grows with the number of pairs. One layer reads 2 to 16 pairs: attention, linear attention
+without features, whose keys have N numbers, and Mamba. A word first meets the one before it in a convolution, or each would have to find out
+where a pair begins. Training begins with 2 pairs and adds longer texts until three fifths of its steps.
 """
 
 # %%

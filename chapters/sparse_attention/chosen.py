@@ -3,7 +3,7 @@
 Kitaev et al. 2020, arXiv:2001.04451, section 2: a softmax is decided by its largest scores, and hashing finds them. Roy et al. 2020,
 arXiv:2003.05997, section 4: so do clusters. Lu et al. 2025, arXiv:2502.13189: a query chooses blocks. A small language model learns real text
 with dense attention. Then each is laid on its weights, beside as many keys for every query that are drawn at random, that are the nearest,
-and that are the best there are; and the model predicts from what it lets through. Of native sparse attention only the choice of blocks is taken.
+and that are the best there are; and the model predicts from what it lets through.
 """
 
 # %%

@@ -60,7 +60,7 @@ place = np.arange(LENGTH)
 near, first = abs(place - place[:, None]) <= REACH, place == 0
 MIXERS = {
     WINDOW: lambda rng: masked(near),
-    GLOBAL: lambda rng: masked(near | first | first[:, None]),
+    GLOBAL: lambda rng: masked(near | first | first[:, None]),  # one token cannot hold 32 colours
     ONE: lambda rng: hashed(1),
     WIDE: lambda rng: hashed(1, num_buckets=2, chunk=2 * CHUNK),  # about as many pairs as four rounds
     FOUR: lambda rng: hashed(4),
@@ -139,9 +139,7 @@ def told(found, *mixers):
     measured=lambda found: f"{told(found, WINDOW, GLOBAL, FOUR, ROUTING, DENSE)}; guessing {1 / COLOURS}",
 )
 def finds(found):
-    """Right: at most 0.25 with a window, with a global token (which cannot hold 32 colours) or without; at least 0.8 with four rounds of
-    hashing, 0.5 with clusters, 0.95 dense.
-    """
+    """Right: at most 0.25 with a window, with or without a global token; at least 0.8 with four rounds, 0.5 with clusters, 0.95 dense."""
     right = {mixer: of["all"] for mixer, of in found["right"].items()}
     return max(right[WINDOW], right[GLOBAL]) <= 0.25 and right[FOUR] >= 0.8 and right[ROUTING] >= 0.5 and right[DENSE] >= 0.95
 
