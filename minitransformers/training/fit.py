@@ -15,7 +15,7 @@ from minitransformers.training.update import Learner
 
 @checked
 def fit(
-    params: trees.Tree,
+    params: object,
     task: Task,
     *,
     steps: Annotated[int, at_least(1)],
@@ -29,6 +29,8 @@ def fit(
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> trees.Tree:
     """Parameters after some steps of AdamW on the task's loss; params stay as they are.
+
+    params is any tree of arrays that the task knows: a model's, or what reparameterize takes in its place.
 
     rng draws the batches (default: seed 0). The rate climbs to peak during warmup (a part of the steps, from 0 to 1) and falls
     along a cosine to floor (a part of peak); clip limits the norm of the gradient; weight_decay is the optimiser's, on the
