@@ -7,10 +7,13 @@ the root of the width, as SmolLM2's do, and each model has a learning rate of it
 """
 
 # %%
+from functools import partial
+
 import numpy as np
 
 from minitransformers import LanguageModelConfig, init_language_model, trees
 from minitransformers.reporting import Section, counted_pairs, level, lines, mean_and_spread, processor_seconds, ticks_at
+from minitransformers.reporting.networks import hidden_for
 from minitransformers.training.fit import fit
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
@@ -37,9 +40,8 @@ def config_of(name, vocabulary, hidden):
 
 def sized(name, vocabulary):
     """The configuration whose feed-forward networks make it as large as the others, to within half a feature of each."""
-    configs = [config_of(name, vocabulary, hidden) for hidden in (1, 2)]
-    one, two = (trees.count_parameters(init_language_model(np.random.default_rng(0), config)) for config in configs)
-    return config_of(name, vocabulary, 1 + round((PARAMETERS - one) / (two - one)))
+    of_width = partial(config_of, name, vocabulary)
+    return of_width(hidden_for(PARAMETERS, lambda hidden: init_language_model(np.random.default_rng(0), of_width(hidden))))
 
 
 def trained(name, rng, *, text, rate, steps):

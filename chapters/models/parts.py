@@ -7,10 +7,13 @@ start at 0.1, and two of them at GPT-2's 0.02 as well: a gate multiplies two map
 """
 
 # %%
+from functools import partial
+
 import numpy as np
 
 from minitransformers import LanguageModelConfig, init_language_model, trees
 from minitransformers.reporting import Section, counted_pairs, mean_and_spread, processor_seconds
+from minitransformers.reporting.networks import hidden_for
 from minitransformers.training.fit import fit
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
@@ -43,9 +46,8 @@ def config_of(name, vocabulary, hidden):
 
 def sized(name, vocabulary):
     """The configuration whose feed-forward networks make up for what other parts have more or fewer."""
-    configs = [config_of(name, vocabulary, hidden) for hidden in (1, 2)]
-    one, two = (trees.count_parameters(init_language_model(np.random.default_rng(0), config)) for config in configs)
-    return config_of(name, vocabulary, 1 + round((PARAMETERS - one) / (two - one)))
+    of_width = partial(config_of, name, vocabulary)
+    return of_width(hidden_for(PARAMETERS, lambda hidden: init_language_model(np.random.default_rng(0), of_width(hidden))))
 
 
 def trained(name, rng, *, text, rate, steps):

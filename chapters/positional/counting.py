@@ -11,9 +11,9 @@ import functools
 import numpy as np
 
 from minitransformers import LanguageModelConfig, init_language_model, language_model
-from minitransformers.reporting import Section, level, lines, mean_and_spread, ticks_at
+from minitransformers.reporting import Section, level, lines, mean_and_spread, nats, ticks_at
 from minitransformers.training.fit import fit
-from minitransformers.training.task import IGNORED, Labelled, labelled_loss
+from minitransformers.training.task import IGNORED, Labelled
 
 section = Section(__file__, __doc__, kind="trained")
 TRAINED, LENGTHS, SYMBOLS, LAST = 32, (32, 64, 128, 256), 8, 16
@@ -53,8 +53,7 @@ def loss_at(params, scheme, length, rng):
     """Nats a token, over the last tokens of 128 new sequences."""
     inputs, targets = draw(rng, length=length, batch_size=128)
     targets[:, :-LAST] = IGNORED
-    (total, count), _ = labelled_loss(*model_at(scheme, length)[1](params, inputs), targets)
-    return float(total) / count
+    return nats(model_at(scheme, length)[1](params, inputs)[0], targets)
 
 
 @section.tuning

@@ -12,11 +12,11 @@ from functools import partial
 import numpy as np
 
 from minitransformers import LanguageModelConfig, init_language_model, language_model, trees
-from minitransformers.reporting import Section, level, lines, mean_and_spread, processor_seconds, ticks_at
+from minitransformers.reporting import Section, level, lines, mean_and_spread, nats, processor_seconds, ticks_at
 from minitransformers.training.fit import fit
 from minitransformers.training.memory import keep_freed_memory
 from minitransformers.training.synthetic import induction_heads
-from minitransformers.training.task import Labelled, accuracy, labelled_loss
+from minitransformers.training.task import Labelled, accuracy
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
@@ -58,8 +58,7 @@ def tuning(rng):
             own = np.random.default_rng(rng.integers(2**32))
             params = trained(name, own, rate=rate)
             ids, targets = draw(own, rows=256, questions=1)
-            (nats, count), _ = labelled_loss(*model(params, ids, name=name), targets)
-            yield name, rate, {"loss": float(nats) / count}
+            yield name, rate, {"loss": nats(model(params, ids, name=name)[0], targets)}
 
 
 @section.experiment

@@ -13,9 +13,10 @@ import numpy as np
 
 from minitransformers import LanguageModelConfig, init_language_model, language_model, trees
 from minitransformers.reporting import Section, bits_in_windows, counted_pairs, level, mean_and_spread, processor_seconds
+from minitransformers.reporting.networks import hidden_for
 from minitransformers.training.fit import fit
 from minitransformers.training.memory import keep_freed_memory
-from minitransformers.training.task import Labelled
+from minitransformers.training.task import Labelled, on_ids
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
@@ -44,8 +45,7 @@ def config_of(name, hidden):
 
 def fresh(name, rng):
     """The configuration whose feed-forward networks make up for what the mixer has fewer parameters than others, and parameters."""
-    one, two = (trees.count_parameters(init_language_model(rng, config_of(name, hidden))) for hidden in (1, 2))
-    config = config_of(name, 1 + round((PARAMETERS - one) / (two - one)))
+    config = config_of(name, hidden_for(PARAMETERS, lambda hidden: init_language_model(rng, config_of(name, hidden))))
     return config, init_language_model(rng, config, std=0.1)
 
 
@@ -53,7 +53,7 @@ def trained(name, rng, *, rate, steps):
     """The model as a function of ids, and how many parameters it has."""
     config, params = fresh(name, rng)
     model = partial(language_model, config=config)
-    task = Labelled(lambda params, ids: model(params, ids=ids), partial(corpus.batch, batch_size=8, context=CONTEXT))
+    task = Labelled(on_ids(model), partial(corpus.batch, batch_size=8, context=CONTEXT))
     params = fit(params, task, steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.1, floor=0.05)
     return partial(model, params), trees.count_parameters(params)
 
