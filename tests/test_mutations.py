@@ -188,7 +188,7 @@ class Judge:
     """check_gradients on every call of one concept. Central differences of a forward that is intact are made once."""
 
     def __init__(self, entry):
-        self.calls = calls(entry)
+        self.calls, self.gradient_of = calls(entry), entry.gradient_of
         self.slope, self.known = gradients._slope, {}
 
     def refuses(self, *, forward_intact):
@@ -196,7 +196,7 @@ class Judge:
             slope = partial(self.remembered, i) if forward_intact else self.slope
             with mock.patch.object(gradients, "_slope", slope), mock.patch.object(gradients, "_along_directions", at_a_glance):
                 try:
-                    report = checked(function, *call.args, second_opinion=False, **call.config)
+                    report = checked(function, *call.args, second_opinion=False, gradient_of=self.gradient_of, **call.config)
                 except NameError:                            # the mutation made no program: a mistake in mutations.py
                     raise
                 except Exception:

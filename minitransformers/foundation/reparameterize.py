@@ -45,7 +45,10 @@ def reparameterize(trained: trees.Tree, *shared: trees.Tree, base: trees.Tree, c
         elif change is None:
             raise InvalidArgument(f"trained{_dot(path)}: got {type(own).__name__}, wants an array, None, or a change that makes a leaf of it")
         else:
-            made, backwards[path] = change(own, *shared, base=leaf)
+            try:
+                made, backwards[path] = change(own, *shared, base=leaf)
+            except InvalidArgument as error:                 # which names the factor, and not whose it is
+                raise InvalidArgument(f"trained{_dot(path)}: {error}") from None
         if leaf is None or made.shape != leaf.shape or made.dtype != leaf.dtype:
             there = "nothing" if leaf is None else f"{leaf.dtype} of shape {leaf.shape}"
             raise InvalidArgument(f"trained{_dot(path)}: makes {made.dtype} of shape {made.shape}, wants {there}, as base has")

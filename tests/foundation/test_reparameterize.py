@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from minitransformers.foundation import check_gradients, reparameterize, trees
+from minitransformers.foundation import check_gradients, invalid, reparameterize, trees
 
 
 class Layer(NamedTuple):
@@ -130,3 +130,12 @@ def test_combine_refuses_two_leaves_in_one_place_and_other_structures(base):
         trees.combine(base, base)
     with pytest.raises(ValueError, match="differ in structure"):
         trees.combine(base, [None])
+
+
+def test_what_a_change_refuses_is_said_with_its_place(base):
+    def refusing(own, *, base):
+        raise invalid("rank", got=9, wants="1 to 3")
+
+    trained = [Layer(LowRank(np.ones((3, 9)), np.ones((9, 4))), None), *[None] * (len(base) - 1)]
+    with pytest.raises(ValueError, match=r"trained\.0\.weight: rank: got 9, wants 1 to 3"):
+        reparameterize(trained, base=base, change=refusing)
