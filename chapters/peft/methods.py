@@ -1,0 +1,249 @@
+"""How much of what all weights can learn do a few numbers learn?
+
+A model of 19,216 numbers knows a language of 16 symbols; the language shifts by changes of rank two. Each way of fine-tuning gets as many updates
+and a learning rate of its own, and is judged by the nats a symbol that it loses beside the new table: exact, 0 at best. Two trivial ways stand
+in the table as well: nothing, and the head alone.
+"""
+
+# %%
+from functools import partial
+
+import numpy as np
+
+from minitransformers.foundation import reparameterize, trees
+from minitransformers.peft.bitfit import bitfit
+from minitransformers.peft.bottleneck_adapter import init_bottleneck_adapter
+from minitransformers.peft.compacter_adapter import compacter_adapter, init_compacter_adapter
+from minitransformers.peft.dora import dora, init_dora
+from minitransformers.peft.ia3 import init_ia3, with_ia3
+from minitransformers.peft.lora import lora
+from minitransformers.peft.lora_linear import init_lora
+from minitransformers.peft.phm_linear import init_phm_rules
+from minitransformers.peft.prefix_attention import prefix_attention
+from minitransformers.peft.prefixes import init_prefixes, with_prefixes
+from minitransformers.peft.prompt_tuning import init_prompt_tuning, prompted
+from minitransformers.peft.targets import at_targets
+from minitransformers.reporting import Section, level, mean_and_spread
+from minitransformers.reporting import adaptation as at
+
+section = Section(__file__, __doc__, kind="trained")
+QUERIES, EVERYWHERE = ["query.weight", "value.weight"], ["attention.*.weight", "feed_forward.*.weight"]
+
+
+# %% Functions of weights: the model runs on a tree that is made of what is trained
+def of_weights(base, trained, change=None):
+    def run(trained, ids):
+        tree, back = reparameterize(trained, base=base, change=change)
+        logits, backward = at.reader(tree, ids)
+        return logits, lambda dlogits: back(backward(dlogits))
+
+    return trained, run
+
+
+def head_alone(rng, base):
+    return of_weights(base, trees.partition(base, lambda path, leaf: path.startswith("head."))[0])
+
+
+def biases(rng, base):
+    return of_weights(base, bitfit(base))
+
+
+def low_rank(rng, base, *, rank, patterns):
+    trained = at_targets(lambda weight: init_lora(rng, *weight.shape, rank=rank), base, patterns)
+    return of_weights(base, trained, partial(lora, scale=1.0))
+
+
+def lengths_apart(rng, base):
+    return of_weights(base, at_targets(lambda weight: init_dora(rng, weight, rank=4), base, EVERYWHERE), partial(dora, scale=1.0))
+
+
+def stretched(rng, base):
+    def run(trained, ids):
+        tree, back = with_ia3(trained, base=base)
+        logits, backward = at.reader(tree, ids)
+        return logits, lambda dlogits: back(backward(dlogits))
+
+    return init_ia3(base), run
+
+
+# %% Functions between functions: adapters stand in the slots of every block
+def bottlenecks(rng, base, *, width):
+    trained = [tuple(init_bottleneck_adapter(rng, at.WIDTH, d_bottleneck=width, std=0.1, residual_std=0.0) for _ in range(2)) for _ in base.blocks]
+    return trained, partial(at.reader_between, base)
+
+
+def compacter(rng, base):
+    def apply(params, x):
+        out, backward = compacter_adapter(*params, x)
+
+        def pair(dout):
+            dparams, drules, dx = backward(dout)
+            return (dparams, drules), dx
+
+        return out, pair
+
+    def run(trained, ids):
+        own, rules = trained
+        logits, backward = at.reader_between(base, [[(one, rules) for one in pair] for pair in own], ids, adapter=apply)
+
+        def shared(dlogits):                                 # one array of rules for all: its gradients add
+            found = backward(dlogits)
+            return [tuple(down for down, _ in pair) for pair in found], sum(drules for pair in found for _, drules in pair)
+
+        return logits, shared
+
+    own = [tuple(init_compacter_adapter(rng, at.WIDTH, d_bottleneck=8, n=4, rank=1) for _ in range(2)) for _ in base.blocks]
+    return (own, init_phm_rules(rng, 4)), run
+
+
+# %% Words and keys that nobody wrote
+def prefixes(rng, base):
+    trained = init_prefixes(rng, num_layers=at.LAYERS, num_kv_heads=at.HEADS, length=16, d_head=at.WIDTH // at.HEADS, std=0.5)
+
+    def run(trained, ids):
+        tree, back = with_prefixes(*trained, base=base)
+        logits, backward = at.reader(tree, ids, core=prefix_attention)
+        return logits, lambda dlogits: back(backward(dlogits))
+
+    return trained, run
+
+
+def prompt(rng, base):
+    return init_prompt_tuning(rng, 8, at.WIDTH), lambda prompt, ids: prompted(prompt, base=base, ids=ids, model=at.reader)
+
+
+# %%
+NONE, HEAD, ALL = "nothing", "head alone", "all weights"
+WAYS = {
+    HEAD: head_alone,
+    ALL: lambda rng, base: (base, at.reader),
+    "biases (BitFit)": biases,
+    "stretches ((IA)³)": stretched,
+    "LoRA 1": partial(low_rank, rank=1, patterns=EVERYWHERE),
+    "LoRA 2": partial(low_rank, rank=2, patterns=EVERYWHERE),
+    "LoRA 4": partial(low_rank, rank=4, patterns=EVERYWHERE),
+    "LoRA 8": partial(low_rank, rank=8, patterns=EVERYWHERE),
+    "LoRA 4, queries and values": partial(low_rank, rank=4, patterns=QUERIES),
+    "DoRA 4": lengths_apart,
+    "adapters of 2": partial(bottlenecks, width=2),
+    "adapters of 8": partial(bottlenecks, width=8),
+    "Compacter of 8": compacter,
+    "prefix of 16": prefixes,
+    "prompt of 8": prompt,
+}
+RATES = {ALL: (1e-3, 3e-3, 1e-2), "prefix of 16": (3e-2, 1e-1, 3e-1), "prompt of 8": (3e-2, 1e-1, 3e-1)}
+USUAL = (1e-2, 3e-2, 1e-1)
+
+
+def steps():
+    return 10 if section.quick else 150
+
+
+def lost(name, rng, language, peak):
+    trained, run = WAYS[name](rng, at.load_reader())
+    return at.left(at.fine_tuned(trained, run, language, rng, steps=steps(), peak=peak), run, language), trees.count_parameters(trained)
+
+
+@section.tuning
+def tuning(rng):
+    language = at.shifted(at.language(), rng)
+    for name in WAYS:
+        for rate in RATES.get(name, USUAL):
+            yield name, rate, {"loss": lost(name, np.random.default_rng(section.seed), language, rate)[0]}
+
+
+@section.experiment
+def experiment(rng):
+    language = at.shifted(at.language(), rng)
+    yield NONE, 0, {"excess": at.left(at.load_reader(), at.reader, language), "numbers": 0}
+    for name in WAYS:
+        excess, count = lost(name, rng, language, section.rates[name])
+        yield name, 0, {"excess": excess, "numbers": count}
+
+
+# %%
+def told(*names):
+    return lambda found: "; ".join(f"{name} {mean_and_spread(found['excess'][name][0], '.3f')}" for name in names)
+
+
+@section.report
+def report(found):
+    rows = [[name, f"{np.mean(found['numbers'][name][0]):,.0f}", mean_and_spread(of[0], ".3f")] for name, of in found["excess"].items()]
+    section.table("methods", ["what is trained", "numbers", "nats too many"], rows)
+    section.values("methods", {"steps": steps(), "none": np.mean(found["excess"][NONE][0]), "all": np.mean(found["excess"][ALL][0]),
+                               "head": np.mean(found["excess"][HEAD][0]), "lora": np.mean(found["excess"]["LoRA 4"][0])})  # fmt: skip
+
+
+@section.claim(
+    "LoRA's loss falls with its rank, and less with each doubling",
+    paper="Hu et al. 2021, arXiv:2106.09685, section 7.2: a very small rank suffices", measured=told("LoRA 1", "LoRA 2", "LoRA 4", "LoRA 8"),
+)
+def falls_with_the_rank(found):
+    """Each doubling of the rank lowers the loss, and by less than the one before."""
+    lost = [found["excess"][f"LoRA {rank}"][0] for rank in (1, 2, 4, 8)]
+    gains = -np.diff(lost)
+    return (gains > 0).all() and (np.diff(gains) < 0).all()
+
+
+@section.claim(
+    "LoRA of rank 4 on all matrices beats the head alone, and all weights beat LoRA",
+    paper="Hu et al. 2021, arXiv:2106.09685, table 2: LoRA is level with all weights", measured=told(HEAD, "LoRA 4", ALL),
+)
+def between_head_and_all(found):
+    """LoRA loses at most 0.8 of what the head alone loses, and all weights at most 0.9 of what LoRA loses."""
+    lost = {name: found["excess"][name][0] for name in (HEAD, "LoRA 4", ALL)}
+    return lost["LoRA 4"] <= 0.8 * lost[HEAD] and lost[ALL] <= 0.9 * lost["LoRA 4"]
+
+
+@section.claim(
+    "More matrices with a smaller rank beat fewer with a larger one",
+    paper="Hu et al. 2021, arXiv:2106.09685, section 7.1 and table 5", measured=told("LoRA 1", "LoRA 4, queries and values"),
+)
+def rather_everywhere(found):
+    """Rank 1 on all matrices (896 numbers) loses at most 0.9 of what rank 4 on queries and values loses (1,024)."""
+    return found["excess"]["LoRA 1"][0] <= 0.9 * found["excess"]["LoRA 4, queries and values"][0]
+
+
+@section.claim(
+    "Is DoRA better than LoRA of the same rank?",
+    paper="Liu et al. 2024, arXiv:2402.09353, table 1: consistently", measured=told("LoRA 4", "DoRA 4"),
+)
+def dora_is_better(found):
+    """DoRA loses at most 0.95 of what LoRA loses."""
+    return found["excess"]["DoRA 4"][0] <= 0.95 * found["excess"]["LoRA 4"][0]
+
+
+@section.claim(
+    "Does Compacter keep up with adapters of the same width, with a quarter of their numbers or less?",
+    paper="Karimi Mahabadi et al. 2021, arXiv:2106.04647, abstract: on par, with 0.047 % of the parameters",
+    measured=told("adapters of 8", "Compacter of 8"),
+)
+def compacter_keeps_up(found):
+    """At most a quarter of the numbers, and at most 1.25 times the loss."""
+    few = found["numbers"]["Compacter of 8"][0] <= found["numbers"]["adapters of 8"][0] / 4
+    return few and found["excess"]["Compacter of 8"][0] <= 1.25 * found["excess"]["adapters of 8"][0]
+
+
+@section.claim(
+    "A prefix and a prompt choose what a model knows; they do not teach it a new table",
+    paper="Petrov et al. 2023, arXiv:2310.19698: they cannot change what attention attends to, relatively",
+    measured=told(NONE, HEAD, "prefix of 16", "prompt of 8"),
+)
+def choose_rather_than_teach(found):
+    """Each of the two loses at least twice what the head alone loses, which trains about a quarter of a prefix's numbers."""
+    return min(found["excess"][name][0] for name in ("prefix of 16", "prompt of 8")) >= 2 * found["excess"][HEAD][0]
+
+
+# %%
+@section.figure("methods", size=(6.4, 4))
+def numbers_against_loss(axes, found):
+    for name in WAYS:
+        x, y = np.mean(found["numbers"][name][0]), np.mean(found["excess"][name][0])
+        axes.plot(x, y, "o")
+        axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axes.set(xscale="log", yscale="log", xlabel="numbers trained", ylabel="nats too many")
+    level(axes, float(np.mean(found["excess"][NONE][0])), "nothing trained")
+
+
+if __name__ == "__main__":
+    section.main()
