@@ -54,7 +54,7 @@ ARMS = {
     HEAD: (None, "float", None), FULL: (None, "float", None), LORA: (None, "float", lora), NF4: (in_four_bits, NF4, lora),
     HALF: (pruned_half, HALF, masked_lora), HALF_PLAIN: (pruned_half, HALF, lora), PAIRS: (two_of_four, PAIRS, masked_lora),
 }  # fmt: skip
-RATES = {FULL: (1e-3, 3e-3, 1e-2)}
+RATES = {FULL: (3e-4, 1e-3, 3e-3, 1e-2)}
 
 
 # %%
@@ -90,7 +90,7 @@ def lost(name, rng, language, peak):
 def tuning(rng):
     language = at.shifted(at.language(), rng)
     for name in ARMS:
-        for rate in RATES.get(name, (1e-2, 3e-2, 1e-1)):
+        for rate in RATES.get(name, (1e-2, 3e-2, 1e-1, 3e-1)):
             yield name, rate, {"loss": lost(name, np.random.default_rng(section.seed), language, rate)[0]}
 
 

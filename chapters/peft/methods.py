@@ -131,8 +131,8 @@ WAYS = {
     "prefix of 16": prefixes,
     "prompt of 8": prompt,
 }
-RATES = {ALL: (1e-3, 3e-3, 1e-2), "prefix of 16": (3e-2, 1e-1, 3e-1), "prompt of 8": (3e-2, 1e-1, 3e-1)}
-USUAL = (1e-2, 3e-2, 1e-1)
+RATES = {ALL: (3e-4, 1e-3, 3e-3, 1e-2), "prefix of 16": (1e-1, 3e-1, 1.0, 3.0), "prompt of 8": (3e-2, 1e-1, 3e-1, 1.0)}
+USUAL = (1e-2, 3e-2, 1e-1, 3e-1)
 
 
 def steps():

@@ -66,7 +66,7 @@ def lost(name, rng, language, peak):
 def tuning(rng):
     language = at.languages()[0]
     for name in WAYS:
-        for rate in (0.03, 0.1, 0.3):
+        for rate in (0.03, 0.1, 0.3, 1.0):
             yield name, rate, {"loss": np.mean([lost(name, np.random.default_rng([section.seed, i]), language, rate) for i in range(2)])}
 
 

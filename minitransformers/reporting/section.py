@@ -191,9 +191,9 @@ class Section:
             found = self._found(self._tuning, [self.seed + TUNING])["loss"]
             losses = {name: {f"{rate:g}": plain(float(loss[0]), name) for rate, loss in of.items()} for name, of in found.items()}
         self.rates = {name: float(min(of, key=lambda rate: of[rate])) for name, of in losses.items()}
-        rates = list(next(iter(losses.values())))
+        rates = sorted({rate for of in losses.values() for rate in of}, key=float)
         self.table(f"{self.name}_rates", ["loss at a learning rate of", *rates, "chosen"],
-                   [[name, *of.values(), f"{self.rates[name]:g}"] for name, of in losses.items()])  # fmt: skip
+                   [[name, *(of.get(rate) for rate in rates), f"{self.rates[name]:g}"] for name, of in losses.items()])  # fmt: skip
         return losses
 
     def _judged(self, claim: _Claim, found: Found, count: int) -> dict[str, Any]:
