@@ -165,6 +165,24 @@ def test_rates_are_tuned_once_recorded_and_tuned_anew_when_asked(chapter, start)
     assert results_of(chapter)["tables"]["learns_rates"]["rows"][0][-1] == "0.1"
 
 
+def test_each_contestant_may_be_tried_at_rates_of_its_own(tmp_path):
+    section = Section(tmp_path / "two.py", "Two.", kind="arithmetic")
+
+    @section.tuning
+    def tuning(rng):
+        for name, rates in (("slow", (0.1, 0.2)), ("fast", (0.2, 1.0))):
+            for rate in rates:
+                yield name, rate, {"loss": rate}
+
+    @section.experiment
+    def experiment(rng):
+        yield "slow", 0, {"rate": section.rates["slow"]}
+
+    table = section.measure(quick=True)["tables"]["two_rates"]
+    assert table["columns"][1:-1] == ["0.1", "0.2", "1"]
+    assert table["rows"] == [["slow", 0.1, 0.2, None, "0.1"], ["fast", None, 0.2, 1.0, "0.2"]]
+
+
 def test_one_section_renews_its_own_results_and_leaves_the_others(chapter, start):
     start(chapter)
     before = results_of(chapter)
