@@ -105,7 +105,13 @@ _ROUNDS = {  # of sparsemax, in either form
 
 _CORE_EXAMPLE = "return example(None, *arrays, window=1, global_positions=(4, 1), dilation=2, mask=rng.random((2, 1, 1, 8)) < 0.8)"
 
+_EVEN_STEPS = {  # of NF4's tables
+    "return np.where(2 * place < steps, first + step * place, last - step * (steps - place)).astype(np.float32) -> "
+    "return np.where(2 * place <= steps, first + step * place, last - step * (steps - place)).astype(np.float32)":
+        "in the middle both ends count to the same",
+}
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("quantize_nf4", "dequantize_nf4", "quantize_double_nf4", "dequantize_double_nf4"), _EVEN_STEPS),
     "repetition_penalty": {
         "return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits).astype(logits.dtype) -> "
         "return np.where(seen, np.where(logits >= 0, logits / penalty, logits * penalty), logits).astype(logits.dtype)":

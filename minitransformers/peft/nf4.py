@@ -79,9 +79,7 @@ def _even_steps(first: float, last: float, steps: int) -> Array:
 def _pairs(dtype: np.dtype) -> Array:
     """For each byte the two levels that it stands for, as one complex number: looked up at once."""
     levels, byte = nf4_levels().astype(dtype), np.arange(256)
-    pairs = np.stack([levels[byte >> 4], levels[byte & 15]], axis=-1).view(np.result_type(dtype, np.complex64))[:, 0]
-    pairs.setflags(write=False)
-    return pairs
+    return np.stack([levels[byte >> 4], levels[byte & 15]], axis=-1).view(np.result_type(dtype, np.complex64))[:, 0]
 
 
 @functools.cache
@@ -89,9 +87,7 @@ def _dynamic_levels() -> Array:
     """256 levels from -1 to 1: on each side 1, 2, 4 .. 64 in the decades up from 1e-6, the middles of even steps; and 0, and 1."""
     edges = [_even_steps(0.1, 1, 2**decade) for decade in range(7)]
     side = np.concatenate([10.0 ** (decade - 6) * ((edge[1:] + edge[:-1]) / 2) for decade, edge in enumerate(edges)])
-    levels = np.sort(np.concatenate([-side, np.array([0, 1], np.float32), side]))
-    levels.setflags(write=False)
-    return levels
+    return np.sort(np.concatenate([-side, np.array([0, 1], np.float32), side]))
 
 
 def _nearest(levels: Array, values: Array) -> Array:
