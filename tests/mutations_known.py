@@ -37,6 +37,10 @@ HARMLESS_BACKWARD: dict[str, dict[str, str]] = {
         "dx = (drows @ weight.T).reshape(x.shape) + drop_backward(dthin) -> dx = (dout @ weight.T).reshape(x.shape) + drop_backward(dthin)":
             "as in linear",
     },
+    "qlora_linear": {
+        "dx = (drows @ weight.T).reshape(x.shape) + drop_backward(dthin) -> dx = (dout @ weight.T).reshape(x.shape) + drop_backward(dthin)":
+            "as in linear",
+    },
     "selective_scan_blocks": {
         "blocks = _blocks(positions, batch * A.size, form=form, chunk=chunk) -> blocks = _blocks(positions, A.size, form=form, chunk=chunk)":
             "blocks of every length give the same",
