@@ -341,9 +341,12 @@ from minitransformers.peft.ia3 import Ia3 as Ia3
 from minitransformers.peft.ia3 import ia3 as ia3
 from minitransformers.peft.ia3 import init_ia3 as init_ia3
 from minitransformers.peft.ia3 import unmerge_ia3 as unmerge_ia3
+from minitransformers.peft.loftq import LoftqStart as LoftqStart
+from minitransformers.peft.loftq import loftq as loftq
 from minitransformers.peft.lora import lora as lora
 from minitransformers.peft.lora import merge_lora as merge_lora
 from minitransformers.peft.lora import unmerge_lora as unmerge_lora
+from minitransformers.peft.lora_importance import lora_importance as lora_importance
 from minitransformers.peft.lora_linear import Lora as Lora
 from minitransformers.peft.lora_linear import init_lora as init_lora
 from minitransformers.peft.lora_linear import lora_linear as lora_linear
@@ -351,6 +354,7 @@ from minitransformers.peft.low_rank_phm_linear import LowRankPhmLinear as LowRan
 from minitransformers.peft.low_rank_phm_linear import init_low_rank_phm_linear as init_low_rank_phm_linear
 from minitransformers.peft.low_rank_phm_linear import low_rank_phm_linear as low_rank_phm_linear
 from minitransformers.peft.low_rank_phm_linear import low_rank_phm_weight as low_rank_phm_weight
+from minitransformers.peft.masked_lora import masked_lora as masked_lora
 from minitransformers.peft.nf4 import DoubleNf4Weight as DoubleNf4Weight
 from minitransformers.peft.nf4 import Nf4Weight as Nf4Weight
 from minitransformers.peft.nf4 import dequantize_double_nf4 as dequantize_double_nf4
@@ -374,6 +378,8 @@ from minitransformers.peft.prefix_network import prefix_network as prefix_networ
 from minitransformers.peft.prompt_tuning import init_prompt_tuning as init_prompt_tuning
 from minitransformers.peft.prompt_tuning import prompt_tuning as prompt_tuning
 from minitransformers.peft.prompt_tuning import prompted_ids as prompted_ids
+from minitransformers.peft.qlora_linear import QuantizedLinear as QuantizedLinear
+from minitransformers.peft.qlora_linear import qlora_linear as qlora_linear
 from minitransformers.peft.vera import Vera as Vera
 from minitransformers.peft.vera import init_vera as init_vera
 from minitransformers.peft.vera import vera as vera

@@ -54,6 +54,7 @@ ARMS = {
     HEAD: (None, "float", None), FULL: (None, "float", None), LORA: (None, "float", lora), NF4: (in_four_bits, NF4, lora),
     HALF: (pruned_half, HALF, masked_lora), HALF_PLAIN: (pruned_half, HALF, lora), PAIRS: (two_of_four, PAIRS, masked_lora),
 }  # fmt: skip
+KEYS = {"head": HEAD, "all": FULL, "lora": LORA, "nf4": NF4, "half": HALF, "dense": HALF_PLAIN, "pairs": PAIRS}
 RATES = {FULL: (3e-4, 1e-3, 3e-3, 1e-2)}
 
 
@@ -123,7 +124,8 @@ def report(found):
         old = mean_and_spread(found["old"][name][0], ".3f")
         rows.append([name, f"{trained:,.0f}", f"{stored:,.0f}", f"{with_adam:,.0f}", old, mean_and_spread(of[0], ".3f")])
     section.table("bytes", ["base and what is trained", "numbers", "bytes stored", "with Adam's moments", "old table, nats too many", "new table"], rows)
-    section.values("bytes", {"full": bytes_of(LORA, 3584)[0], "nf4": bytes_of(NF4, 3584)[0]})
+    section.values("bytes.stored", {key: bytes_of(name, np.mean(found["numbers"][name][0]))[0] for key, name in KEYS.items()})
+    section.values("bytes.lost", {key: np.mean(found["excess"][name][0]) for key, name in KEYS.items()})
 
 
 def told(*names):

@@ -131,6 +131,11 @@ WAYS = {
     "prefix of 16": prefixes,
     "prompt of 8": prompt,
 }
+KEYS = {
+    "none": NONE, "head": HEAD, "all": ALL, "biases": "biases (BitFit)", "stretches": "stretches ((IA)³)", "lora_1": "LoRA 1", "lora_4": "LoRA 4",
+    "lora_few": "LoRA 4, queries and values", "dora": "DoRA 4", "adapters": "adapters of 8", "compacter": "Compacter of 8", "prefix": "prefix of 16",
+    "prompt": "prompt of 8",
+}  # fmt: skip
 RATES = {ALL: (3e-4, 1e-3, 3e-3, 1e-2), "prefix of 16": (1e-1, 3e-1, 1.0, 3.0), "prompt of 8": (3e-2, 1e-1, 3e-1, 1.0)}
 USUAL = (1e-2, 3e-2, 1e-1, 3e-1)
 
@@ -170,8 +175,8 @@ def told(*names):
 def report(found):
     rows = [[name, f"{np.mean(found['numbers'][name][0]):,.0f}", mean_and_spread(of[0], ".3f")] for name, of in found["excess"].items()]
     section.table("methods", ["what is trained", "numbers", "nats too many"], rows)
-    section.values("methods", {"steps": steps(), "none": np.mean(found["excess"][NONE][0]), "all": np.mean(found["excess"][ALL][0]),
-                               "head": np.mean(found["excess"][HEAD][0]), "lora": np.mean(found["excess"]["LoRA 4"][0])})  # fmt: skip
+    section.value("methods.steps", steps())
+    section.values("methods.lost", {key: np.mean(found["excess"][name][0]) for key, name in KEYS.items()})
 
 
 @section.claim(

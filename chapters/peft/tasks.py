@@ -131,7 +131,7 @@ def tuning(rng):
     four, fifth = languages(rng, OWN[0])
     networks = {}
     for name in WAYS:
-        for rate in (1e-3, 3e-3, 1e-2, 3e-2):
+        for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1):
             networks[rate] = learn(name, np.random.default_rng(section.seed), four, base, rate)
             yield name, rate, {"loss": lost(networks[rate], name, four, base)}
     for rate in (1e-2, 3e-2, 1e-1, 3e-1):
