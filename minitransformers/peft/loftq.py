@@ -60,7 +60,7 @@ def loftq(
             raise invalid("dequantize", got=f"{restored.dtype} of shape {restored.shape}", wants=f"{weight.dtype} of shape {weight.shape}, as weight is")
         lost = weight - restored                             # (2)
         U, sigma, V = np.linalg.svd(lost, full_matrices=False)  # V has the vectors as rows  (3)
-        signs = np.where(U.max(axis=0) >= -U.min(axis=0), 1, -1).astype(weight.dtype)
+        signs = np.sign(np.take_along_axis(U, np.abs(U).argmax(axis=0)[None], axis=0)[0])
         root = signs * np.sqrt(sigma / scale)
         params = Lora(U[:, :rank] * root[:rank], root[:rank, None] * V[:rank])  # (4)
         product = (scale * params.down) @ params.up
