@@ -13,9 +13,10 @@ from functools import partial
 import numpy as np
 
 from minitransformers import LanguageModelConfig, catalogue, init_language_model, language_model, trees
-from minitransformers.reporting import Section, bits_in_windows, counted_pairs
+from minitransformers.reporting import Section, apart, bits_in_windows, counted_pairs, dots
+from minitransformers.reporting.networks import hidden_for
 from minitransformers.training.fit import fit
-from minitransformers.training.task import Labelled
+from minitransformers.training.task import Labelled, on_ids
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
@@ -32,6 +33,7 @@ OPTIONS = {                                                  # of mixers whose d
 MIXERS = {name: (name, OPTIONS.get(name, {})) for name in catalogue.concepts(role="mixer")}
 MIXERS[DELETED] = ("sliding_window_attention", {"window": 1})
 corpus = Corpus.load(context=LENGTH)
+within = Corpus.from_text(corpus.train_text, context=LENGTH)  # rates are chosen without the validation part
 
 
 # %%
@@ -45,40 +47,35 @@ def position(mixer):
     return "learned" if mixer == "reformer_attention" else "none"
 
 
-def config_of(name, hidden):
+def config_of(name, hidden, *, vocabulary):
     mixer, options = MIXERS[name]
     return LanguageModelConfig(
-        corpus.vocabulary.size, context=LENGTH, d_model=WIDTH, num_layers=2, num_heads=4, mixer=mixer, position=position(mixer),
+        vocabulary, context=LENGTH, d_model=WIDTH, num_layers=2, num_heads=4, mixer=mixer, position=position(mixer),
         options={"mixer": options, "channel": {"d_hidden": hidden}},
     )  # fmt: skip
 
 
-def fresh(name, rng):
-    """The configuration whose feed-forward networks make up for what the mixer has fewer parameters than others, and parameters."""
-    one, two = (trees.count_parameters(init_language_model(rng, config_of(name, hidden))) for hidden in (1, 2))
-    config = config_of(name, 1 + round((PARAMETERS - one) / (two - one)))
-    return config, init_language_model(rng, config, std=0.1)
+def trained(name, rng, *, text, rate, steps=STEPS):
+    """Bits a character on the validation part of a text, and how many parameters the model has.
 
-
-def trained(name, rng, *, rate):
-    """The model as a function of ids, and how many parameters it has."""
-    config, params = fresh(name, rng)
-    model = partial(language_model, config=config)
-    task = Labelled(lambda params, ids: model(params, ids=ids), partial(corpus.batch, batch_size=8, context=LENGTH))
-    params = fit(params, task, steps=3 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.1, floor=0.05)
-    return partial(model, params), trees.count_parameters(params)
-
-
-def bits_of(model):
-    return bits_in_windows(model, corpus.validation[:513] if section.quick else corpus.validation, LENGTH)
+    Its feed-forward networks make up for what the mixer has fewer parameters than others.
+    """
+    of_width = partial(config_of, name, vocabulary=text.vocabulary.size)
+    config = of_width(hidden_for(PARAMETERS, lambda hidden: init_language_model(rng, of_width(hidden))))
+    model, params = partial(language_model, config=config), init_language_model(rng, config, std=0.1)
+    task = Labelled(on_ids(model), partial(text.batch, batch_size=8, context=LENGTH))
+    params = fit(params, task, steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.1, floor=0.05)
+    judged = text.validation[:513] if section.quick else text.validation
+    return bits_in_windows(partial(model, params), judged, LENGTH), trees.count_parameters(params)
 
 
 @section.tuning
 def tuning(rng):
     hold_blas()
     for name in MIXERS:
-        for rate in (6e-3,) if section.quick else (6e-3, 1.2e-2, 2.4e-2):
-            yield name, rate, {"loss": bits_of(trained(name, np.random.default_rng(rng.integers(2**32)), rate=rate)[0])}
+        for rate in (6e-3,) if section.quick else (3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2):
+            bits, _ = trained(name, np.random.default_rng(rng.integers(2**32)), text=within, rate=rate, steps=STEPS // 2)
+            yield name, rate, {"loss": bits}
 
 
 @section.experiment
@@ -86,8 +83,8 @@ def experiment(rng):
     hold_blas()
     yield PAIRS, "all", {"bits": counted_pairs(corpus), "parameters": corpus.vocabulary.size**2}
     for name in MIXERS:
-        model, parameters = trained(name, rng, rate=section.rates[name])
-        yield name, "all", {"bits": bits_of(model), "parameters": parameters}
+        bits, parameters = trained(name, rng, text=corpus, rate=section.rates[name])
+        yield name, "all", {"bits": bits, "parameters": parameters}
 
 
 # %%
@@ -130,18 +127,15 @@ def report(found):
         numbers, parameters = np.atleast_1d(of(found, name)), int(np.mean(found["parameters"][name]["all"]))
         rows.append([name.replace("_", " "), where.get(name, ""), section.rates.get(name, ""), parameters, float(numbers.mean()), float(numbers.std())])
     section.table("mixers", ["mixer", "positions", "rate", "parameters", "bits a character", "± over seeds"], rows)
-    sizes = [np.mean(found["parameters"][name]["all"]) for name in MIXERS]
-    section.values("mixers", {"steps": STEPS, "length": LENGTH, "apart": 100 * (max(sizes) / min(sizes) - 1), "softmax": np.mean(of(found, SOFTMAX))})
+    spread = apart(np.mean(found["parameters"][name]["all"]) for name in MIXERS)
+    section.values("mixers", {"steps": STEPS, "length": LENGTH, "apart": spread, "softmax": np.mean(of(found, SOFTMAX))})
 
 
 @section.figure("mixers", size=(6, 5))
 def picture(ax, found):
-    ranked = sorted(MIXERS, key=lambda name: -np.mean(of(found, name)))
-    for row, name in enumerate(ranked):
-        ax.plot(np.atleast_1d(of(found, name)), [row] * np.size(of(found, name)), "o", markersize=4.5, alpha=0.8)
-    ax.axvline(np.mean(of(found, PAIRS)), linestyle=":", color="#808080")
-    ax.set(yticks=range(len(ranked)), xlabel="bits a character, one point a seed; dotted: counted pairs")
-    ax.set_yticklabels([name.replace("_", " ") for name in ranked])
+    ranked = sorted(MIXERS, key=lambda name: np.mean(of(found, name)))
+    rows = {name.replace("_", " "): of(found, name) for name in ranked}
+    dots(ax, rows, at=np.mean(of(found, PAIRS)), xlabel="bits a character, one point a seed; dotted: counted pairs")
 
 
 if __name__ == "__main__":
