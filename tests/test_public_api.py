@@ -209,14 +209,20 @@ class TestAnnotations:
         example = entry.example(np.random.default_rng(0))
         out, _ = entry.function(*example.args, **example.config)
         assert backward_type == Backward
-        if typing.get_origin(out_type) is tuple:
-            assert len(out) == len(typing.get_args(out_type))
-            for part, part_type in zip(out, typing.get_args(out_type), strict=True):
-                assert isinstance(part, typing.get_origin(part_type) or part_type)
-        elif hasattr(out_type, "_fields"):
-            assert isinstance(out, out_type)
-        elif out_type is not typing.Any:
-            assert isinstance(out, np.floating if out_type is np.floating else np.ndarray)
+        self.assert_is(out, out_type)
+
+    def assert_is(self, out, hint):
+        if typing.get_origin(hint) is tuple:
+            parts = typing.get_args(hint)
+            if parts[-1] is Ellipsis:
+                parts = parts[:1] * len(out)
+            assert type(out) is tuple and len(out) == len(parts)
+            for part, part_hint in zip(out, parts, strict=True):
+                self.assert_is(part, part_hint)
+        elif isinstance(hint, type) and (hasattr(hint, "_fields") or hint is np.floating):
+            assert isinstance(out, hint)
+        elif hint is not typing.Any:
+            assert isinstance(out, np.ndarray if not isinstance(hint, type) or hasattr(hint, "dim_str") else hint)
 
     def test_the_package_is_marked_as_typed(self):
         assert (names.PACKAGE / "py.typed").is_file()
