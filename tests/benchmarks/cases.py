@@ -1081,3 +1081,40 @@ CASES |= {
         "theirs": product_with_rows,
     },
 }
+
+
+def _one_map() -> tuple[Any, ...]:
+    """2,048 rows, a gradient of theirs, and a map of 768 by 768."""
+    from minitransformers.basics.linear import Linear
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rng = np.random.default_rng(0)
+    x, dout = rng.standard_normal((2, 2048, 768), np.float32)
+    return x, dout, Linear(rng.standard_normal((768, 768), np.float32), None)
+
+
+def our_lora_linear() -> Callable[[], Any]:
+    """LoRA of rank 8, forward and backward."""
+    from minitransformers.peft.lora_linear import Lora, lora_linear
+
+    x, dout, base = _one_map()
+    rng = np.random.default_rng(1)
+    params = Lora(rng.standard_normal((768, 8), np.float32), rng.standard_normal((8, 768), np.float32))
+    return lambda: lora_linear(params, x, base=base, scale=2.0)[1](dout)
+
+
+def frozen_linear() -> Callable[[], Any]:
+    """The frozen map alone: its output, and the gradient of its input."""
+    x, dout, base = _one_map()
+    return lambda: (x @ base.weight, dout @ base.weight.T)
+
+
+CASES |= {
+    "lora_linear": {
+        "what": "LoRA of rank 8 beside a map of 768 by 768, 2,048 rows, forward and backward, one thread, against the frozen map alone",
+        "threads": 1,
+        "ours": our_lora_linear,
+        "theirs": frozen_linear,
+    },
+}
