@@ -132,7 +132,10 @@ def dequantize_nf4(weight: Nf4Weight) -> Float[Array, "... d_out"]:
     Raises ValueError where the codes are no bytes, or the scales do not share them evenly.
     """
     codes, scales = weight
-    _check_bytes(codes, len(scales))
+    if codes.dtype != np.uint8:
+        raise invalid("weight.codes", got=codes.dtype, wants="uint8, two codes a byte")
+    if codes.size % len(scales):
+        raise invalid("weight.scales", got=f"{len(scales)} of them", wants=f"a number that shares the {codes.size} bytes of codes evenly")
     rows = np.ascontiguousarray(codes).reshape(len(scales), -1)
     values = _pairs(scales.dtype)[rows].view(scales.dtype)   # (blocks, block)
     values *= scales[:, None]                                # (6)
@@ -176,14 +179,5 @@ def dequantize_double_nf4(weight: DoubleNf4Weight, *, group: Annotated[int, at_l
         raise invalid("weight.scale_codes", got=scale_codes.dtype, wants="uint8")
     if len(tops) != -(-len(scale_codes) // group):
         raise invalid("group", got=f"{group}, for {len(scale_codes)} scales in {len(tops)} groups", wants="the size of the groups that weight was quantised with")
-    _check_bytes(codes, len(scale_codes))
     scales = _dynamic_levels().astype(tops.dtype)[scale_codes] * np.repeat(tops, group)[: len(scale_codes)] + mean  # (10)
     return dequantize_nf4(Nf4Weight(codes, scales))
-
-
-def _check_bytes(codes: Array, blocks: int) -> None:
-    """Raise ValueError where codes are no bytes, or no such number of blocks."""
-    if codes.dtype != np.uint8:
-        raise invalid("weight.codes", got=codes.dtype, wants="uint8, two codes a byte")
-    if codes.size % blocks:
-        raise invalid("weight.scales", got=f"{blocks} of them", wants=f"a number that shares the {codes.size} bytes of codes evenly")

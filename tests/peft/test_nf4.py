@@ -228,6 +228,10 @@ def test_bad_weights_are_refused():
     double = DoubleNf4Weight(np.ones((2, 2), np.uint8), np.ones(2, np.uint8), np.ones(1), np.ones(()))
     with pytest.raises(ValueError, match="group: got 1, for 2 scales in 1 groups"):
         dequantize_double_nf4(double, group=1)
+    with pytest.raises(ValueError, match=r"weight\.codes: got int64, wants uint8"):
+        dequantize_double_nf4(double._replace(codes=np.ones((2, 2), int)))
+    with pytest.raises(ValueError, match=r"weight\.scales: got 2 of them"):
+        dequantize_double_nf4(double._replace(codes=np.ones((3, 1), np.uint8)))
 
 
 def test_nothing_that_is_kept_can_be_written_to():
