@@ -23,7 +23,7 @@ from minitransformers.peft.prefix_attention import prefix_attention
 from minitransformers.peft.prefixes import init_prefixes, with_prefixes
 from minitransformers.peft.prompt_tuning import init_prompt_tuning, prompted
 from minitransformers.peft.targets import at_targets
-from minitransformers.reporting import Section, level, mean_and_spread
+from minitransformers.reporting import Section, dots, mean_and_spread
 from minitransformers.reporting import adaptation as at
 
 section = Section(__file__, __doc__, kind="trained")
@@ -241,13 +241,12 @@ def choose_rather_than_teach(found):
 
 # %%
 @section.figure("methods", size=(6.4, 4))
-def numbers_against_loss(axes, found):
-    for name in WAYS:
-        x, y = np.mean(found["numbers"][name][0]), np.mean(found["excess"][name][0])
-        axes.plot(x, y, "o")
-        axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
-    axes.set(xscale="log", yscale="log", xlabel="numbers trained", ylabel="nats too many")
-    level(axes, float(np.mean(found["excess"][NONE][0])), "nothing trained")
+def numbers_and_loss(axes, found):
+    order = sorted(WAYS, key=lambda name: np.mean(found["excess"][name][0]))
+    rows = {f"{name}: {np.mean(found['numbers'][name][0]):,.0f}": found["excess"][name][0] for name in order}
+    dots(axes, rows, at=float(np.mean(found["excess"][NONE][0])), xlabel="nats too many, one point a shift")
+    axes.set_xscale("log")
+
 
 
 if __name__ == "__main__":
