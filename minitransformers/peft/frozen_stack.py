@@ -16,6 +16,7 @@ backward goes down; here it is gradients, not activations. a is the change of th
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -66,6 +67,7 @@ def frozen_stack(
 
 def _example(rng: np.random.Generator):
     base = [init_linear(rng, 4, 4, std=0.5, bias=True, dtype=np.float64) for _ in range(2)]
-    trained = [Linear(Lora(rng.normal(size=(4, 2)), rng.normal(size=(2, 4))), bias) for bias in (None, rng.normal(size=4))]
+    factors: Any = [Lora(rng.normal(size=(4, 2)), rng.normal(size=(2, 4))) for _ in base]
+    trained = [Linear(own, bias) for own, bias in zip(factors, (None, rng.normal(size=4)), strict=True)]
     adapt = partial(reparameterize, change=partial(lora, scale=0.5))
     return example(trained, rng.normal(size=(2, 3, 4)), base=base, block=partial(residual, part=linear), adapt=adapt)
