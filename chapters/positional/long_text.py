@@ -23,32 +23,33 @@ CHANGES = {
     DELETED: {"position": "none", "mixer": "sliding_window_attention", "options": {"mixer": {"window": 1}}},  # sees itself alone
 }
 corpus = Corpus.load(context=TRAINED)
+within = Corpus.from_text(corpus.train_text, context=TRAINED)   # rates are chosen on the last part of what is learned from
 
 
 # %%
-def configuration(scheme, context):
+def configuration(scheme, context, text=corpus):
     changes = {"position": scheme, **CHANGES.get(scheme, {})}
-    return LanguageModelConfig(corpus.vocabulary.size, context=context, d_model=48, num_layers=2, num_heads=4, tied=False, **changes)
+    return LanguageModelConfig(text.vocabulary.size, context=context, d_model=48, num_layers=2, num_heads=4, tied=False, **changes)
 
 
-def trained(scheme, rng, *, rate, steps):
-    config = configuration(scheme, TRAINED)
-    params, task = init_language_model(rng, config, std=0.1), workbench_task(corpus, config, batch_size=4)
+def trained(scheme, rng, *, rate, steps, text=corpus):
+    config = configuration(scheme, TRAINED, text)
+    params, task = init_language_model(rng, config, std=0.1), workbench_task(text, config, batch_size=4)
     return fit(params, task, steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.05, floor=0.1)
 
 
-def bits_at(params, scheme, length):
+def bits_at(params, scheme, length, text=corpus):
     """Bits a character of the whole validation text, cut into windows of this length."""
-    model = partial(language_model, params, config=configuration(scheme, length))
-    return reporting.bits_in_windows(model, corpus.validation[:2049] if section.quick else corpus.validation, length)
+    model = partial(language_model, params, config=configuration(scheme, length, text))
+    return reporting.bits_in_windows(model, text.validation[:2049] if section.quick else text.validation, length)
 
 
 @section.tuning
 def tuning(rng):
     for scheme in SCHEMES:
         for rate in (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2):
-            params = trained(scheme, np.random.default_rng(rng.integers(2**32)), rate=rate, steps=STEPS // 2)
-            yield scheme, rate, {"loss": bits_at(params, scheme, TRAINED)}
+            params = trained(scheme, np.random.default_rng(rng.integers(2**32)), rate=rate, steps=STEPS // 2, text=within)
+            yield scheme, rate, {"loss": bits_at(params, scheme, TRAINED, within)}
 
 
 @section.experiment
