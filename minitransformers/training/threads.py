@@ -62,3 +62,7 @@ def _blas() -> Any:
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="minitransformers")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)    # a copy of this process has the pool's queue, and none of its threads
