@@ -129,6 +129,6 @@ def unmerge_ia3(tree: Any, trained: object) -> Any:
     Raises ValueError, naming the place, for a scale of 0, which has left nothing to divide, or one that is not finite.
     """
     for path, scale in trees.leaves(trained):
-        if not (np.isfinite(scale).all() and scale.all()):
-            raise invalid(f"trained.{path}", got="a scale of 0 or one that is not finite", wants="numbers that can be divided by")
+        if not (scale.dtype.kind == "f" and np.isfinite(scale).all() and scale.all()):
+            raise invalid(f"trained.{path}", got="a scale of 0, or one that is no finite number", wants="numbers that can be divided by")
     return with_ia3(trees.map(np.reciprocal, trained), base=tree)[0]

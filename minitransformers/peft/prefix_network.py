@@ -66,9 +66,7 @@ def prefix_network(
     Returns (keys, values), both (num_layers, num_kv_heads, prefix, d_head), and backward: (dkeys, dvalues) -> PrefixNetwork.
     Raises ValueError where the network's rows are not 2 num_layers num_kv_heads d_head wide.
     """
-    width, shared = params.output.weight.shape[1], 2 * num_layers * num_kv_heads
-    if width % shared:
-        raise invalid("params.output", got=f"{width} features", wants=f"a multiple of 2 num_layers num_kv_heads = {shared}")
+    _check_width(params.output, 2 * num_layers * num_kv_heads)
     z, hidden_backward = linear(params.hidden, params.embedding)  # (1)
     hidden = np.tanh(z)                                      # (2)
     rows, output_backward = linear(params.output, hidden)    # (prefix, 2 layers heads d_head)  (3)
@@ -85,6 +83,12 @@ def prefix_network(
         return PrefixNetwork(dembedding, din, doutput)
 
     return (keys, values), backward
+
+
+def _check_width(output: Linear, shared: int) -> None:
+    if output.weight.shape[1] % shared:
+        wants = f"a multiple of 2 num_layers num_kv_heads = {shared}"
+        raise invalid("params.output", got=f"{output.weight.shape[1]} features", wants=wants)
 
 
 def _example(rng: np.random.Generator):
