@@ -130,5 +130,5 @@ def unmerge_ia3(tree: Any, trained: object) -> Any:
     """
     for path, scale in trees.leaves(trained):
         if not (scale.dtype.kind == "f" and np.isfinite(scale).all() and scale.all()):
-            raise invalid(f"trained.{path}", got="a scale of 0, or one that is no finite number", wants="numbers that can be divided by")
+            raise invalid(f"trained.{path}", got="a scale of 0 or one that is not finite", wants="numbers that can be divided by")
     return with_ia3(trees.map(np.reciprocal, trained), base=tree)[0]
