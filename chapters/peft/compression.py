@@ -166,7 +166,7 @@ def bytes_against_loss(axes, found):
     for name in ARMS:
         x, y = bytes_of(name, float(np.mean(found["numbers"][name][0])))[0], found["excess"][name][0]
         axes.plot([x] * np.size(y), np.atleast_1d(y), "o", label=name)
-    axes.set(yscale="log", xlabel="bytes stored", ylabel="nats too many")
+    axes.set(xlabel="bytes stored", ylabel="nats too many")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 

@@ -23,7 +23,7 @@ from minitransformers.peft.prefix_attention import prefix_attention
 from minitransformers.peft.prefixes import init_prefixes, with_prefixes
 from minitransformers.peft.prompt_tuning import init_prompt_tuning, prompted
 from minitransformers.peft.targets import at_targets
-from minitransformers.reporting import Section, dots, mean_and_spread
+from minitransformers.reporting import Section, dots, mean_and_spread, ticks_at
 from minitransformers.reporting import adaptation as at
 
 section = Section(__file__, __doc__, kind="trained")
@@ -246,6 +246,7 @@ def numbers_and_loss(axes, found):
     rows = {f"{name}: {np.mean(found['numbers'][name][0]):,.0f}": found["excess"][name][0] for name in order}
     dots(axes, rows, at=float(np.mean(found["excess"][NONE][0])), xlabel="nats too many, one point a shift")
     axes.set_xscale("log")
+    ticks_at(axes, [0.03, 0.1, 0.3])
 
 
 
