@@ -12,6 +12,7 @@ Floating arrays are float32 or float64, and all those of a call have one dtype.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ class Call:
     dtype_from: str = ""
 
 
-def check_array(value: Any, path: str, scope: Scope, call: Call, *, kinds: str | None, dims: list[str]) -> None:
+def check_array(value: Any, path: str, scope: Scope, call: Call, *, kinds: str | None, dims: tuple[str, ...]) -> None:
     """Raise InvalidArgument, naming the path, unless the value is an array of that kind and of the shape that dims ask for."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         word = _KIND_WORDS.get(kinds or "", "")
@@ -69,31 +70,37 @@ def same_dtype(dtype: np.dtype, path: str, call: Call) -> None:
         raise InvalidArgument(f"{path}: got {dtype}, wants {call.dtype}, as {call.dtype_from} is")
 
 
-def _fit(shape: tuple[int, ...], dims: list[str], path: str, scope: Scope) -> str | None:
+@functools.cache
+def _parsed(dims: tuple[str, ...]) -> tuple[int | None, list[tuple[str, str, bool]]]:
+    """Where any number of axes may stand, if anywhere; and of each token its marks, its name, and whether that is one."""
+    variadic = next((i for i, token in enumerate(dims) if token == "..." or token.startswith("*")), None)
+    names = [(token, token.lstrip("*#")) for token in dims]
+    return variadic, [(token[: len(token) - len(name)], name, name.isidentifier() and name != "_") for token, name in names]
+
+
+def _fit(shape: tuple[int, ...], dims: tuple[str, ...], path: str, scope: Scope) -> str | None:
     """None where the shape fits and its new names are bound; otherwise what to add to the message."""
-    variadic = [i for i, token in enumerate(dims) if token == "..." or token.startswith("*")]
-    if len(shape) < len(dims) - len(variadic) or (not variadic and len(shape) != len(dims)):
+    variadic, tokens = _parsed(dims)
+    if len(shape) < len(dims) - (variadic is not None) or (variadic is None and len(shape) != len(dims)):
         return ""
-    extra = len(shape) - len(dims) + 1
-    sizes: list[Any] = list(shape)
-    if variadic:
-        first = variadic[0]
-        sizes = [*shape[:first], shape[first : first + extra], *shape[first + extra :]]
-    for token, size in zip(dims, sizes, strict=True):
-        if token in ("...", "_"):
+    sizes: Any = shape
+    if variadic is not None:
+        extra = len(shape) - len(dims) + 1
+        sizes = [*shape[:variadic], shape[variadic : variadic + extra], *shape[variadic + extra :]]
+    for (marks, name, is_name), size in zip(tokens, sizes, strict=True):
+        if name in ("...", "_"):
             continue
-        name = token.lstrip("*#")
-        if name not in scope.sizes and name.isidentifier():
-            if not (token.startswith("#") and size == 1):
+        if is_name and name not in scope.sizes:
+            if not (marks == "#" and size == 1):
                 scope.sizes[name], scope.places[name] = size, path
             continue
-        wanted: Any = scope.sizes[name] if name.isidentifier() else _evaluate(name, scope.sizes)
-        if token.startswith("*#"):
+        wanted: Any = scope.sizes[name] if is_name else _evaluate(name, scope.sizes)
+        if marks == "*#":
             try:
                 scope.sizes[name] = np.broadcast_shapes(wanted, size)
             except ValueError:
                 return f" with {name} = {wanted} as in {scope.places[name]}, or axes that broadcast with it"
-        elif size != wanted and not (token.startswith("#") and size == 1) and wanted is not None:
+        elif size != wanted and not (marks == "#" and size == 1) and wanted is not None:
             place = f" as in {scope.places[name]}" if name in scope.places else ""
             return f" with {name} = {wanted}{place}" if not name.isdigit() else ""
     return None

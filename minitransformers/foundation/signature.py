@@ -150,7 +150,7 @@ def _compile(hint: Any) -> Check | None:
     if origin is typing.Annotated:                           # first: it lends its base's attributes
         return _compile_annotated(arguments[0], arguments[1:])
     if hasattr(hint, "dim_str") and hasattr(hint, "dtypes"):
-        return _array(KINDS.get(hint.__name__.split("[")[0]), hint.dim_str.split())
+        return _array(KINDS.get(hint.__name__.split("[")[0]), tuple(hint.dim_str.split()))
     if origin in (typing.Union, types.UnionType):
         return _compile_union(arguments)
     if origin is list:
@@ -194,7 +194,7 @@ def _compile_union(arguments: tuple) -> Check | None:
     return None
 
 
-def _array(kinds: str | None, dims: list[str]) -> Check:
+def _array(kinds: str | None, dims: tuple[str, ...]) -> Check:
     def check(value: Any, path: str, scope: Scope, call: Call) -> Any:
         check_array(value, path, scope, call, kinds=kinds, dims=dims)
         return value

@@ -40,13 +40,19 @@ def like(node: Tree, children: list[Tree]) -> Tree:
 
 
 def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield ``(path, leaf)`` from left to right."""
-    inner = children(tree)
-    if inner is None:
-        yield path, tree
-    else:
-        for name, child in inner:
-            yield from leaves(child, f"{path}.{name}" if path else name)
+    """``(path, leaf)`` from left to right."""
+    found: list[tuple[str, Any]] = []
+
+    def look(node: Tree, place: str) -> None:                # into one list: a generator for each level would hand every leaf up
+        inner = children(node)
+        if inner is None:
+            found.append((place, node))
+        else:
+            for name, child in inner:
+                look(child, f"{place}.{name}" if place else name)
+
+    look(tree, path)
+    return iter(found)
 
 
 def map(function: Callable, tree: Tree, *others: Tree, path: str = "") -> Tree:
