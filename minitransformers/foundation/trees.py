@@ -17,17 +17,22 @@ import numpy as np
 Tree = Any
 
 
-def children(tree: Tree) -> list[tuple[str, Tree]] | None:
-    """The named children of an inner node, none for None, or None where the tree is a leaf."""
+def parts(tree: Tree) -> tuple | list | None:
+    """The children of an inner node, none for None, or None where the tree is a leaf."""
     if isinstance(tree, np.ndarray):
         return None
     if tree is None:
-        return []
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return list(zip(tree._fields, tree, strict=True))
-    if isinstance(tree, (list, tuple)):
-        return [(str(i), child) for i, child in enumerate(tree)]
-    return None
+        return ()
+    return tree if isinstance(tree, (tuple, list)) else None
+
+
+def children(tree: Tree) -> list[tuple[str, Tree]] | None:
+    """The same with their names, which are numbers in a list or a plain tuple."""
+    inner = parts(tree)
+    if inner is None:
+        return None
+    names = tree._fields if hasattr(tree, "_fields") else [str(i) for i in range(len(inner))]
+    return list(zip(names, inner, strict=True))
 
 
 def like(node: Tree, children: list[Tree]) -> Tree:
@@ -145,8 +150,8 @@ def unflatten(tree: Tree, new_leaves: Iterable[Any]) -> Tree:
     supply = iter(new_leaves)
 
     def filled(node: Tree) -> Tree:                          # map, without the paths that its errors name: differences call this often
-        inner = children(node)
-        return next(supply) if inner is None else like(node, [filled(child) for _, child in inner])
+        inner = parts(node)
+        return next(supply) if inner is None else like(node, [filled(child) for child in inner])
 
     return filled(tree)
 
