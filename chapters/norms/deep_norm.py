@@ -14,7 +14,7 @@ import minitransformers as mt
 from minitransformers.attention.prepare import on_both
 from minitransformers.models.workbench.transformer_block import post_norm, pre_norm
 from minitransformers.norms.deep_norm import deep_norm_constants
-from minitransformers.reporting import Section, bits_after, counted_pairs, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits_after, counted_pairs, mean_and_spread, processor_seconds, tried
 from minitransformers.reporting.networks import init_decoder, network, without
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
@@ -48,11 +48,7 @@ def trained(name, rng, *, rate):
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    seed = rng.integers(2**32)
-    for name in MODELS:
-        for rate in (6e-4, 1.5e-3, 4e-3, 1e-2, 2.5e-2):
-            yield name, rate, {"loss": trained(name, np.random.default_rng(seed), rate=rate)}
+    yield from tried(trained, MODELS, (6e-4, 1.5e-3, 4e-3, 1e-2, 2.5e-2), rng)
 
 
 @section.experiment

@@ -11,7 +11,7 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.attention.prepare import on_both
-from minitransformers.reporting import Section, bits_after, counted_pairs, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits_after, counted_pairs, mean_and_spread, processor_seconds, tried
 from minitransformers.reporting.networks import init_decoder, network, without
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
@@ -41,11 +41,7 @@ def trained(name, rng, *, rate):
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    seed = rng.integers(2**32)
-    for name in NORMS:
-        for rate in (6e-4, 1.5e-3, 4e-3, 1e-2, 2.5e-2):
-            yield name, rate, {"loss": trained(name, np.random.default_rng(seed), rate=rate)}
+    yield from tried(trained, NORMS, (6e-4, 1.5e-3, 4e-3, 1e-2, 2.5e-2), rng)
 
 
 @section.experiment

@@ -12,7 +12,7 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.attention.prepare import on_both
-from minitransformers.reporting import Section, bits_after, counted_pairs, level, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits_after, counted_pairs, level, lines, mean_and_spread, processor_seconds, tried
 from minitransformers.reporting.networks import tied_network, without
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
@@ -62,11 +62,7 @@ def trained(name, rng, *, rate, watch=None):
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    seed = rng.integers(2**32)
-    for name in MODELS:
-        for rate in (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2):
-            yield name, rate, {"loss": trained(name, np.random.default_rng(seed), rate=rate)}
+    yield from tried(trained, MODELS, (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), rng)
 
 
 @section.experiment

@@ -17,7 +17,7 @@ from minitransformers.peft.lora_linear import init_lora
 from minitransformers.peft.masked_lora import masked_lora
 from minitransformers.peft.nf4 import dequantize_nf4, quantize_nf4
 from minitransformers.peft.targets import at_targets, targets
-from minitransformers.reporting import Section, mean_and_spread
+from minitransformers.reporting import Section, mean_and_spread, tried
 from minitransformers.reporting import adaptation as at
 
 section = Section(__file__, __doc__, kind="trained")
@@ -90,9 +90,8 @@ def lost(name, rng, language, peak):
 @section.tuning
 def tuning(rng):
     language = at.shifted(at.language(), rng)
-    for name in ARMS:
-        for rate in RATES.get(name, (1e-2, 3e-2, 1e-1, 3e-1)):
-            yield name, rate, {"loss": lost(name, np.random.default_rng(section.seed), language, rate)[0]}
+    rates = {name: RATES.get(name, (1e-2, 3e-2, 1e-1, 3e-1)) for name in ARMS}
+    yield from tried(lambda name, rng, rate: lost(name, rng, language, rate)[0], ARMS, rates, rng)
 
 
 @section.experiment

@@ -23,7 +23,7 @@ from minitransformers.peft.prefix_attention import prefix_attention
 from minitransformers.peft.prefixes import init_prefixes, with_prefixes
 from minitransformers.peft.prompt_tuning import init_prompt_tuning, prompted
 from minitransformers.peft.targets import at_targets
-from minitransformers.reporting import Section, dots, mean_and_spread, ticks_at
+from minitransformers.reporting import Section, dots, mean_and_spread, ticks_at, tried
 from minitransformers.reporting import adaptation as at
 
 section = Section(__file__, __doc__, kind="trained")
@@ -152,9 +152,7 @@ def lost(name, rng, language, peak):
 @section.tuning
 def tuning(rng):
     language = at.shifted(at.language(), rng)
-    for name in WAYS:
-        for rate in RATES.get(name, USUAL):
-            yield name, rate, {"loss": lost(name, np.random.default_rng(section.seed), language, rate)[0]}
+    yield from tried(lambda name, rng, rate: lost(name, rng, language, rate)[0], WAYS, {name: RATES.get(name, USUAL) for name in WAYS}, rng)
 
 
 @section.experiment

@@ -29,7 +29,7 @@ from minitransformers.peft.lora import lora
 from minitransformers.peft.lora_linear import init_lora, lora_scale
 from minitransformers.peft.prefix_attention import Prefix, prefix_attention
 from minitransformers.peft.targets import at_targets
-from minitransformers.reporting import Section, bits, level, mean_and_spread
+from minitransformers.reporting import Section, bits, level, mean_and_spread, tried
 from minitransformers.training.schedule import warmup_cosine
 from minitransformers.training.task import Labelled, on_ids
 from minitransformers.training.update import Learner
@@ -127,10 +127,12 @@ def bits_of(params, run, text):
 def tuning(rng):
     model = load_llama_gguf(published_file("smollm2"))
     known, _ = texts(model.vocabulary)
-    for name, rates in RATES.items():
-        for rate in rates:
-            params, run, _ = learned(name, model.params, model.settings, known[: -ASKED - 1], np.random.default_rng(section.seed), rate)
-            yield name, rate, {"loss": bits_of(params, run, known[-ASKED - 1 :])}
+
+    def loss(name, rng, rate):
+        params, run, _ = learned(name, model.params, model.settings, known[: -ASKED - 1], rng, rate)
+        return bits_of(params, run, known[-ASKED - 1 :])
+
+    yield from tried(loss, RATES, RATES, rng)
 
 
 @section.experiment

@@ -14,7 +14,7 @@ from minitransformers.basics.embedding import Embedding
 from minitransformers.foundation import trees
 from minitransformers.peft.bottleneck_adapter import init_bottleneck_adapter
 from minitransformers.peft.hyper_adapters import hyper_adapter, hyper_adapters, init_hyper_adapters
-from minitransformers.reporting import Section, mean_and_spread, nats
+from minitransformers.reporting import Section, mean_and_spread, nats, tried
 from minitransformers.reporting import adaptation as at
 from minitransformers.training.fit import fit
 from minitransformers.training.task import IGNORED, Labelled
@@ -55,14 +55,14 @@ def written(trained, task):
     return hyper_adapters(trained, task=task)
 
 
-def network(rng):
+def fresh_network(rng):
     return init_hyper_adapters(rng, at.WIDTH, d_bottleneck=WIDTH, num_tasks=TASKS, num_layers=at.LAYERS, d_row=8, d_hidden=16, d_code=8, std=0.1)
 
 
 WAYS = {
     SHARED: (fresh, of_all, {}),
     SEPARATE: (lambda rng: [fresh(rng) for _ in range(TASKS)], of_each, {}),
-    HYPER: (network, written, {"adapter": hyper_adapter}),
+    HYPER: (fresh_network, written, {"adapter": hyper_adapter}),
 }
 
 
@@ -129,13 +129,9 @@ def new_row(network, fifth, rng, base, peak):
 def tuning(rng):
     base = at.load_reader()
     four, fifth = languages(rng, OWN[0])
-    networks = {}
-    for name in WAYS:
-        for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1):
-            networks[rate] = learn(name, np.random.default_rng(section.seed), four, base, rate)
-            yield name, rate, {"loss": lost(networks[rate], name, four, base)}
-    for rate in (1e-2, 3e-2, 1e-1, 3e-1):
-        yield "a row alone", rate, {"loss": new_row(networks[1e-2], fifth, np.random.default_rng(section.seed), base, rate)}
+    yield from tried(lambda name, rng, rate: lost(learn(name, rng, four, base, rate), name, four, base), WAYS, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), rng)
+    network = learn(HYPER, rng, four, base, 1e-2)
+    yield from tried(lambda name, rng, rate: new_row(network, fifth, rng, base, rate), ["a row alone"], (1e-2, 3e-2, 1e-1, 3e-1), rng)
 
 
 @section.experiment

@@ -17,10 +17,10 @@ from minitransformers.reporting.measures import (
 )
 from minitransformers.reporting.run import run_chapter
 from minitransformers.reporting.section import Section
-from minitransformers.reporting.seeds import Found, along, one_seed
+from minitransformers.reporting.seeds import Found, along, one_seed, tried
 from minitransformers.reporting.tables import mean_and_spread
 
 __all__ = [
     "Found", "Section", "along", "apart", "bits", "bits_after", "bits_in_windows", "counted_pairs", "crossing", "dots", "fitted_exponent", "level", "lines", "mean_and_spread", "nats", "one_seed", "paired_times",
-    "peak_megabytes", "processor_seconds", "run_chapter", "shortest_times", "ticks_at",
+    "peak_megabytes", "processor_seconds", "run_chapter", "shortest_times", "ticks_at", "tried",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import connection
 from typing import Any
 
@@ -93,6 +93,20 @@ def _send(experiment: Experiment, seed: int, pipe: Any) -> None:
     except Exception as error:
         error.add_note(f"in the process of seed {seed}:\n{traceback.format_exc()}")
         pipe.send((None, error))
+
+
+def tried(
+    loss: Callable[..., float], names: Iterable[str], rates: Sequence[float] | Mapping[str, Sequence[float]], rng: np.random.Generator
+) -> Iterator[tuple[str, float, dict[str, float]]]:
+    """What each contestant loses at each rate, ``loss(name, rng, rate=rate)``, all from one start: what a tuning yields.
+
+    rates are one list for all, or a list for each by name.
+    """
+    hold_blas()
+    seed = rng.integers(2**32)
+    for name in names:
+        for rate in rates[name] if isinstance(rates, Mapping) else rates:
+            yield name, rate, {"loss": loss(name, np.random.default_rng(seed), rate=rate)}
 
 
 def judge(rule: Callable[[Found], Any], found: Found, count: int) -> list[bool]:

@@ -28,7 +28,7 @@ from minitransformers.reporting import (
     processor_seconds,
     shortest_times,
 )
-from minitransformers.reporting.seeds import collect, judge
+from minitransformers.reporting.seeds import collect, judge, tried
 from minitransformers.training.task import IGNORED
 from minitransformers.training.text import Corpus
 
@@ -200,3 +200,14 @@ def test_mean_and_spread():
     assert mean_and_spread(np.array([1.0, 3.0])) == "2.00 ± 1.00"
     assert mean_and_spread(np.array([2.0]), "+.1f") == "+2.0"
     assert mean_and_spread(np.array([1.0, 3.0]), "+.1f") == "+2.0 ± 1.0"
+
+
+def test_every_contestant_is_tried_at_every_rate_from_one_start():
+    def loss(name, rng, rate):
+        return len(name) * rate + rng.random()
+
+    found = {(name, rate): point["loss"] for name, rate, point in tried(loss, ["a", "bb"], (0.1, 0.2), np.random.default_rng(0))}
+    start = np.random.default_rng(np.random.default_rng(0).integers(2**32)).random()
+    assert found == {(name, rate): len(name) * rate + start for name in ("a", "bb") for rate in (0.1, 0.2)}
+    own = tried(loss, ["a", "bb"], {"a": (0.1,), "bb": (0.3, 0.4)}, np.random.default_rng(0))
+    assert [(name, rate) for name, rate, _ in own] == [("a", 0.1), ("bb", 0.3), ("bb", 0.4)]
