@@ -19,19 +19,12 @@ from minitransformers.models.llama_gguf import load_llama_gguf
 from minitransformers.models.published import published_file
 from minitransformers.models.tokenizers.byte_pair_encoding import byte_pair_encode
 from minitransformers.reporting import Section, level, lines, mean_and_spread
+from minitransformers.reporting.needs import missing_smollm2
 
 LETTERS = "ABCD"
 
 
-def missing(quick):
-    try:
-        published_file("smollm2")
-    except ValueError as error:
-        return str(error)
-    return "loading SmolLM2 takes longer than a quick run may last" if quick else None
-
-
-section = Section(__file__, __doc__, kind="trained", needs=missing)
+section = Section(__file__, __doc__, kind="trained", needs=missing_smollm2)
 SHOTS, QUESTIONS, COPIED, CLOZE, CHOICE = (0, 1, 2, 4, 8), 20, 24, "a sentence to go on with", "a letter of four"
 STATUSES = [(status.value, status.phrase) for status in http.HTTPStatus]
 

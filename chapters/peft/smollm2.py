@@ -30,20 +30,13 @@ from minitransformers.peft.lora_linear import init_lora, lora_scale
 from minitransformers.peft.prefix_attention import Prefix, prefix_attention
 from minitransformers.peft.targets import at_targets
 from minitransformers.reporting import Section, bits, level, mean_and_spread, tried
+from minitransformers.reporting.needs import missing_smollm2
 from minitransformers.training.schedule import warmup_cosine
 from minitransformers.training.task import Labelled, on_ids
 from minitransformers.training.update import Learner
 
 
-def missing(quick):
-    try:
-        published_file("smollm2")
-    except ValueError as error:
-        return str(error)
-    return "loading SmolLM2 takes longer than a quick run may last" if quick else None
-
-
-section = Section(__file__, __doc__, kind="trained", needs=missing)
+section = Section(__file__, __doc__, kind="trained", needs=missing_smollm2)
 RANK, ALPHA, PREFIX, STEPS, LENGTH, ASKED = 8, 16, 16, 12, 128, 512
 FULL, LORA, AHEAD = "all weights", "LoRA", "a prefix"
 RATES = {FULL: (1e-5, 3e-5, 1e-4, 3e-4), LORA: (3e-4, 1e-3, 3e-3, 1e-2), AHEAD: (1e-2, 3e-2, 1e-1, 3e-1)}

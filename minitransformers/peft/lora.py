@@ -38,9 +38,7 @@ def lora(params: Lora, *, base: Float[Array, "d_in d_out"], scale: Annotated[flo
     Raises ValueError when the factors do not make such a matrix, or the rank is above the smaller of its sides.
     """
     down, up = params
-    if (len(down), up.shape[1]) != base.shape:               # inside reparameterize no annotation may be checked
-        raise invalid("params", got=f"factors of a matrix of {len(down)} by {up.shape[1]}", wants=f"those of base, of shape {base.shape}")
-    check_rank(down.shape[1], *base.shape)
+    check_factors(params, base)
     weight = base + (scale * down) @ up                      # (1)
 
     def backward(dweight):
@@ -49,6 +47,14 @@ def lora(params: Lora, *, base: Float[Array, "d_in d_out"], scale: Annotated[flo
         return Lora(ddown, dup)
 
     return weight, backward
+
+
+def check_factors(params: Lora, base: Array) -> None:
+    """Raise ValueError for factors of another matrix than base: inside reparameterize no annotation is checked."""
+    down, up = params
+    if (len(down), up.shape[1]) != base.shape:
+        raise invalid("params", got=f"factors of a matrix of {len(down)} by {up.shape[1]}", wants=f"those of base, of shape {base.shape}")
+    check_rank(down.shape[1], *base.shape)
 
 
 @dataclass(frozen=True, eq=False)

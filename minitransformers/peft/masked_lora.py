@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import Backward, bad, concept, example, invalid, positive
-from minitransformers.peft.lora_linear import Lora, check_rank
+from minitransformers.foundation import Backward, bad, concept, example, positive
+from minitransformers.peft.lora import check_factors
+from minitransformers.peft.lora_linear import Lora
 
 
 @concept(
@@ -42,9 +43,7 @@ def masked_lora(
     Raises ValueError when the factors do not make such a matrix, or the rank is above the smaller of its sides.
     """
     down, up = params
-    if (len(down), up.shape[1]) != base.shape:               # inside reparameterize no annotation may be checked
-        raise invalid("params", got=f"factors of a matrix of {len(down)} by {up.shape[1]}", wants=f"those of base, of shape {base.shape}")
-    check_rank(down.shape[1], *base.shape)
+    check_factors(params, base)
     mask = base != 0 if mask is None else mask
     weight = (base + (scale * down) @ up) * mask             # (1)
 
