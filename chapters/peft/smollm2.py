@@ -35,7 +35,6 @@ from minitransformers.training.schedule import warmup_cosine
 from minitransformers.training.task import Labelled, on_ids
 from minitransformers.training.update import Learner
 
-
 section = Section(__file__, __doc__, kind="trained", needs=missing_smollm2)
 RANK, ALPHA, PREFIX, STEPS, LENGTH, ASKED = 8, 16, 16, 12, 128, 512
 FULL, LORA, AHEAD = "all weights", "LoRA", "a prefix"
