@@ -136,7 +136,10 @@ KEYS = {
     "lora_few": "LoRA 4, queries and values", "dora": "DoRA 4", "adapters": "adapters of 8", "compacter": "Compacter of 8", "prefix": "prefix of 16",
     "prompt": "prompt of 8",
 }  # fmt: skip
-RATES = {ALL: (3e-4, 1e-3, 3e-3, 1e-2), "prefix of 16": (1e-1, 3e-1, 1.0, 3.0), "prompt of 8": (3e-2, 1e-1, 3e-1, 1.0)}
+RATES = {
+    ALL: (3e-4, 1e-3, 3e-3, 1e-2), "biases (BitFit)": (3e-2, 1e-1, 3e-1, 1.0), "stretches ((IA)³)": (3e-2, 1e-1, 3e-1, 1.0),
+    "prefix of 16": (1e-1, 3e-1, 1.0, 3.0), "prompt of 8": (3e-2, 1e-1, 3e-1, 1.0),
+}  # fmt: skip
 USUAL = (1e-2, 3e-2, 1e-1, 3e-1)
 
 

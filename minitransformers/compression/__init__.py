@@ -1,0 +1,1 @@
+"""Smaller models: fewer weights, fewer bits a weight, a smaller student, thinner matrices."""
