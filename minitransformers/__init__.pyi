@@ -92,6 +92,12 @@ from minitransformers.basics.silu import silu as silu
 from minitransformers.basics.soft_cross_entropy import soft_cross_entropy as soft_cross_entropy
 from minitransformers.basics.softmax import softmax as softmax
 from minitransformers.basics.softplus import softplus as softplus
+from minitransformers.compression.quantize import Affine as Affine
+from minitransformers.compression.quantize import Symmetric as Symmetric
+from minitransformers.compression.quantize import dequantize_affine as dequantize_affine
+from minitransformers.compression.quantize import dequantize_symmetric as dequantize_symmetric
+from minitransformers.compression.quantize import quantize_affine as quantize_affine
+from minitransformers.compression.quantize import quantize_symmetric as quantize_symmetric
 from minitransformers.efficient.cache_size import CacheSize as CacheSize
 from minitransformers.efficient.cache_size import ReservedSlots as ReservedSlots
 from minitransformers.efficient.cache_size import cache_size as cache_size
