@@ -24,12 +24,13 @@ from numpy import ndarray as Array
 
 from minitransformers.compression.quantize import BITS, dequantize_symmetric, largest_magnitude, quantize_symmetric
 from minitransformers.foundation import Backward, bad, concept, example, finite
+from minitransformers.foundation.trees import decays
 
 
 class Latent(NamedTuple):
     """The weight behind the one that a model computes with: what is trained where ``change`` makes the other of it."""
 
-    weight: Float[Array, "d_in d_out"]
+    weight: Annotated[Float[Array, "d_in d_out"], decays]
 
 
 @concept(

@@ -30,12 +30,13 @@ from numpy import ndarray as Array
 
 from minitransformers.compression.quantize import BITS, Symmetric, check_sharing
 from minitransformers.foundation import Backward, bad, checked, concept, example, finite, invalid, positive
+from minitransformers.foundation.trees import decays
 
 
 class Stepped(NamedTuple):
     """The weight behind the quantised one, and its steps, whose axes are the weight's or 1. What is trained, with ``change_by``."""
 
-    weight: Float[Array, "d_in d_out"]
+    weight: Annotated[Float[Array, "d_in d_out"], decays]
     step: Annotated[Float[Array, "*steps"], positive]
 
 

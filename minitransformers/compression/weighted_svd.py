@@ -43,7 +43,7 @@ def weighted_svd(
     of R W that are left out.
     Raises ValueError for a rank above the smaller of d_in and d_out, and where X^T X, with its damping, is singular.
     """
-    from scipy.linalg import solve_triangular                # takes a while to import
+    from scipy.linalg import solve_triangular  # takes a while to import
 
     check_rank(rank, weight)
     rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
