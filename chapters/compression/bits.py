@@ -17,6 +17,7 @@ from minitransformers.compression.learned_step import Stepped, init_step, learne
 from minitransformers.compression.quantize import dequantize_symmetric, largest_magnitude, quantize_symmetric
 from minitransformers.reporting import Section, counted_pairs, lines, mean_and_spread, tried
 from minitransformers.reporting import smaller as of
+from minitransformers.reporting.base import load_base
 
 section = Section(__file__, __doc__, kind="trained")
 BITS, STEPS = (8, 4, 3, 2), 200
@@ -27,7 +28,7 @@ CLIPS = {LARGEST: largest_magnitude, ERROR: least_error_magnitude}
 
 
 def rounded(bits, clip):
-    return of.at_matrices(lambda weight: dequantize_symmetric(quantize_symmetric(weight, bits=bits, clip=clip)), of.load_base())
+    return of.at_matrices(lambda weight: dequantize_symmetric(quantize_symmetric(weight, bits=bits, clip=clip)), load_base())
 
 
 def above_zero(weight, step, *, bits):
@@ -45,7 +46,7 @@ TRAINED = {f"{way}, {bits} bits" if way != FLOAT else FLOAT: (way, bits) for way
 
 def trained(name, rng, *, rate, reported=False):
     """Bits a character after the updates."""
-    (begin, concept), bits, base = WAYS[TRAINED[name][0]], TRAINED[name][1], of.load_base()
+    (begin, concept), bits, base = WAYS[TRAINED[name][0]], TRAINED[name][1], load_base()
     change = None if concept is None else change_by(partial(concept, bits=bits))
     params = of.at_matrices(lambda weight: begin(weight, bits), base)
     settings = {"base": base, "change": change, "reported": reported, "windows": 16 if section.quick else None}
@@ -54,12 +55,12 @@ def trained(name, rng, *, rate, reported=False):
 
 @section.tuning
 def tuning(rng):
-    yield from tried(trained, TRAINED, (3e-4, 1e-3, 3e-3) if section.quick else (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), rng)
+    yield from tried(trained, TRAINED, (1e-3, 3e-3) if section.quick else (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), rng)
 
 
 @section.experiment
 def experiment(rng):
-    base, windows = of.load_base(), 16 if section.quick else None
+    base, windows = load_base(), 16 if section.quick else None
     yield FLOAT, "before", {"lost": of.bits_of(base, base=base, windows=windows)}
     for name, clip in CLIPS.items():
         for bits in BITS:

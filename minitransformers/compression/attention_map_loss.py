@@ -3,15 +3,15 @@
 What is compared are the scores before the softmax. They depend on no width, so the student may be as narrow as it likes; only the
 numbers of heads must agree.
 
-Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, eq. 7. Differs from the published code: that sets scores of padded keys to 0 on
+Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, Transformer-layer distillation. Differs from the published code: that sets scores of padded keys to 0 on
 both sides and divides by all pairs; here only pairs that count are in the sum, and in n. Costs three operations a pair.
 
     apart = scores - teacher where a pair counts, else 0     (1)
     out = (1/n) sum of apart^2, over n pairs and heads       (2)
     dscores = (2/n) dout apart                               (3)
 
-Attention keeps its scores to itself. What makes them again from a layer's parameters and its input x is its own first lines;
-P is the layer's prepare, P* its backward, i stands for query, key and value.
+Attention keeps its scores to itself. They are made again from a layer's parameters and its input x as the layer makes them; P is
+its prepare, P* the backward of that, i stands for query, key and value.
 
     query, key, value = P(split(x W_i + b_i))                (4)
     scores = q k^T / sqrt(d_head)                            (5)
@@ -32,6 +32,7 @@ from minitransformers.attention.prepare import unprepared
 from minitransformers.basics.linear import Linear, linear
 from minitransformers.compression.counted import check_finite, counted_by_mask
 from minitransformers.foundation import Backward, at_least, bad, concept, example, trees
+from minitransformers.norms.qk_norm import QkNorm, qk_norm
 
 
 class AttentionHeads(NamedTuple):
@@ -44,7 +45,7 @@ class AttentionHeads(NamedTuple):
 
 @concept(
     title="Attention-map loss",
-    source="Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, eq. 7",
+    source="Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, Transformer-layer distillation",
     example=lambda rng: _example(rng),
     rejects=[
         bad(teacher=np.ones((2, 4, 4, 5))), bad(mask=np.zeros((1, 5), bool)), bad(mask=np.ones((3, 1, 1, 5), bool)),
@@ -60,13 +61,13 @@ def attention_map_loss(
     teacher gets no gradient. mask is True where a pair of query and key counts, and broadcasts to the scores; scores of the others
     may be anything, -inf as well.
     Returns out, a scalar in squared logits, and backward: dout -> dscores.
-    Raises ValueError where the numbers of heads differ, no pair counts, or one that does holds NaN or infinity.
+    Raises ValueError where heads differ in number, no pair counts, or one that does holds NaN or infinity.
     """
     check_scores("mask", mask, scores.shape)
     counts = np.broadcast_to(counted_by_mask(scores.shape, mask), scores.shape)
     s, t = scores[counts], teacher[counts]                   # (pairs)
-    for name, part in (("scores", s), ("teacher", t)):
-        check_finite(name, part)
+    check_finite("scores", s)
+    check_finite("teacher", t)
     apart = s - t                                            # (1)
     out = np.vecdot(apart, apart) / apart.size               # (2)
 
@@ -97,17 +98,19 @@ def projected_heads(
     """
     for projection in params[:3]:
         check_heads("num_heads", num_heads, projection.weight.shape[1])
-    parts, backwards = zip(*(linear(projection, x) for projection in params[:3]), strict=True)
-    query, key, value = (split_heads(part, num_heads) for part in parts)
-    (query, key), prepare_backward = prepare(params.prepare, query, key, positions=None)  # (4)
+    query, query_backward = linear(params.query, x)
+    key, key_backward = linear(params.key, x)
+    value, value_backward = linear(params.value, x)
+    query, key, value = (split_heads(part, num_heads) for part in (query, key, value))
+    (query, key), prepare_backward = prepare(params.prepare, query, key)  # (4)
 
     def backward(dheads):
-        dquery, dkey, dvalue = dheads
-        dprepare, dquery, dkey = prepare_backward((dquery, dkey))
-        each = [back(merge_heads(dpart)) for back, dpart in zip(backwards, (dquery, dkey, dvalue), strict=True)]
-        dprojections, dxs = zip(*each, strict=True)
-        nothing = trees.zeros_like(params)                   # for the output map and the core
-        return MultiHeadAttention(*dprojections, nothing.output, dprepare, nothing.core), dxs[0] + dxs[1] + dxs[2]  # (7)
+        dprepare, dquery, dkey = prepare_backward((dheads[0], dheads[1]))
+        dparams_query, dx_query = query_backward(merge_heads(dquery))
+        dparams_key, dx_key = key_backward(merge_heads(dkey))
+        dparams_value, dx_value = value_backward(merge_heads(dheads[2]))
+        dparams = trees.zeros_like(params)._replace(query=dparams_query, key=dparams_key, value=dparams_value, prepare=dprepare)
+        return dparams, dx_query + dx_key + dx_value         # (7)
 
     return AttentionHeads(query, key, value), backward
 
@@ -121,10 +124,7 @@ def projected_heads(
 def attention_scores(
     query: Float[Array, "*batch queries d_head"], key: Float[Array, "*batch keys d_head"]
 ) -> tuple[Float[Array, "*batch queries keys"], Backward]:
-    """Every query's product with every key, divided by sqrt(d_head): the softmax's input, but for bias and mask.
-
-    Returns scores, and backward: dscores -> dquery, dkey.
-    """
+    """Every query's product with every key, divided by sqrt(d_head); and backward: dscores -> dquery, dkey."""
     scale = query.shape[-1] ** -0.5
     scores = scale * (query @ key.swapaxes(-1, -2))          # (*batch, queries, keys)  (5)
 
@@ -144,4 +144,5 @@ def _example(rng: np.random.Generator):
 def _layer_example(rng: np.random.Generator):
     shapes = (5, 4), (5, 4), (5, 6), (6, 5)
     params = MultiHeadAttention(*(Linear(rng.normal(size=s), rng.normal(size=s[1])) for s in shapes))
-    return example(params, rng.normal(size=(2, 3, 5)), num_heads=2)
+    norm = QkNorm(rng.uniform(1, 2, size=2), rng.uniform(1, 2, size=2))
+    return example(params._replace(prepare=norm), rng.normal(size=(2, 3, 5)), num_heads=2, prepare=qk_norm)

@@ -8,18 +8,15 @@ from numpy import ndarray as Array
 from minitransformers.foundation import invalid
 
 
-def counted_by_targets(shape: tuple[int, ...], targets: Array | None, ignore_index: int, num_classes: int, reduction: str) -> Any:
+def counted_by_targets(logits: Array, targets: Array | None, ignore_index: int, reduction: str) -> Any:
     """True where the label is not ignore_index, in the shape of the batch; everywhere, where there are no labels.
 
     Raises ValueError where a label is no class, and where a mean has no position to be of.
     """
-    counts = np.full(shape, True) if targets is None else np.asarray(targets != ignore_index)
+    counts = np.full(logits.shape[:-1], True) if targets is None else np.asarray(targets != ignore_index)
     _check_some("targets", f"{ignore_index} everywhere", counts, reduction)
-    if targets is not None and counts.any():
-        classes = targets[counts]
-        if classes.min() < 0 or classes.max() >= num_classes:
-            worst = classes.min() if classes.min() < 0 else classes.max()
-            raise invalid("targets", got=f"the id {worst}", wants=f"ids from 0 to {num_classes - 1}, or {ignore_index} to ignore")
+    if targets is not None:
+        check_ids("targets", targets[counts], logits.shape[-1], f", or {ignore_index} to ignore")
     return counts
 
 
@@ -28,6 +25,19 @@ def counted_by_mask(shape: tuple[int, ...], mask: Array | None, reduction: str =
     counts = np.full(shape, True) if mask is None else mask
     _check_some("mask", "False everywhere", counts, reduction)
     return counts
+
+
+def check_ids(name: str, classes: Array, num_classes: int, otherwise: str = "") -> None:
+    """Raise ValueError, naming the argument, where an id is no class."""
+    if classes.size and not (classes.min() >= 0 and classes.max() < num_classes):
+        worst = classes.min() if classes.min() < 0 else classes.max()
+        raise invalid(name, got=f"the id {worst}", wants=f"ids from 0 to {num_classes - 1}{otherwise}")
+
+
+def check_largest(name: str, logits: Array) -> None:
+    """Raise ValueError, naming the argument, unless the largest logit of every row is finite: NaN is not, nor is -inf throughout."""
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise invalid(name, got="a position whose largest logit is not finite", wants="a finite largest logit wherever a position counts")
 
 
 def check_finite(name: str, counted: Array) -> None:

@@ -5,9 +5,9 @@ no slope that would be of use, so backward goes straight through it, as though n
 by the bound, moving it changes nothing, and its gradient is 0. So the model feels what its codes will do to it and learns to
 bear it; afterwards the weights are quantised once and for all.
 
-Source: Bengio, Léonard and Courville 2013, arXiv:1308.3432, section 4 (straight-through); Jacob et al. 2018, arXiv:1712.05877,
-section 3. The step is computed from the values at each call and is a constant for backward. Values exactly at the bound count as
-inside: otherwise the largest weight of each column, which is at it, could never learn.
+Source: Bengio, Léonard and Courville 2013, arXiv:1308.3432 (straight-through); Jacob et al. 2018, arXiv:1712.05877, section 3. The
+step is computed from the values at each call and is a constant for backward. Values exactly at the bound count as inside:
+otherwise the largest weight of each column, which is at it, could never learn.
 
     step = clip(values) / (2^(b-1) - 1)                      (1)
     out = step round(values / step), within the bound        (2)
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.compression.quantize import BITS, dequantize_symmetric, largest_magnitude, quantize_symmetric
+from minitransformers.compression.quantize import BITS, dequantize_symmetric, largest_magnitude, quantize_symmetric, shared_bound
 from minitransformers.foundation import Backward, bad, concept, example, finite
 from minitransformers.foundation.trees import decays
 
@@ -35,7 +35,7 @@ class Latent(NamedTuple):
 
 @concept(
     title="Fake quantisation (straight-through)",
-    source="Bengio, Léonard and Courville 2013, arXiv:1308.3432, section 4",
+    source="Bengio, Léonard and Courville 2013, arXiv:1308.3432",
     example=lambda rng: example(rng.normal(size=(5, 3)), bits=3, clip=_three_quarters),
     rejects=[bad(bits=1), bad(axis=2)],
     gradient_of=lambda values, **settings: _straight(values, **settings),
@@ -48,9 +48,9 @@ def fake_quantize(
     Returns out, shaped like values, and backward: dout -> dvalues, dout where nothing was cut off and 0 elsewhere.
     Raises ValueError as quantize_symmetric does.
     """
-    stored = quantize_symmetric(values, bits=bits, axis=axis, clip=clip)  # (1)
+    bound = shared_bound(values, axis=axis, bits=bits, clip=clip)
+    stored = quantize_symmetric(values, bits=bits, axis=axis, clip=lambda *_, **__: bound)  # (1)
     out = dequantize_symmetric(stored)                       # (2)
-    bound = clip(values, axis=axis, bits=bits)
     inside = np.abs(values) <= bound                         # (3)
 
     def backward(dout):

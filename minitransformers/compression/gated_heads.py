@@ -2,9 +2,10 @@
 
 At 1 a gate changes nothing, at 0 the head is silent: so a head is removed for a trial, without a weight being touched. And the
 slope of the loss by a gate says how much the head matters, before anything is tried. One product a number that the heads hand on,
-and one more in the backward. Source: Michel, Levy and Neubig 2019, arXiv:1905.10650, eq. 1; gates that learn: Voita et al. 2019,
-arXiv:1905.09418, section 5.1. Differs from them: the gates are plain numbers; each example of a batch may have its own, so that
-one backward tells the slopes of all of them apart. C_h is what head h has read, A the core inside, A* its backward.
+and one more in the backward. Source: Michel, Levy and Neubig 2019, arXiv:1905.10650, section 2, with gates of 0 and 1; Voita et
+al. 2019, arXiv:1905.09418, with gates that are drawn and learned. Differs from them: gates are any numbers; and each example of a
+batch may have its own, so that one backward tells their slopes apart. C_h is what head h has read, A the core inside, A* its
+backward.
 
     C = A(query, key, value, bias), under the mask           (1)
     out_h = gate_h C_h                                       (2)
@@ -36,15 +37,14 @@ class HeadGates(NamedTuple):
 
 @concept(
     title="Gated heads",
-    source="Michel, Levy and Neubig 2019, arXiv:1905.10650, eq. 1",
+    source="Michel, Levy and Neubig 2019, arXiv:1905.10650, section 2",
     example=lambda rng: core_example(
         rng, HeadGates(rng.normal(size=3), SoftmaxOffByOne(rng.normal(size=3))), core=softmax_off_by_one_attention
     ),
     rejects=[
-        bad("params.gates", params=HeadGates(np.ones(4)), core=causal_attention), bad("params.gates", params=HeadGates(np.ones((5, 3))), core=causal_attention),
-        bad("params.gates", params=HeadGates(np.ones((1, 2, 3))), core=causal_attention),
+        bad("params.gates", params=HeadGates(np.ones(shape)), core=causal_attention) for shape in ((4,), (5, 3), (1, 2, 3))
     ],
-)  # fmt: skip
+)
 def gated_heads(
     params: HeadGates, query: Float[Array, "*#batch queries d_head"], key: Float[Array, "*#batch keys d_head"],
     value: Float[Array, "*#batch keys d_value"], bias: Float[Array, "*#batch #queries #keys"] | None = None, *,

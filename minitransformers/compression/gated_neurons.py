@@ -35,7 +35,9 @@ class NeuronGates(NamedTuple):
 @concept(
     title="Gated neurons",
     source="Molchanov et al. 2017, arXiv:1611.06440, section 2.2",
-    example=lambda rng: example(NeuronGates(rng.normal(size=(2, 1, 7))), rng.normal(size=(2, 4, 7))),
+    example=lambda rng: example(  # gates of each example around gates of all, which are what the activation inside learns
+        NeuronGates(rng.normal(size=(2, 1, 7)), NeuronGates(rng.normal(size=7))), rng.normal(size=(2, 4, 7)), activation=gated_neurons
+    ),
     rejects=[bad("params.gates", params=NeuronGates(np.ones(6))), bad("params.gates", params=NeuronGates(np.ones((3, 1, 7))))],
 )
 def gated_neurons(
@@ -49,8 +51,8 @@ def gated_neurons(
     Raises ValueError where there is not a gate for each unit, or gates do not broadcast to hidden.
     """
     gates, shape = params.gates, hidden.shape
-    fits = gates.ndim <= hidden.ndim and all(size in (1, wanted) for size, wanted in zip(gates.shape[::-1], shape[::-1], strict=False))
-    if not fits or gates.shape[-1] != shape[-1]:
+    own = gates.shape[-1:] == shape[-1:] and gates.ndim <= hidden.ndim
+    if not own or any(size not in (1, wanted) for size, wanted in zip(gates.shape[::-1], shape[::-1], strict=False)):
         raise invalid("params.gates", got=f"shape {gates.shape}", wants=f"{shape[-1]} gates, for hidden features of shape {shape}")
     active, activation_backward = activation(params.activation, hidden)  # (1)
     out = gates * active                                     # (2)

@@ -5,10 +5,10 @@ the output serve nobody else; without them the same function is computed in arra
 out is told by the slope of the loss by their gates (``gated_heads``): to first order the loss changes by -slope when a gate goes
 from 1 to 0. Slopes of opposite signs cancel in a mean, so the absolute value comes first.
 
-Source: Michel, Levy and Neubig 2019, arXiv:1905.10650, eq. 2 and section 4.1; the expansion: Molchanov et al. 2017,
-arXiv:1611.06440, eq. 7. Differs from common code: where all scores of a layer are 0 they stay 0 (there 1e-20 is added to the
-norm). n counts examples, or mini-batches; l is a layer, h a head, K the heads kept, d the width of a head; C_h = columns h d to
-h d + d - 1, R_h = the same rows.
+Source: Michel, Levy and Neubig 2019, arXiv:1905.10650, eq. 2 and section 4; the first-order estimate and the norm of a layer:
+Molchanov et al. 2017, arXiv:1611.06440, section 2. Differs from common code: where all scores of a layer are 0 they stay 0 (there
+1e-20 is added to the norm). n counts examples, or mini-batches; l is a layer, h a head, K the heads kept, C_h the columns of a
+head, R_h its rows.
 
     score_lh = mean_n |dgate_nlh|                            (1)
     score_lh = score_lh / sqrt(sum_h score_lh^2), per layer  (2)
@@ -37,7 +37,9 @@ from minitransformers.foundation import Backward, at_least, bad, example, finite
     source="Michel, Levy and Neubig 2019, arXiv:1905.10650, eq. 2",
     example=lambda rng: example(rng.normal(size=(5, 2, 3)), per_layer=True),
 )
-def head_importance(dgates: Annotated[Float[Array, "examples ... heads"], finite], *, per_layer: bool = False) -> Float[Array, "... heads"]:
+def head_importance(
+    dgates: Annotated[Float[Array, "examples ... heads"], finite], *, per_layer: bool = False
+) -> Float[Array, "... heads"]:
     """How much each head matters to the loss, of slopes by its gate: a row for each example, or for each mini-batch.
 
     A row of a mini-batch holds the slope of its whole loss, in which slopes of its examples have cancelled already: that is
@@ -53,7 +55,7 @@ def head_importance(dgates: Annotated[Float[Array, "examples ... heads"], finite
 
 @procedure(
     title="Attention without some heads",
-    source="Michel, Levy and Neubig 2019, arXiv:1905.10650, section 4.1",
+    source="Michel, Levy and Neubig 2019, arXiv:1905.10650, section 4",
     example=lambda rng: example(
         init_grouped_query_attention(rng, 8, num_heads=4, num_kv_heads=2, bias=True, dtype=np.float64), kept=[0, 1], num_heads=4
     ),
@@ -95,11 +97,12 @@ def _kv_heads(params: Any, num_heads: int) -> int:
     """How many heads of keys and values there are, each of them read by equally many of the queries'."""
     widths = [part.weight.shape[1] for part in params[:3]] + [len(params.output.weight)]
     query, key, value, output = widths
-    num_kv_heads, rest = divmod(key * num_heads, query)
-    if query % num_heads or rest or num_kv_heads == 0 or num_heads % num_kv_heads or value * num_heads != output * num_kv_heads or value % num_kv_heads:
-        wants = f"heads that share queries, keys, values and the output's rows, {', '.join(map(str, widths))} wide"
-        raise invalid("num_heads", got=num_heads, wants=wants)
-    return num_kv_heads
+    if query % num_heads == 0:
+        num_kv_heads, rest = divmod(key, query // num_heads)
+        if num_kv_heads and not (rest or num_heads % num_kv_heads or value % num_kv_heads) and output == value // num_kv_heads * num_heads:
+            return num_kv_heads
+    wants = f"heads that share queries, keys, values and the output's rows, {', '.join(map(str, widths))} wide"
+    raise invalid("num_heads", got=num_heads, wants=wants)
 
 
 def _columns(part: Linear, heads: int, places: list[int]) -> Linear:
@@ -111,7 +114,9 @@ def _columns(part: Linear, heads: int, places: list[int]) -> Linear:
     return Linear(those(part.weight), None if part.bias is None else those(part.bias))
 
 
-def heads_by_width(params: Any, x: Array, *, attention: Callable, d_head: int, num_heads: int | None = None, **settings: Any) -> tuple[Array, Backward]:
+def heads_by_width(
+    params: Any, x: Array, *, attention: Callable, d_head: int, num_heads: int | None = None, **settings: Any
+) -> tuple[Array, Backward]:
     """Attention of as many heads as params hold: for the slot of a model whose layers have kept different numbers of them.
 
     ``gpt2(params, ids=ids, attention=partial(heads_by_width, attention=multi_head_attention, d_head=64))``. The model's own

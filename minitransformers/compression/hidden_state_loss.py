@@ -2,9 +2,9 @@
 
 The map is learned along and thrown away afterwards. One map serves all layers. The same loss holds for the embeddings.
 
-Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, eq. 8 and 9 (loss) and section 4 (the layers are matched evenly). Differs from
-the published code: positions that are padding do not count, neither in the sum nor in n; the map has a bias only if it is given one
-(the paper has none, the code has). Costs the map, d_student d_teacher a position. h are the student's hidden states, t the teacher's.
+Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, Transformer-layer and embedding-layer distillation. Differs from the published
+code: positions that are padding do not count, neither in the sum nor in n; the map has a bias only if it is given one (the paper has
+none, the code has). Costs the map, d_student d_teacher a position. h are the student's hidden states, t the teacher's.
 
     projected = h W + b                                      (1)
     apart = projected - t                                    (2)
@@ -31,7 +31,7 @@ from minitransformers.foundation import Backward, at_least, bad, concept, exampl
 
 @concept(
     title="Hidden-state loss",
-    source="Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, eq. 8 and 9",
+    source="Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, Transformer-layer distillation",
     example=lambda rng: _example(rng),
     rejects=[
         bad(mask=np.zeros((2, 3), bool)), bad(teacher=np.full((2, 3, 5), np.nan)), bad(hidden=np.full((2, 3, 4), np.inf)),
@@ -51,8 +51,8 @@ def hidden_state_loss(
     """
     counts = counted_by_mask(hidden.shape[:-1], mask)
     h, t = hidden[counts], teacher[counts]                   # (positions, d_student), (positions, d_teacher)
-    for name, rows in (("hidden", h), ("teacher", t)):
-        check_finite(name, rows)
+    check_finite("hidden", h)
+    check_finite("teacher", t)
     projected, linear_backward = linear(params, h)           # (1)
     apart = projected - t                                    # (2)
     flat = apart.reshape(-1)
@@ -70,7 +70,7 @@ def hidden_state_loss(
 
 @procedure(
     title="Layers matched evenly",
-    source="Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, section 4",
+    source="Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, the uniform strategy of layer mapping",
     example=lambda rng: example(3, 6),
     rejects=[bad(student=4), bad(student=7)],
 )

@@ -5,8 +5,8 @@ has no such instruction, and its own product of int8 arrays wraps around without
 of int32 arrays has no fast routine either; but a product of whole numbers in floats is exact as long as no sum can pass the
 last whole number that the float can count to. Within that bound the fast way gives the same numbers, to the last bit.
 
-Source: Jacob et al. 2018, arXiv:1712.05877, sections 2.2 to 2.4, for (3). q are codes, s steps, z the codes of zero, K the
-length of the sums.
+Source: Jacob et al. 2018, arXiv:1712.05877, sections 2.2 to 2.4; (3) is their eq. 7. Differs from them: out is real, where they
+round it to codes again. p and q are codes, s steps, z the codes of zero, K the length of the sums.
 
     total = sum over k of p_mk q_kn                          (1)
     out = s_m s_n total                                      (2)
@@ -93,7 +93,7 @@ def affine_matmul(left: Annotated[Affine, ""], right: Annotated[Affine, ""]) -> 
     total = integer_matmul_fast(left.codes, right.codes).astype(np.int64)
     rows, columns = left.codes.sum(axis=-1, keepdims=True, dtype=np.int64), right.codes.sum(axis=0, keepdims=True, dtype=np.int64)
     total += len(right.codes) * left.zero.astype(np.int64) * right.zero - right.zero * rows - left.zero * columns  # (3)
-    return left.step * right.step * total.astype(left.step.dtype)
+    return left.step * right.step * total.astype(left.step.dtype)  # (2)
 
 
 def _check_steps(left: Symmetric | Affine, right: Symmetric | Affine) -> None:
@@ -117,4 +117,4 @@ def _check_sums(left: Array, right: Array) -> int:
 
 
 def _largest(codes: Array) -> int:
-    return max(-int(codes.min()), int(codes.max())) if codes.size else 0
+    return max(-int(codes.min()), int(codes.max()))

@@ -31,7 +31,8 @@ from minitransformers.foundation import bad, example, finite, invalid, procedure
     source="Men et al. 2024 (ShortGPT), arXiv:2403.03853, section 2",
     example=lambda rng: example(rng.normal(size=(4, 2, 5, 3)), mask=rng.random((2, 5)) < 0.8),
     rejects=[
-        bad(states=np.ones((1, 2, 5, 3))), bad(states=np.zeros((4, 2, 5, 3))), bad(mask=np.zeros((2, 5), bool)), bad(mask=np.ones((5, 2), bool)),
+        bad(states=np.ones((1, 2, 5, 3))), bad(states=np.zeros((4, 2, 5, 3))),
+        bad(mask=np.zeros((2, 5), bool)), bad(mask=np.ones((5, 2), bool)),
     ],
 )  # fmt: skip
 def block_influence(

@@ -5,8 +5,9 @@ step gets a gradient. Almost everywhere the true slope of ``step round(v)`` by t
 how far a value is from the middle between two codes. The straight-through slope does: it is the rounding error. Where values are
 cut off it is the bound, in steps.
 
-Source: Esser et al. 2020 (LSQ), arXiv:1902.08153, eqs. 1 to 3 and section 2.2. Nothing differs from the paper. v = values / step,
-N the number of values that share a step, P and M the largest and the smallest code.
+Source: Esser et al. 2020 (LSQ), arXiv:1902.08153, eqs. 1 to 3 and 5, section 2.2. Differs from it: a step may serve less than a
+layer, and N counts all values that share one, where the paper counts a layer's weights or features. v = values / step, P and M
+the largest and the smallest code.
 
     inside = M < v < P                                       (1)
     code = round(v within M and P)                           (2)
@@ -28,8 +29,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.compression.quantize import BITS, Symmetric, check_sharing
-from minitransformers.foundation import Backward, bad, checked, concept, example, finite, invalid, positive
+from minitransformers.compression.quantize import BITS, Symmetric, check_axis, check_sharing
+from minitransformers.foundation import Backward, bad, checked, concept, example, finite, positive
 from minitransformers.foundation.trees import decays
 
 
@@ -41,10 +42,16 @@ class Stepped(NamedTuple):
 
 
 @checked
-def init_step(values: Annotated[Float[Array, "*shape"], finite], *, bits: Annotated[int, BITS], axis: int | None = None) -> Float[Array, "*steps"]:
-    """Where a step begins; those along axis share one, or all values where it is None. 1 where they are all zero."""
+def init_step(
+    values: Annotated[Float[Array, "*shape"], finite], *, bits: Annotated[int, BITS], axis: int | None = None, signed: bool = True
+) -> Float[Array, "*steps"]:
+    """Where a step begins; those along axis share one, or all values where it is None. 1 where they are all zero.
+
+    Raises ValueError for an axis that values do not have.
+    """
+    check_axis(values, axis)
     mean = np.abs(values).mean(axis=axis, keepdims=True)
-    return np.where(mean > 0, 2 * mean / np.sqrt(2 ** (bits - 1) - 1), 1).astype(values.dtype)  # (8)
+    return np.where(mean > 0, 2 * mean / np.sqrt(_codes(bits, signed)[1]), 1).astype(values.dtype)  # (8)
 
 
 @concept(
@@ -81,8 +88,14 @@ def learned_step(
     return out, backward
 
 
-def quantize_learned(values: Array, step: Array, *, bits: int, signed: bool = True) -> Symmetric:
-    """The codes and steps of what learned_step computes with, as dequantize_symmetric restores them."""
+@checked
+def quantize_learned(
+    values: Annotated[Float[Array, "*shape"], finite], step: Annotated[Float[Array, "*steps"], positive], *, bits: Annotated[int, BITS], signed: bool = True
+) -> Symmetric:
+    """The codes and steps of what learned_step computes with, as dequantize_symmetric restores them; the codes reach one further below zero.
+
+    Raises ValueError as learned_step does.
+    """
     _check(values, step)
     codes = np.rint(np.clip(values / step, *_codes(bits, signed)))
     return Symmetric(codes.astype(np.int8 if bits + (not signed) <= 8 else np.int16), step)
@@ -94,8 +107,6 @@ def _codes(bits: int, signed: bool) -> tuple[int, int]:
 
 
 def _check(values: Array, step: Array) -> None:
-    if values.size == 0:
-        raise invalid("values", got=f"shape {values.shape}", wants="at least one number")
     check_sharing(values, step, "")
 
 

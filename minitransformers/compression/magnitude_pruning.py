@@ -77,7 +77,7 @@ def global_magnitude_masks(
     patterns chooses arrays of two axes by their paths, as ``peft.targets`` does: ["query.weight", "up.weight"]; without it every
     array is pruned. sparsity is the share of all chosen numbers that is false.
     Returns a tree like base: a boolean array in the place of each array that is chosen, None in the place of the others. An array
-    may lose all its numbers, when others are larger.
+    may lose all its numbers, when others are larger. apply_masks prunes with it.
     Raises ValueError for a pattern that matches nothing, numbers that are not finite, and when nothing would stay at all.
     """
     paths = {path for path, _ in trees.leaves(base)} if patterns is None else set(targets(base, patterns))
@@ -92,6 +92,25 @@ def global_magnitude_masks(
     mask = largest(np.abs(np.concatenate([leaf.ravel() for leaf in leaves])), kept_of(int(sizes[-1]), sparsity), axis=0)
     parts = np.split(mask, sizes[:-1])
     return trees.unflatten(chosen, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+
+
+@procedure(
+    title="Masks applied",
+    source="Han et al. 2015, arXiv:1506.02626",
+    example=lambda rng: example([rng.normal(size=(5, 3)), rng.normal(size=4)], masks=[rng.random((5, 3)) < 0.6, None]),
+    rejects=[bad("masks.0", masks=[np.ones((5, 4), bool), None]), bad("masks.0", masks=[np.ones((5, 3)), None]), bad("masks.2", masks=[None, None, np.ones(4, bool)])],
+)
+def apply_masks(base: Any, *, masks: object) -> Any:
+    """The parameters with zeros where a mask is false; what has None in the place of a mask is base's own array.
+
+    Raises ValueError, naming the place, where a mask is not boolean, has another shape than its array, or has none.
+    """
+    arrays, found = dict(trees.leaves(base)), {path: np.asarray(mask) for path, mask in trees.leaves(masks)}
+    for path, mask in found.items():
+        if path not in arrays or mask.dtype != bool or mask.shape != arrays[path].shape:
+            there = f"bool of shape {arrays[path].shape}" if path in arrays else "None: base has no array there"
+            raise invalid(f"masks.{path}", got=f"{mask.dtype} of shape {mask.shape}", wants=there)
+    return trees.unflatten(base, [np.where(found[path], leaf, 0) if path in found else leaf for path, leaf in arrays.items()])
 
 
 @procedure(

@@ -30,8 +30,7 @@ from numpy import ndarray as Array
 
 from minitransformers.basics.sigmoid import sigmoid
 from minitransformers.compression.magnitude_pruning import kept_of, largest
-from minitransformers.foundation import Backward, bad, checked, concept, example, finite, from_to_below, invalid
-from minitransformers.foundation.ranges import Range
+from minitransformers.foundation import Backward, Range, bad, checked, concept, example, finite, from_to_below, invalid
 from minitransformers.foundation.trees import decays
 
 open_unit = Range("above 0 and below 1", lambda low, high: bool(low > 0 and high < 1), (0.0, 1.0, -1.0, np.nan))

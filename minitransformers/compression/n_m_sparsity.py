@@ -11,7 +11,7 @@ by output, not that of a machine. n and m are the paper's N and M, b the bits of
     mask_ij = 1 where |score_ij| is among the n largest of its group of m, 0 elsewhere   (1)
     place = which of the m inputs of its group a number stands at, ascending; value = w there   (2)
     b = log2 m, rounded up                                   (3)
-    bytes = bits of all places, output after output, group after group, the lowest bit of each first   (4)
+    bytes = the places in b bits each, output after output, group after group   (4)
     w_ij = value where j has i as a place, 0 elsewhere       (5)
 """
 
@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from minitransformers.compression.magnitude_pruning import largest
+from minitransformers.compression.packed_codes import pack_codes, unpack_codes
 from minitransformers.foundation import at_least, bad, between, example, finite, invalid, procedure
 
 Group = Annotated[int, between(2, 256)]
@@ -67,8 +68,7 @@ def compress_n_m(weight: Annotated[Float[Array, "d_in d_out"], finite], *, n: An
         raise invalid("weight", got=f"a group with more than {n} numbers that are not 0", wants=f"at most {n} of each {m} down a column")
     places = np.argsort(~kept, axis=1, kind="stable")[:, :n]  # False before True: the kept ones, in their order
     values = np.take_along_axis(groups, places, axis=1)      # (2)
-    bits = (np.moveaxis(places, -1, 0)[..., None] >> np.arange(bits_of(m))) & 1  # (d_out, groups, n, b)
-    return NmWeight(values, np.packbits(bits.astype(np.uint8), bitorder="little"))  # (4)
+    return NmWeight(values, pack_codes(np.moveaxis(places, -1, 0), bits=bits_of(m), signed=False))  # (4)
 
 
 @procedure(
@@ -98,15 +98,14 @@ def bits_of(m: int) -> int:
 
 def unpacked_places(packed: Array, shape: tuple[int, ...], m: int, *, name: str) -> Int[Array, "groups n d_out"]:
     """The place of each value in its group, from 0 to m - 1. Raises ValueError, which names them so, where they are none."""
-    (count, n, d_out), bits = shape, bits_of(m)
+    (groups, n, d_out), bits = shape, bits_of(m)
     if n > m:
         raise invalid("m", got=m, wants=f"at least {n}, as each group has values")
-    size = count * n * d_out * bits
-    if packed.dtype != np.uint8 or packed.size != -(-size // 8):
-        raise invalid(name, got=f"{packed.dtype} of shape {packed.shape}", wants=f"uint8 of shape {(-(-size // 8),)}, {bits} bits a value")
-    each = np.unpackbits(packed, count=size, bitorder="little").reshape(d_out, count, n, bits)
-    places = np.moveaxis(each @ (1 << np.arange(bits)), 0, -1)
-    if places.max() >= m or np.any(np.diff(places, axis=1) <= 0):
+    size = -(-groups * n * d_out * bits // 8)
+    if packed.dtype != np.uint8 or packed.size != size:
+        raise invalid(name, got=f"{packed.dtype} of shape {packed.shape}", wants=f"uint8 of shape {(size,)}, {bits} bits a value")
+    places = np.moveaxis(unpack_codes(packed, bits=bits, shape=(d_out, groups, n), signed=False), 0, -1)
+    if places.max() >= m or np.any(places[:, 1:] <= places[:, :-1]):
         raise invalid(name, got="places that do not ascend or lie beyond their group", wants=f"{n} ascending numbers from 0 to {m - 1}, for each")
     return places
 

@@ -36,7 +36,7 @@ def pack_codes(codes: Int[Array, "*shape"], *, bits: Annotated[int, PACKED_BITS]
     Raises ValueError for a code that so many bits cannot hold.
     """
     low = -(2 ** (bits - 1)) if signed else 0
-    if codes.size and not low <= codes.min() <= codes.max() < low + 2**bits:
+    if not low <= codes.min() <= codes.max() < low + 2**bits:
         raise invalid("codes", got=f"from {codes.min()} to {codes.max()}", wants=f"from {low} to {low + 2**bits - 1}, in {bits} bits")
     shifted = (codes.astype(np.int16) - low).astype(np.uint8).ravel()  # (1)
     each = np.unpackbits(shifted[:, None], axis=1)[:, 8 - bits :]  # (codes, bits)
@@ -60,7 +60,7 @@ def unpack_codes(packed: Int[Array, "bytes"], *, bits: Annotated[int, PACKED_BIT
     if packed.dtype != np.uint8 or len(packed) != -(-bits * count // 8):
         raise invalid("packed", got=f"{len(packed)} of {packed.dtype}", wants=f"{-(-bits * count // 8)} of uint8, for {count} codes of {bits} bits")
     if bits == 4:
-        codes = np.stack([packed >> 4, packed & 15], axis=-1).ravel()[:count]
+        codes = np.stack([packed >> 4, packed & 15], axis=-1).ravel()[:count]  # (3)
     else:
         each = np.unpackbits(packed, count=bits * count).reshape(count, bits)
         whole = np.concatenate([np.zeros((count, 8 - bits), np.uint8), each], axis=1)

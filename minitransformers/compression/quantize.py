@@ -5,13 +5,13 @@ tensor, a column of a weight (the weights of one output), a group of rows within
 fewer share one, the smaller the step and the more there are to store. Symmetric codes stand on both sides of zero; affine ones
 begin anywhere, and keep the code of zero besides. Zero is restored exactly by both.
 
-Source: Jacob et al. 2018, arXiv:1712.05877, section 2.1, for the affine form; Nagel et al. 2021, arXiv:2106.08295, section 2.2, for
-both. Differs from them: symmetric codes are narrow, from -Q to Q, where b bits would reach -Q - 1; so a weight and its negative
-have negative codes. round takes a half to the even side.
+Source: Jacob et al. 2018, arXiv:1712.05877, sections 2.1 and 3.1, for the affine form; Nagel et al. 2021, arXiv:2106.08295, section
+2.2, for both. Differs from Nagel et al.: symmetric codes are narrow, from -Q to Q, where b bits would reach -Q - 1; so a weight and
+its negative have negative codes (Jacob et al. have weights so). round takes a half to the even side.
 
     Q = 2^(b-1) - 1                                          (1)
     step = clip(values) / Q                                  (2)
-    code = round(value / step), within -Q and Q              (3)
+    code = round((value within -clip and clip) / step)       (3)
     restored = step code                                     (4)
 
 clip is the largest magnitude of those that share a step, or less (``calibration``). Affine:
@@ -78,15 +78,15 @@ def quantize_symmetric(
     """Codes and steps of values: those along axis share a step, or all of them where it is None.
 
     -2 is a step for each column of a weight (d_in, d_out) or for each column of a group; -1 a step for each token of activations.
-    ``clip(values, axis=axis, bits=bits)`` is the magnitude that gets the largest code, with the axis kept. Where values are all
-    zero the step is 1. The steps have the dtype of values.
-    Raises ValueError for an axis that values do not have.
+    ``clip(values, axis=axis, bits=bits)`` is the magnitude that gets the largest code, with the axis kept. Where it is 0, or too small
+    to be divided, the step is 1 and all codes are 0. The steps have the dtype of values.
+    Raises ValueError for an axis that values do not have, and where clip returns no such magnitudes.
     """
-    values = _with_axis(values, axis)
+    bound = shared_bound(values, axis=axis, bits=bits, clip=clip)
     most = 2 ** (bits - 1) - 1                               # (1)
-    bound = clip(values, axis=axis, bits=bits)
-    step = np.where(bound > 0, bound, most) / values.dtype.type(most)  # (2)
-    codes = np.clip(np.rint(values / step), -most, most)     # (3)
+    step = bound / values.dtype.type(most)
+    step = np.where(step > np.finfo(step.dtype).tiny, step, 1)  # what is smaller has lost digits  (2)
+    codes = np.rint(np.clip(values, -bound, bound) / step)   # (3)
     return Symmetric(codes.astype(np.int8 if bits <= 8 else np.int16), step)
 
 
@@ -117,11 +117,12 @@ def quantize_affine(values: Annotated[Float[Array, "*shape"], finite], *, bits: 
 
     Raises ValueError for an axis that values do not have.
     """
-    values = _with_axis(values, axis)
+    check_axis(values, axis)
     most = 2**bits - 1
     low = np.minimum(values.min(axis=axis, keepdims=True), 0)
     high = np.maximum(values.max(axis=axis, keepdims=True), 0)  # (5)
-    step = np.where(high > low, high - low, most) / values.dtype.type(most)  # (6)
+    step = (high - low) / values.dtype.type(most)
+    step = np.where(step > np.finfo(step.dtype).tiny, step, 1)  # (6)
     zero = np.rint(-low / step)                              # (7)
     codes = np.clip(np.rint(values / step) + zero, 0, most)  # (8)
     return Affine(codes.astype(np.uint8 if bits <= 8 else np.uint16), step, zero.astype(np.int32))
@@ -140,15 +141,23 @@ def dequantize_affine(stored: Affine) -> Float[Array, "*shape"]:
     """
     codes, step, zero = stored
     check_sharing(codes, step, "stored")
-    return step * (codes - zero).astype(step.dtype)          # (9)
+    return step * (codes.astype(np.int32) - zero).astype(step.dtype)  # uint8 would wrap  (9)
 
 
-def _with_axis(values: Array, axis: int | None) -> Array:
-    if values.size == 0:
-        raise invalid("values", got=f"shape {values.shape}", wants="at least one number")
+def shared_bound(values: Array, *, axis: int | None, bits: int, clip: Callable) -> Array:
+    """What clip says, one magnitude for those that share a step; ValueError where values have no such axis, or clip says anything else."""
+    check_axis(values, axis)
+    bound = np.asarray(clip(values, axis=axis, bits=bits))
+    shape = tuple(1 if axis is None or i == axis % values.ndim else length for i, length in enumerate(values.shape))
+    if bound.shape != shape or bound.dtype != values.dtype or not (np.isfinite(bound) & (bound >= 0)).all():
+        raise invalid("clip", got=f"{bound}", wants=f"{values.dtype} of shape {shape}, finite and not negative")
+    return bound
+
+
+def check_axis(values: Array, axis: int | None) -> None:
+    """ValueError where values do not have the axis."""
     if axis is not None and not -values.ndim <= axis < values.ndim:
         raise invalid("axis", got=axis, wants=f"None, or an axis of values, which have {values.ndim}")
-    return values
 
 
 def check_sharing(codes: Array, step: Array, name: str) -> None:

@@ -4,7 +4,7 @@ Which key a query reads is one half of what an attention layer does; what it the
 values with each other make it comparable: they are one number for a pair of positions, whatever the width. Only the last layer is
 compared, so the student may have any number of layers and any width. The numbers of heads must agree.
 
-Source: Wang et al. 2020 (MiniLM), arXiv:2002.10957, eq. 3 to 6. Differs from the paper: positions that are padding are told, neither
+Source: Wang et al. 2020 (MiniLM), arXiv:2002.10957, sections 3.1 and 3.2. Differs from the paper: positions that are padding are told, neither
 read nor counted; positions may be told to see only earlier ones, as in a decoder. Costs four products of (positions, d_head) with its
 transpose a head, and as much again backward. q are the student's weights, p the teacher's.
 
@@ -30,11 +30,11 @@ from minitransformers.foundation import Backward, bad, concept, example
 
 @concept(
     title="Relation loss",
-    source="Wang et al. 2020 (MiniLM), arXiv:2002.10957, eq. 3 to 6",
+    source="Wang et al. 2020 (MiniLM), arXiv:2002.10957, sections 3.1 and 3.2",
     example=lambda rng: _example(rng),
     rejects=[
         bad("teacher.query", teacher=AttentionHeads(*np.ones((3, 2, 4, 5, 7)))), bad(mask=np.zeros((2, 5), bool)),
-        bad(value=np.full((2, 3, 5, 6), np.nan)), bad("teacher.key", teacher=AttentionHeads(*(np.full((2, 3, 5, 7), x) for x in (1, np.inf, 1)))),
+        bad(value=np.full((2, 3, 5, 6), np.nan)), bad("teacher.key", teacher=AttentionHeads(*(np.full((2, 3, 5, 7), x) for x in (1.0, np.inf, 1.0)))),
     ],
 )  # fmt: skip
 def relation_loss(
@@ -59,7 +59,7 @@ def relation_loss(
         check_finite(name, part)
     q, k, v, their_q, their_k, their_v = parts
     seen = rows.swapaxes(-1, -2) & (causal_mask(positions) if causal else True) | ~rows  # a row that counts not may see all
-    weight = (rows / (heads * counts.sum())).astype(query.dtype)
+    weight = (rows[..., 0] / (heads * counts.sum())).astype(query.dtype)  # of a row, 0 where it does not count
 
     attention, attention_backward = _divergence(q, k, their_q, their_k, seen, weight)
     relation, relation_backward = _divergence(v, v, their_v, their_v, seen, weight)
@@ -81,10 +81,10 @@ def _divergence(left: Array, right: Array, their_left: Array, their_right: Array
     log_p, _ = log_softmax(np.where(seen, theirs, -np.inf))  # (2)
     p = np.exp(log_p)
     apart = np.where(seen, log_p, 0) - np.where(seen, log_q, 0)
-    row = (p * apart).sum(axis=-1, keepdims=True)            # (*batch, heads, positions, 1)  (3)
+    row = (p * apart).sum(axis=-1)                           # (*batch, heads, positions)  (3)
 
     def backward(dout):
-        dscores = dout * weight * (np.exp(log_q) - p)        # (5)
+        dscores = dout * weight[..., None] * (np.exp(log_q) - p)  # (5)
         return scores_backward(dscores)                      # (6)
 
     return (weight * row).sum(), backward

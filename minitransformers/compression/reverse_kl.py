@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from minitransformers.basics.log_softmax import log_softmax
-from minitransformers.compression.counted import counted_by_targets
+from minitransformers.compression.counted import check_largest, counted_by_targets
 from minitransformers.foundation import Backward, bad, concept, example, invalid
 
 
@@ -52,13 +52,11 @@ def reverse_kl(
     Raises ValueError where a target is no class or all are ignored (of which there is a sum, 0, and no mean); and, at a position
     that counts, where the largest logit is not finite, or the teacher rules out (-inf) a class that the student does not.
     """
-    num_classes, dtype = logits.shape[-1], logits.dtype
-    counts = counted_by_targets(logits.shape[:-1], targets, ignore_index, num_classes, reduction)
+    counts = counted_by_targets(logits, targets, ignore_index, reduction)
     z, v = logits[counts], teacher[counts]                   # (positions, num_classes)
-    for name, scores in (("teacher", v), ("logits", z)):
-        if not np.isfinite(scores.max(axis=-1)).all():
-            raise invalid(name, got="a position whose largest logit is not finite", wants="a finite largest logit wherever a position counts")
-    weight = dtype.type(1 / len(z) if reduction == "mean" else 1)
+    check_largest("teacher", v)
+    check_largest("logits", z)
+    weight = logits.dtype.type(1 / len(z) if reduction == "mean" else 1)
 
     log_q, _ = log_softmax(z)                                # (1)
     log_p, _ = log_softmax(v)                                # (2)

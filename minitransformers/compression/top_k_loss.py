@@ -15,8 +15,8 @@ K are the k classes that are listed, p their probabilities.
     t_i = p_i in K, t_j = tail q_j / rest elsewhere          (6)
     dlogits = dout weight (q - t)                            (7)
 
-over the positions that are not ignored; weight = 1 / how many they are, or 1 for a sum. The other way is to forget the tail and to
-make the k probabilities sum to 1. It tells the student that everything else is impossible.
+over the positions that are not ignored; weight = 1 / how many they are, or 1 for a sum. The other way forgets the tail and tells the
+student that everything else is impossible:
 
     t_i = p_i / sum_(i in K) p_i in K, t_j = 0 elsewhere     (8)
     row = - sum_(i in K) t_i log_q_i                         (9)
@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from minitransformers.basics.log_softmax import log_softmax
-from minitransformers.compression.counted import counted_by_targets
+from minitransformers.compression.counted import check_ids, check_largest, counted_by_targets
 from minitransformers.foundation import Backward, at_least, bad, concept, example, invalid
 
 _SLACK = 1e-6  # by how much probabilities that were rounded on their way may exceed 1
@@ -42,7 +42,8 @@ _SLACK = 1e-6  # by how much probabilities that were rounded on their way may ex
     rejects=[
         bad(probabilities=np.full((2, 3, 2), 0.51)), bad(ids=np.full((2, 3, 2), 4)), bad(ids=np.array([0, 5]) + np.zeros((2, 3, 1), int)),
         bad(ids=np.array([-1, 2]) + np.zeros((2, 3, 1), int)), bad(targets=np.full((2, 3), -100)), bad(targets=np.full((2, 3), 5)),
-        bad(logits=np.full((2, 3, 5), -np.inf)), bad(logits=np.where(np.arange(5) < 3, np.zeros((2, 3, 5)), -np.inf)),
+        bad(logits=np.full((2, 3, 5), -np.inf)),
+        bad("logits", logits=np.where(np.arange(5) < 2, np.zeros((2, 3, 5)), -np.inf), ids=np.arange(2) + np.zeros((2, 3, 1), int)),
         bad("probabilities", ids=np.arange(5) + np.zeros((2, 3, 1), int), probabilities=np.full((2, 3, 5), 0.1)),
     ],
 )  # fmt: skip
@@ -53,8 +54,7 @@ def top_k_loss(
     """Cross-entropy, in nats, of a teacher's k listed probabilities, all other classes taken as one.
 
     ids are the listed classes of each position, in any order, and probabilities what the teacher gives them; they get no gradient.
-    targets are class ids as distillation_loss takes them, and say one thing only: positions where they are ignore_index count for
-    nothing. Without them all count.
+    targets are class ids, and say one thing only: positions where they are ignore_index do not count. Without them all count.
     Returns out, a scalar of the logits' dtype: the mean over the positions that count, or their sum; and backward: dout -> dlogits.
     Raises ValueError where a probability is below 0; and, at a position that counts, where they sum to more than 1 + 1e-6, or to less
     than 1 - 1e-6 though every class is listed; an id is no class or stands twice; the largest logit is not finite; or every logit of
@@ -66,8 +66,7 @@ def top_k_loss(
     if every and (total < 1 - _SLACK).any():
         raise invalid("probabilities", got=f"a sum of {total.min():.6g} over every class", wants="a sum of 1: there is no other class")
     scale = total if every else np.maximum(total, 1)         # what rounding left over goes to nobody
-    p = (p / scale).astype(z.dtype)
-    tail = (1 - total / scale).astype(z.dtype)               # (positions, 1)  (1)
+    p, tail = (p / scale).astype(z.dtype), (1 - total / scale).astype(z.dtype)  # (positions, k), (positions, 1)  (1)
 
     log_q, _ = log_softmax(z)                                # (2)
     others = log_q.copy()
@@ -107,8 +106,8 @@ def renormalised_top_k_loss(
 ) -> tuple[Any, Backward]:  # fmt: skip
     """Cross-entropy, in nats, of a teacher's k listed probabilities, divided by their sum: nothing is left for other classes.
 
-    Arguments and results are those of top_k_loss, and so are the errors, but for those of the bucket: there is none. Raises ValueError
-    as well where the probabilities of a position that counts are all 0.
+    Arguments, results and errors are those of top_k_loss, but for the bucket: there is none. Raises ValueError as well where the
+    probabilities of a position that counts are all 0.
     """
     z, classes, p, counts, weight = _counted(logits, ids, probabilities, targets, ignore_index, reduction)
     total = p.sum(axis=-1, keepdims=True)
@@ -116,8 +115,7 @@ def renormalised_top_k_loss(
         raise invalid("probabilities", got="0 for all of a position", wants="a sum above 0 wherever a position counts")
     listed = p / total                                       # (8)
     log_q, _ = log_softmax(z)
-    row = -_product(listed, np.take_along_axis(log_q, classes, axis=-1)).sum(axis=-1)  # (9)
-    out = weight * row.sum()                                 # (5)
+    out = -weight * _product(listed, np.take_along_axis(log_q, classes, axis=-1)).sum()  # all rows at once  (9) (5)
 
     def backward(dout):
         t = np.zeros_like(log_q)
@@ -131,24 +129,18 @@ def renormalised_top_k_loss(
 
 def _counted(logits: Array, ids: Array, probabilities: Array, targets: Array | None, ignore_index: int, reduction: str) -> tuple:
     """Logits, ids and probabilities of the positions that count, checked; which positions those are, and the weight of one."""
-    num_classes = logits.shape[-1]
-    counts = counted_by_targets(logits.shape[:-1], targets, ignore_index, num_classes, reduction)
+    counts = counted_by_targets(logits, targets, ignore_index, reduction)
     z, classes, p = logits[counts], ids[counts], probabilities[counts]
-    if len(z) and not (classes.min() >= 0 and classes.max() < num_classes):
-        worst = classes.min() if classes.min() < 0 else classes.max()
-        raise invalid("ids", got=f"the id {worst}", wants=f"ids from 0 to {num_classes - 1}")
-    ordered = np.sort(classes, axis=-1)
-    if (ordered[:, 1:] == ordered[:, :-1]).any():
+    check_largest("logits", z)
+    check_ids("ids", classes, z.shape[-1])
+    if (np.diff(np.sort(classes, axis=-1), axis=-1) == 0).any():
         raise invalid("ids", got="a class twice at a position", wants="k different classes")
     if (p.sum(axis=-1, dtype=np.float64) > 1 + _SLACK).any():
         raise invalid("probabilities", got=f"a sum of {p.sum(axis=-1).max():.6g}", wants="a sum of at most 1")
-    if not np.isfinite(z.max(axis=-1)).all():
-        raise invalid("logits", got="a position whose largest logit is not finite", wants="a finite largest logit wherever a position counts")
     return z, classes, p, counts, logits.dtype.type(1 / len(z) if reduction == "mean" else 1)
 
 
-def _product(a: Array, log_q: Array) -> Array:
-    """a log_q, and 0 where a is: what the teacher rules out costs nothing, though it be impossible."""
+def _product(a: Array, log_q: Array) -> Array:           # what the teacher rules out costs nothing, though it be impossible
     return a * np.where(a == 0, 0, log_q)
 
 

@@ -26,6 +26,7 @@ Multiply-adds forward:
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -49,7 +50,8 @@ def tt_linear_by_core(params: TtLinear, x: Float[Array, "... d_in"], *, threshol
     check_sides(params, x)
     half, mats = len(gated) // 2, [core.reshape(-1, core.shape[2]) for core in gated[: len(gated) // 2]]
     wide = [core.reshape(len(core), -1) for core in gated[half:]]
-    state, states = x.reshape(-1, x.shape[-1]), []
+    state: Array = x.reshape(-1, x.shape[-1])
+    states: list[Array] = []
     for core in mats:
         states.append(state.reshape(-1, len(core), state[0].size // len(core)))  # (1)
         state = (core.T @ states[-1]).reshape(len(states[-1]), -1)  # (2)
@@ -99,7 +101,7 @@ def contraction_costs(*, rows: Digits, columns: Digits, ranks: Digits, positions
     if len(columns) != len(rows) or len(ranks) != 2 * len(rows) - 1:
         raise invalid("ranks", got=f"{len(ranks)}, for {len(rows)} and {len(columns)} digits", wants="as many columns as rows, and a rank between each two")
     half, sizes, widths = len(rows), (*rows, *columns), (1, *ranks, 1)
-    pairs = [left * right for left, right in zip(widths[:-1], widths[1:], strict=True)]
+    pairs = [left * right for left, right in pairwise(widths)]
     build = sum(math.prod(sizes[: k + 1]) * pairs[k] for k in range(1, half)) + sum(pairs[k] * math.prod(sizes[k:]) for k in range(half, 2 * half - 1))  # (8)
     first = build + positions * ranks[half - 1] * (math.prod(rows) + math.prod(columns))  # (9)
     inner = sum(pairs[k] * math.prod(sizes[k:half]) for k in range(half))

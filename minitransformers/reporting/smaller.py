@@ -15,7 +15,7 @@ import numpy as np
 from minitransformers.foundation import Backward, reparameterize, trees
 from minitransformers.models.llama import Llama, llama
 from minitransformers.peft.targets import targets
-from minitransformers.reporting.base import BATCH, LENGTH, SETTINGS, base_corpus, load_base
+from minitransformers.reporting.base import BATCH, LENGTH, SETTINGS, base_corpus
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
 from minitransformers.training.text import Corpus
@@ -57,6 +57,3 @@ def bits_of(params: trees.Tree, **settings: Any) -> float:
 def learned(params: trees.Tree, rng: np.random.Generator, *, steps: int, rate: float, **settings: Any) -> trees.Tree:
     """params after so many updates on the base's text."""
     return fit(params, task(**settings), steps=steps, peak=rate, rng=rng, warmup=0.1, floor=0.05)
-
-
-__all__ = ["MATRICES", "at_matrices", "bits_of", "changed", "corpora", "learned", "load_base", "targets", "task"]
