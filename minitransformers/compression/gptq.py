@@ -96,7 +96,7 @@ def gptq_blocked(
             codes.append(code)
             errors.append((free[j] - restored) / U[j, j])
             free[j + 1 : behind] -= np.outer(U[j, j + 1 : behind], errors[-1])
-        free[behind:] -= U[start:behind, behind:].T @ np.stack(errors)  # (8)
+        free[behind:] -= U[start:behind, behind:].T @ errors  # (8)
     return _stored(codes, grids, group)
 
 

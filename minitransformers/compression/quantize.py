@@ -85,7 +85,7 @@ def quantize_symmetric(
     bound = shared_bound(values, axis=axis, bits=bits, clip=clip)
     most = 2 ** (bits - 1) - 1                               # (1)
     step = bound / values.dtype.type(most)
-    step = np.where(step > np.finfo(step.dtype).tiny, step, 1)  # what is smaller has lost digits  (2)
+    step = np.where(step >= np.finfo(step.dtype).tiny, step, 1)  # what is smaller has lost digits  (2)
     codes = np.rint(np.clip(values, -bound, bound) / step)   # (3)
     return Symmetric(codes.astype(np.int8 if bits <= 8 else np.int16), step)
 
@@ -122,7 +122,7 @@ def quantize_affine(values: Annotated[Float[Array, "*shape"], finite], *, bits: 
     low = np.minimum(values.min(axis=axis, keepdims=True), 0)
     high = np.maximum(values.max(axis=axis, keepdims=True), 0)  # (5)
     step = (high - low) / values.dtype.type(most)
-    step = np.where(step > np.finfo(step.dtype).tiny, step, 1)  # (6)
+    step = np.where(step >= np.finfo(step.dtype).tiny, step, 1)  # (6)
     zero = np.rint(-low / step)                              # (7)
     codes = np.clip(np.rint(values / step) + zero, 0, most)  # (8)
     return Affine(codes.astype(np.uint8 if bits <= 8 else np.uint16), step, zero.astype(np.int32))

@@ -80,6 +80,12 @@ def test_it_is_never_worse_than_no_clip(axis, bits):
         assert (best <= plain).all()
 
 
+def test_of_two_bounds_equally_good_it_keeps_the_larger():
+    values = np.array([[2.0], [-1.0]])                       # under 2 the second becomes 0, under 1 the first becomes 1
+    assert error_of(values[:, 0], 2.0, 2) == error_of(values[:, 0], 1.0, 2) == 1
+    assert least_error_magnitude(values, bits=2, candidates=2) == 2
+
+
 def test_one_candidate_is_the_largest_magnitude():
     np.testing.assert_array_equal(least_error_magnitude(WEIGHT, bits=4, candidates=1), largest_magnitude(WEIGHT, axis=-2, bits=4))
 

@@ -24,6 +24,10 @@ WEIGHT = RNG.normal(size=(6, 4))
 GRAM = X.T @ X
 
 
+# A clip that cuts off something at both ends.
+CUT = partial(quantize_symmetric, clip=lambda values, *, axis, bits: 0.3 * np.abs(values).max(axis=axis, keepdims=True))
+
+
 def restored(stored):
     values = dequantize_affine(stored) if isinstance(stored, Affine) else dequantize_symmetric(stored)
     return values.reshape(-1, values.shape[-1])
@@ -79,7 +83,7 @@ def test_a_group_has_steps_of_the_rows_as_they_are_by_then():
 
 
 @pytest.mark.parametrize("group", [None, 3])
-@pytest.mark.parametrize("quantize", [quantize_symmetric, quantize_affine, partial(quantize_symmetric, clip=least_error_magnitude)])
+@pytest.mark.parametrize("quantize", [quantize_symmetric, quantize_affine, partial(quantize_symmetric, clip=least_error_magnitude), CUT])
 def test_where_features_are_uncorrelated_it_is_rounding_to_nearest_to_the_last_bit(group, quantize):
     values = WEIGHT if group is None else in_groups(WEIGHT, size=group)
     for gram in (2.5 * np.eye(6), np.diag(RNG.uniform(0.1, 9, size=6))):

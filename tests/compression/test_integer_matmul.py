@@ -174,7 +174,7 @@ def test_a_step_that_changes_within_a_sum_is_refused():
 
 def test_codes_that_do_not_meet_are_refused():
     for multiply in BOTH:
-        with pytest.raises(ValueError, match=r"right: got shape \(6, 5\), wants a first axis of 7, as left's last"):
+        with pytest.raises(ValueError, match=r"right: got shape \(6, 5\), wants \(inner, outer\) with inner = 7"):
             multiply(LEFT, RIGHT[:6])
         with pytest.raises(ValueError, match="left: got float64"):
             multiply(LEFT.astype(float), RIGHT)

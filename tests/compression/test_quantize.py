@@ -218,6 +218,12 @@ def test_columns_of_zeros_and_of_numbers_too_small_to_divide_are_zeros(dtype):
         assert restored[1, 3] == 2
 
 
+def test_the_smallest_number_with_all_its_digits_is_still_a_step():
+    smallest = np.finfo(np.float64).tiny
+    symmetric, affine = quantize_symmetric(np.array([[127 * smallest]]), bits=8), quantize_affine(np.array([[255 * smallest]]), bits=8)
+    assert symmetric.step == affine.step == smallest and symmetric.codes == 127 and affine.codes == 255
+
+
 def test_under_a_bound_of_zero_everything_is_cut_off():
     weight = np.array([[0.0, 1.0], [0.0, 2.0], [300.0, 3.0]])
     stored = quantize_symmetric(weight, bits=8, clip=lambda *_, **__: np.array([[0.0, 3.0]]))
