@@ -12,7 +12,7 @@ import numpy as np
 from minitransformers.compression.prune_ranks import THRESHOLD, prune_ranks, train_size
 from minitransformers.compression.rank_penalty import early_objective
 from minitransformers.compression.tensor_train import tt_matrix, tt_svd
-from minitransformers.compression.tt_linear import TensorTrain, TtLinear, init_tt_linear, tt_linear
+from minitransformers.compression.tt_linear import init_tt_linear, tt_linear
 from minitransformers.foundation import trees
 from minitransformers.reporting import Section, lines, mean_and_spread, tried
 from minitransformers.training.fit import fit
@@ -21,8 +21,9 @@ from minitransformers.training.task import Task
 section = Section(__file__, __doc__, kind="trained")
 DIGITS, TRUE, START, BATCH, NOISE, DECAY = (4, 4), (3, 3, 3), (8, 8, 8), 64, 0.5, 1e-4
 EXACT, NOISY = "exact examples without end", f"{BATCH} noisy examples"
-WEIGHTS, DATA = (0.0, 0.003, 0.01, 0.03, 0.1), (EXACT, NOISY)
-RANKS, CUT = ("rank 1", "rank 2", "rank 3"), "trained without penalty, then cut"
+WEIGHTS, RATES = (0.0, 0.003, 0.01, 0.03, 0.1), {EXACT: (0.03, 0.1, 0.3), NOISY: (0.01, 0.03, 0.1)}
+SIDES = {f"{data}, {penalty:g}": (data, penalty) for data in RATES for penalty in WEIGHTS}
+RANKS, MEASURES = ("rank 1", "rank 2", "rank 3"), ("error", "error if cut")
 
 
 # %% What is learned
@@ -37,12 +38,12 @@ class Penalised(Task):
 
     def __init__(self, weight, data, penalty, rng):
         self.weight, self.penalty = weight, penalty
-        x = rng.standard_normal((BATCH, 16), np.float32)
-        self.few = (x, x @ weight + np.float32(NOISE) * rng.standard_normal((BATCH, 16), np.float32)) if data == NOISY else None
+        self.few = None if data == EXACT else self.batch(rng, few=None, noise=np.float32(NOISE))
 
-    def batch(self, rng):
-        x = rng.standard_normal((BATCH, 16), np.float32)
-        return (x, x @ self.weight) if self.few is None else self.few
+    def batch(self, rng, **drawn):
+        few, noise = drawn.get("few", getattr(self, "few", None)), drawn.get("noise", np.float32(0))
+        x, added = rng.standard_normal((2, BATCH, 16), np.float32) if few is None else (None, None)
+        return (x, x @ self.weight + noise * added) if few is None else few
 
     def loss(self, params, batch, *, rng):
         out, backward = tt_linear(params, batch[0])
@@ -55,55 +56,3 @@ class Penalised(Task):
             return dparams._replace(train=trees.map(np.add, dparams.train, dtrain))
 
         return (total, 1), both
-
-
-def trained(weight, data, penalty, rng, *, rate):
-    params, task = init_tt_linear(rng, DIGITS, DIGITS, ranks=START, bias=False), Penalised(weight, data, penalty, rng)
-    return fit(params, task, steps=50 if section.quick else 2000, peak=rate, rng=rng, warmup=0.05, clip=None).train
-
-
-def apart(cores, weight):
-    return np.linalg.norm(tt_matrix(cores) - weight) / np.linalg.norm(weight)
-
-
-def judged(train, weight):
-    """Of the pruned train: its ranks, how many numbers it has and how far from the teacher it is. Where a rank is 0, the map is zero."""
-    ranks = [int(np.sum(gates > THRESHOLD)) for gates in train.gates]
-    error = apart(prune_ranks(train).cores, weight) if all(ranks) else 1.0
-    return {**dict(zip(RANKS, ranks, strict=True)), "numbers": train_size(train.gates, sizes=DIGITS + DIGITS), "error": error}
-
-
-def cut(train, weight, ranks):
-    """The same of a train that is made one matrix and cut to these ranks, or to as many as its sides have."""
-    first, last = (max(1, min(rank, 4)) for rank in (ranks[0], ranks[2]))
-    cores = tt_svd(tt_matrix(prune_ranks(train).cores), rows=DIGITS, columns=DIGITS, ranks=(first, max(1, min(ranks[1], 4 * first)), last))
-    return {"error": apart(cores, weight), "numbers": sum(core.size for core in cores)}
-
-
-def name(data, penalty):
-    return f"{data}, {penalty:g}"
-
-
-@section.tuning
-def tuning(rng):
-    weight, sides = teacher(rng), {name(data, penalty): (data, penalty) for data in DATA for penalty in WEIGHTS}
-
-    def of_two_starts(side, rng, rate):
-        return np.mean([judged(trained(weight, *sides[side], rng, rate=rate), weight)["error"] for _ in range(2)])
-
-    yield from tried(of_two_starts, sides, {side: (0.01, 0.03, 0.1) if data == NOISY else (0.03, 0.1, 0.3) for side, (data, _) in sides.items()}, rng)
-
-
-@section.experiment
-def experiment(rng):
-    weight = teacher(rng)
-    for data in DATA:
-        for penalty in WEIGHTS:
-            train = trained(weight, data, penalty, rng, rate=section.rates[name(data, penalty)])
-            plain, found = train if penalty == 0 else plain, judged(train, weight)  # noqa: F821
-            yield data, penalty, found
-            yield f"{data}: {CUT}", penalty, cut(plain, weight, [found[rank] for rank in RANKS])
-
-
-if __name__ == "__main__":
-    section.main()

@@ -50,8 +50,13 @@ def integer_matmul(left: Int[Array, "... inner"], right: Int[Array, "inner outer
 )
 def integer_matmul_fast(left: Int[Array, "... inner"], right: Int[Array, "inner outer"]) -> Int[Array, "... outer"]:
     """The same numbers, by the fast product of floats: exact, since every partial sum is a whole number that the float can hold."""
-    float_type = np.float32 if _check_sums(left, right) <= 2**24 else np.float64  # (5)
+    float_type = exact_float(_check_sums(left, right))
     return (left.astype(float_type) @ right.astype(float_type)).astype(np.int32)  # (1)
+
+
+def exact_float(most: int) -> type:
+    """The narrowest float that holds every whole number up to most."""
+    return np.float32 if most <= 2**24 else np.float64       # (5)
 
 
 @procedure(

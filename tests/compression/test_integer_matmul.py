@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from minitransformers.compression.integer_matmul import affine_matmul, integer_matmul, integer_matmul_fast, symmetric_matmul
+from minitransformers.compression.integer_matmul import affine_matmul, exact_float, integer_matmul, integer_matmul_fast, symmetric_matmul
 from minitransformers.compression.quantize import (
     Affine,
     Symmetric,
@@ -70,6 +70,7 @@ def test_float32_is_exact_for_1040_products_of_127_and_one_more_is_not():
 def test_up_to_two_to_the_24_a_float32_can_count_and_there_it_stops():
     assert np.float32(2**24) == 2**24 and np.float32(2**24 - 1) == 2**24 - 1
     assert np.float32(2**24 + 1) == 2**24
+    assert exact_float(2**24) is np.float32 and exact_float(2**24 + 1) is np.float64
 
 
 def test_131071_products_of_the_largest_bytes_fit_into_32_bits_and_one_more_is_refused():
@@ -168,6 +169,8 @@ def test_a_step_that_changes_within_a_sum_is_refused():
         symmetric_matmul(tokens, quantize_symmetric(in_groups(WEIGHT, size=10), bits=8))
     with pytest.raises(ValueError, match=r"right\.step: got shape \(40, 1\)"):
         affine_matmul(quantize_affine(X, bits=8, axis=-1), quantize_affine(WEIGHT, bits=8, axis=-1))
+    with pytest.raises(ValueError, match=r"right\.step: got shape \(1, 4\), wants the 2 axes of codes \(40, 5\)"):
+        symmetric_matmul(tokens, Symmetric(columns.codes, np.ones((1, 4))))
     with pytest.raises(ValueError, match=r"left\.step: got shape \(3, 1\), wants the 3 axes of codes"):
         symmetric_matmul(Symmetric(tokens.codes, np.ones((3, 1))), columns)
 
