@@ -85,7 +85,7 @@ def learned(name, rng, *, rate, language):
 @section.tuning
 def tuning(rng):
     language = at.shifted(at.language(), rng)
-    rates = (1e-3, 3e-3, 1e-2, 3e-2)
+    rates = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     yield from tried(lambda name, rng, rate: learned(name, rng, rate=rate, language=language)[0], RUNS, rates[:2] if section.quick else rates, rng)
 
 

@@ -35,9 +35,7 @@ class NeuronGates(NamedTuple):
 @concept(
     title="Gated neurons",
     source="Molchanov et al. 2017, arXiv:1611.06440, section 2.2",
-    example=lambda rng: example(  # gates of each example around gates of all, which are what the activation inside learns
-        NeuronGates(rng.normal(size=(2, 1, 7)), NeuronGates(rng.normal(size=7))), rng.normal(size=(2, 4, 7)), activation=gated_neurons
-    ),
+    example=lambda rng: _example(rng),
     rejects=[bad("params.gates", params=NeuronGates(np.ones(6))), bad("params.gates", params=NeuronGates(np.ones((3, 1, 7))))],
 )
 def gated_neurons(
@@ -64,3 +62,9 @@ def gated_neurons(
         return NeuronGates(dgates, dactivation), dhidden
 
     return out, backward
+
+
+def _example(rng: np.random.Generator):
+    """Gates of each example around gates of all, which are what the activation inside learns."""
+    params = NeuronGates(rng.normal(size=(2, 1, 7)), NeuronGates(rng.normal(size=7)))
+    return example(params, rng.normal(size=(2, 4, 7)), activation=gated_neurons)

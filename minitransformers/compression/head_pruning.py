@@ -17,6 +17,7 @@ head, R_h its rows.
     W_o = W_o[R_h, :], for h in K; b_o stays                 (5)
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -77,10 +78,7 @@ def without_heads(
     """
     num_kv_heads = _kv_heads(params, num_heads)
     places = kept_places(kept, num_heads, units="heads")
-    readers: dict[int, int] = {}                             # of each head of keys that stays
-    for place in places:
-        group = place * num_kv_heads // num_heads
-        readers[group] = readers.get(group, 0) + 1
+    readers = Counter(place * num_kv_heads // num_heads for place in places)  # of each head of keys that stays
     if len(set(readers.values())) > 1:
         wants = f"equally many of each group of {num_heads // num_kv_heads} that read one head of keys, or none of it"
         raise invalid("kept", got=places, wants=wants)

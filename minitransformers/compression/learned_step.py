@@ -92,13 +92,15 @@ def learned_step(
 def quantize_learned(
     values: Annotated[Float[Array, "*shape"], finite], step: Annotated[Float[Array, "*steps"], positive], *, bits: Annotated[int, BITS], signed: bool = True
 ) -> Symmetric:
-    """The codes and steps of what learned_step computes with, as dequantize_symmetric restores them; the codes reach one further below zero.
+    """The codes and steps of what learned_step computes with, as dequantize_symmetric restores them.
 
+    The codes reach to -2^(b-1), one further than those of quantize_symmetric; not signed they are uint8, or uint16 above 8 bits.
     Raises ValueError as learned_step does.
     """
     _check(values, step)
     codes = np.rint(np.clip(values / step, *_codes(bits, signed)))
-    return Symmetric(codes.astype(np.int8 if bits + (not signed) <= 8 else np.int16), step)
+    dtype = (np.int8 if bits <= 8 else np.int16) if signed else (np.uint8 if bits <= 8 else np.uint16)
+    return Symmetric(codes.astype(dtype), step)
 
 
 def _codes(bits: int, signed: bool) -> tuple[int, int]:

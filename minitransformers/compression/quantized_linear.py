@@ -5,7 +5,7 @@ nobody needs it in full. So codes and steps are all that stays in memory, and th
 gets no gradient; x gets the one that the restored weight gives. How it is stored is a function in a slot: a step for each column
 or for each group of a column, NF4, packed bits.
 
-Source: Dettmers et al. 2023, arXiv:2305.14314, eq. 5, without its thin matrices; Frantar et al. 2022, arXiv:2210.17323, section 4
+Source: Dettmers et al. 2023, arXiv:2305.14314, eq. 5, without its thin matrices; Frantar et al. 2022, arXiv:2210.17323, section 5
 (codes of weights, activations in floats). R restores.
 
     W = R(stored), its groups one below the other            (1)
@@ -27,7 +27,7 @@ from minitransformers.peft.qlora_linear import QuantizedLinear
 
 @concept(
     title="Linear map on codes",
-    source="Dettmers et al. 2023, arXiv:2305.14314, eq. 5; Frantar et al. 2022, arXiv:2210.17323, section 4",
+    source="Dettmers et al. 2023, arXiv:2305.14314, eq. 5; Frantar et al. 2022, arXiv:2210.17323, section 5",
     example=lambda rng: example(
         rng.normal(size=(2, 3, 6)), base=QuantizedLinear(quantize_symmetric(in_groups(rng.normal(size=(6, 4)), size=2), bits=4), rng.normal(size=4))
     ),

@@ -72,7 +72,8 @@ def test_per_layer_every_layer_has_norm_one_and_its_own_order():
 def test_per_layer_hides_that_one_layer_matters_more():
     dgates = np.concatenate([100 * DGATES[:, :1], DGATES[:, 1:]], axis=1)
     assert head_importance(dgates)[0].min() > head_importance(dgates)[1].max()
-    np.testing.assert_allclose(head_importance(dgates, per_layer=True), head_importance(DGATES, per_layer=True), rtol=1e-13)
+    for size in (1.0, 1e-3):
+        np.testing.assert_allclose(head_importance(size * dgates, per_layer=True), head_importance(DGATES, per_layer=True), rtol=1e-13)
 
 
 def test_a_layer_without_slopes_stays_zero():

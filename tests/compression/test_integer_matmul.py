@@ -5,7 +5,13 @@ import warnings
 import numpy as np
 import pytest
 
-from minitransformers.compression.integer_matmul import affine_matmul, exact_float, integer_matmul, integer_matmul_fast, symmetric_matmul
+from minitransformers.compression.integer_matmul import (
+    affine_matmul,
+    exact_float,
+    integer_matmul,
+    integer_matmul_fast,
+    symmetric_matmul,
+)
 from minitransformers.compression.quantize import (
     Affine,
     Symmetric,

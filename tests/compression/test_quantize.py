@@ -1,5 +1,7 @@
 """Uniform quantisation: whole numbers of steps, and steps that are shared by columns, tokens, groups or everything."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -129,7 +131,7 @@ def test_zero_comes_back_exactly_even_where_all_values_are_on_one_side(offset):
     for bits in BITS:
         stored = quantize_affine(weight, bits=bits)
         assert (dequantize_affine(stored)[2] == 0).all()
-        assert (0 <= stored.zero).all() and (stored.zero <= 2**bits - 1).all()
+        assert (stored.zero >= 0).all() and (stored.zero <= 2**bits - 1).all()
         assert (dequantize_symmetric(quantize_symmetric(weight, bits=bits))[2] == 0).all()
 
 
@@ -203,7 +205,7 @@ def test_a_weight_takes_its_bits_and_its_share_of_a_step(bits, size):
 
 def test_a_bit_more_halves_the_step():
     steps = [quantize_symmetric(WEIGHT, bits=bits, axis=None).step.item() for bits in range(2, 17)]
-    np.testing.assert_allclose([a / b for a, b in zip(steps, steps[1:], strict=False)], [2 + 1 / (2**b - 1) for b in range(1, 15)])
+    np.testing.assert_allclose([a / b for a, b in pairwise(steps)], [2 + 1 / (2**b - 1) for b in range(1, 15)])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
