@@ -21,7 +21,7 @@ from minitransformers.training.task import Task
 section = Section(__file__, __doc__, kind="trained")
 DIGITS, TRUE, START, BATCH, NOISE, DECAY = (4, 4), (3, 3, 3), (8, 8, 8), 64, 0.5, 1e-4
 EXACT, NOISY = "exact examples without end", f"{BATCH} noisy examples"
-WEIGHTS, RATES = (0.0, 0.01, 0.03, 0.1), {EXACT: (0.01, 0.03, 0.1, 0.3), NOISY: (0.001, 0.003, 0.01)}
+WEIGHTS, RATES = (0.0, 0.01, 0.03, 0.1), {EXACT: (0.01, 0.03, 0.1, 0.3), NOISY: (0.0003, 0.001, 0.003, 0.01)}
 SIDES = {f"{data}, {penalty:g}": (data, penalty) for data in RATES for penalty in WEIGHTS}
 RANKS, ERROR, CUT = ("rank 1", "rank 2", "rank 3"), "error", "error if cut"
 

@@ -153,7 +153,7 @@ def taught(source, rng, *, rate):
 
 @section.tuning
 def tuning(rng):
-    yield from tried(lambda source, rng, rate: taught(source, rng, rate=rate)[1], SOURCES, (3e-3, 1e-2) if section.quick else (1e-3, 3e-3, 1e-2, 3e-2), rng)
+    yield from tried(lambda source, rng, rate: taught(source, rng, rate=rate)[1], SOURCES, (3e-3, 1e-2) if section.quick else (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), rng)
 
 
 @section.experiment
