@@ -110,7 +110,7 @@ def told(found, number, *names):
 
 
 @section.claim(
-    "Slopes find heads that are not missed",
+    "Do four heads taken out by slope lose half of what they lose by lot?",
     paper="Michel et al. 2019, arXiv:1905.10650, section 4.2: pruning by this score keeps more than pruning by lot",
     measured=lambda found: f"of 68 choices the mean loses {mean_and_spread(found['mean']['all choices'][4], '.3f')}, the best {mean_and_spread(found['best']['all choices'][4], '.3f')}; "
     f"{told(found, 4, SLOPE)}, of rank {mean_and_spread(100 * found['rank'][SLOPE][4], '.0f')} %",
@@ -141,7 +141,7 @@ def more_than_size(found):
 
 
 @section.claim(
-    "After some updates half of the heads are hardly missed, if they were the right ones",
+    "Some updates later, are the right four heads hardly missed, and the wrong ones five times as much?",
     paper="no paper at this size; Voita et al. 2019, arXiv:1905.09418, train on while heads go",
     measured=lambda found: told(found, "after", WHOLE, SLOPE, SIZE, BEST, REVERSE),
 )

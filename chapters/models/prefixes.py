@@ -91,7 +91,7 @@ def told_of(found, measure, way):
 
 
 @section.claim(
-    "Does the prefix decide which English is written?",
+    "The prefix decides which English is written",
     paper="Raffel et al. 2020, arXiv:1910.10683, section 2.1: a prefix specifies which task the model should perform",
     measured=lambda found: "; ".join(f"{told} asked, {read} read: {mean_and_spread(asked_for(found, read, told))}" for read, told in TASKS),
 )
@@ -101,7 +101,7 @@ def decides(found):
 
 
 @section.claim(
-    "Is each of four tasks lost behind the other prefix?",
+    "Each of the four tasks is lost behind the other prefix",
     paper="Raffel et al. 2020, arXiv:1910.10683, section 2.1",
     measured=lambda found: f"bits a character: {told_of(found, 'bits', 'right')}; behind the other prefix {told_of(found, 'bits', 'wrong')}",
 )
@@ -111,7 +111,7 @@ def wrong_prefix(found):
 
 
 @section.claim(
-    "Does it repeat a text whose English is already the one asked for?",
+    "A text whose English is already the one asked for is repeated",
     paper="no paper: to repeat is the simplest thing an encoder-decoder can be asked for",
     measured=lambda found: f"chrF {told_of(found, 'like', 'right')}; letter for letter {told_of(found, 'exact', 'right')}",
 )
@@ -121,7 +121,7 @@ def repeats(found):
 
 
 @section.claim(
-    "Does it translate better than the source would do as it is?",
+    "It translates better than the source would do as it is",
     paper="no paper: the trivial baseline",
     measured=lambda found: f"chrF {told_of(found, 'like', 'right')}; the source: {told_of(found, 'like', 'source')}",
 )
@@ -136,7 +136,7 @@ def translates(found):
     measured=lambda found: f"bits a character, old into modern: {mean_and_spread(found['bits']['right'][TASKS[OLD, NEW]])}; alone {mean_and_spread(found['bits']['alone'][TASKS[OLD, NEW]])}",
 )
 def as_well(found):
-    """At most 0.1 bits a character more than the Transformer that has learned nothing else, in more updates."""
+    """At most 0.1 bits a character more than the Transformer that has learned nothing else, in fewer updates."""
     return found["bits"]["right"][TASKS[OLD, NEW]] <= found["bits"]["alone"][TASKS[OLD, NEW]] + 0.1
 
 

@@ -1,0 +1,1 @@
+"""Long texts: cut, retrieved, or read piece by piece with a memory of what came before."""
