@@ -159,7 +159,7 @@ def report(found):
 def picture(axes, found):
     for ax, data in zip(axes, RATES, strict=True):
         curves = {"with the penalty": ERROR, "without, cut to the same ranks": CUT}
-        lines(ax, {label: {at: found[measure][data][at] for at in WEIGHTS[1:]} for label, measure in curves.items()}, xscale="log", yscale="log")
+        lines(ax, {label: {at: found[measure][data][at] for at in WEIGHTS[1:]} for label, measure in curves.items()}, xscale="log", yscale="log" if data == EXACT else "linear")
         ax.axhline(np.mean(found[ERROR][data][0.0]), color="#808080", linewidth=0.8, linestyle=":")
         ax.set(title=data, xlabel="weight of the penalty", ylabel="relative error")
     axes[0].legend(fontsize="small")

@@ -118,7 +118,7 @@ def absolute_first(found):
 
 
 @section.claim(
-    "Do slopes know more than activations and weights do?",
+    "Slopes know more than activations and weights do",
     paper="Molchanov et al. 2017, arXiv:1611.06440, section 3.2: slopes are ahead of weights and activations",
     measured=lambda found: "; ".join(f"{share:.0%} taken out: {told(found, share, SLOPE, BUSY, SIZE)}" for share in SHARES),
 )
@@ -128,7 +128,7 @@ def more_than_both(found):
 
 
 @section.claim(
-    "The layer that turns the stream less is missed less",
+    "Is the layer that turns the stream less missed less?",
     paper="Men et al. 2024, arXiv:2403.03853, section 3: layers of least influence are redundant",
     measured=lambda found: "; ".join(
         f"layer {n}: 1 - cos {mean_and_spread(found['influence']['layer'][n], '.2f')}, loses {mean_and_spread(found['lost']['layer'][n], '.3f')}" for n in range(at.LAYERS)
