@@ -58,7 +58,7 @@ def trained(name, rng, *, rate, reported=False):
 
 @section.tuning
 def tuning(rng):
-    yield from tried(trained, TRAINED, (1e-3, 3e-3) if section.quick else (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), rng)
+    yield from tried(trained, TRAINED, (1e-3, 3e-3) if section.quick else (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), rng)
 
 
 @section.experiment

@@ -67,7 +67,9 @@ def recovered(name, rng, *, rate, reported=False):
 
 @section.tuning
 def tuning(rng):
-    yield from tried(recovered, (FLOAT, *RECOVERED), (1e-3, 3e-3) if section.quick else (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), rng)
+    rates = {FLOAT: (1e-3,) if section.quick else (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)}
+    rates |= dict.fromkeys(RECOVERED, (1e-3, 3e-3) if section.quick else (3e-4, 1e-3, 3e-3, 1e-2))
+    yield from tried(recovered, (FLOAT, *RECOVERED), rates, rng)
 
 
 @section.experiment

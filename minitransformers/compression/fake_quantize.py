@@ -28,7 +28,7 @@ from minitransformers.foundation.trees import decays
 
 
 class Latent(NamedTuple):
-    """The weight behind the one that a model computes with: what is trained where ``change`` makes the other of it."""
+    """The weight behind the one that a model computes with: what is trained where ``change_by`` makes the other of it."""
 
     weight: Annotated[Float[Array, "d_in d_out"], decays]
 
