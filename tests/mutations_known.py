@@ -116,6 +116,10 @@ _EVEN_STEPS = {  # of NF4's tables
 }
 HARMLESS_FORWARD: dict[str, dict[str, str]] = {
     **dict.fromkeys(("quantize_nf4", "dequantize_nf4", "quantize_double_nf4", "dequantize_double_nf4"), _EVEN_STEPS),
+    "pack_codes": {
+        "shifted = (codes.astype(np.int16) - low).astype(np.uint8).ravel() -> shifted = (codes.astype(np.int16) + low).astype(np.uint8).ravel()":
+            "low is -2^(b-1), and what differs by 2^b has the same last b bits, which alone are read",
+    },
     "repetition_penalty": {
         "return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits).astype(logits.dtype) -> "
         "return np.where(seen, np.where(logits >= 0, logits / penalty, logits * penalty), logits).astype(logits.dtype)":
