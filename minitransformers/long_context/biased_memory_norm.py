@@ -7,7 +7,7 @@ memory starts: an empty slot that is normalised in this way lies in its directio
 Source: Wu et al. 2020 (Memformer), arXiv:2010.06891, section 3. Differs from the paper: how long the vector is at first, and
 so how fast a slot forgets, is said in init.
 
-    moved_i = slot_i + bias_i, or bias_i where nothing was written yet     (1)
+    moved_i = slot_i + bias_i, or bias_i where nothing was written yet   (1)
     length_i = |moved_i|                                     (2)
     out_i = moved_i / length_i                               (3)
     along_i = dout_i . out_i                                 (4)

@@ -1118,3 +1118,54 @@ CASES |= {
         "theirs": frozen_linear,
     },
 }
+
+
+def _calibrated_weight() -> tuple[Any, Any]:
+    """A weight of 576 by 576, and the gram matrix of 2,048 inputs that are correlated."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2048, 576), np.float32) @ rng.standard_normal((576, 576), np.float32)
+    return rng.standard_normal((576, 576), np.float32), x.T @ x
+
+
+def our_gptq() -> Callable[[], Any]:
+    """GPTQ to 4 bits in groups of 64, in blocks of 128."""
+    from minitransformers.compression.gptq import gptq_blocked
+
+    weight, gram = _calibrated_weight()
+    return lambda: gptq_blocked(weight, gram=gram, bits=4, group=64)
+
+
+def torch_gptq() -> Callable[[], Any]:
+    """The same algorithm in eager PyTorch, float32 but for the algebra in float64, as ours."""
+    import torch
+
+    weight, gram = map(torch.from_numpy, _calibrated_weight())
+
+    def run() -> Any:
+        hessian = gram.double() + 0.01 * gram.diagonal().double().mean() * torch.eye(576, dtype=torch.float64)
+        lower = torch.linalg.cholesky(hessian.flip(0, 1))
+        inverse = torch.linalg.inv(lower.flip(0, 1)).float()
+        free, codes = weight.clone(), torch.empty(576, 576, dtype=torch.int8)
+        for start in range(0, 576, 128):
+            behind, errors = min(start + 128, 576), []
+            for j in range(start, behind):
+                if j % 64 == 0:
+                    step = free[j : j + 64].abs().amax(0) / 7
+                code = torch.clamp(torch.round(free[j] / step), -7, 7)
+                codes[j] = code
+                errors.append((free[j] - step * code) / inverse[j, j])
+                free[j + 1 : behind] -= torch.outer(inverse[j, j + 1 : behind], errors[-1])
+            free[behind:] -= inverse[start:behind, behind:].T @ torch.stack(errors)
+        return codes
+
+    return run
+
+
+CASES |= {
+    "gptq": {
+        "what": "GPTQ of a weight of 576 by 576, 4 bits in groups of 64, one thread, against the same algorithm in eager PyTorch",
+        "threads": 1,
+        "ours": our_gptq,
+        "theirs": torch_gptq,
+    },
+}

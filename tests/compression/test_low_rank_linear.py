@@ -8,7 +8,14 @@ from changed_models import MODELS, PATTERNS, changed, checked, whole_model
 
 from minitransformers import check_gradients, trees
 from minitransformers.basics.linear import Linear, linear
-from minitransformers.compression.low_rank_linear import LowRank, LowRankLinear, break_even_rank, low_rank_linear, low_rank_weight, svd_factors
+from minitransformers.compression.low_rank_linear import (
+    LowRank,
+    LowRankLinear,
+    break_even_rank,
+    low_rank_linear,
+    low_rank_weight,
+    svd_factors,
+)
 from minitransformers.foundation import reparameterize, trusted
 from minitransformers.peft.targets import at_targets, targets
 

@@ -110,7 +110,7 @@ def test_prefixes_and_suffixes_meet_anywhere_in_the_train():
 
 def test_carrying_on_without_the_singular_values_is_told_apart():
     """A variant that is easily written: V^T alone is carried on. Full ranks then do not restore the matrix."""
-    U, sigma, V = np.linalg.svd(WEIGHT, full_matrices=False)
+    U, _, V = np.linalg.svd(WEIGHT, full_matrices=False)
     assert np.linalg.norm(U @ V - WEIGHT) > 0.1
     np.testing.assert_allclose(close(tt_svd(WEIGHT, rows=(12,), columns=(10,))), 0, atol=1e-12)
 

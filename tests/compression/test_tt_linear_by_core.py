@@ -9,7 +9,12 @@ import pytest
 
 from minitransformers import check_gradients, trees
 from minitransformers.compression.tt_linear import TensorTrain, TtLinear, init_tt_linear, tt_linear
-from minitransformers.compression.tt_linear_by_core import ContractionCosts, cheapest_tt_linear, contraction_costs, tt_linear_by_core
+from minitransformers.compression.tt_linear_by_core import (
+    ContractionCosts,
+    cheapest_tt_linear,
+    contraction_costs,
+    tt_linear_by_core,
+)
 
 RNG = np.random.default_rng(0)
 SIDES = [((6,), (5,), (3,)), ((2, 3), (5, 2), (3, 2, 4)), ((2, 3, 2), (2, 1, 5), (3, 2, 4, 2, 3))]
