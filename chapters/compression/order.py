@@ -85,7 +85,7 @@ def matrices(tree):
 
 @section.tuning
 def tuning(rng):
-    rates = (1e-3,) if section.quick else (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    rates = (1e-3,) if section.quick else (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     yield from tried(lambda name, rng, rate: made(name, rng, rate=rate)[0], RUNS, rates, rng)
 
 

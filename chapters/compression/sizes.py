@@ -144,7 +144,7 @@ def kilobytes(name, tree):
 
 @section.tuning
 def tuning(rng):
-    rates = (1e-3,) if section.quick else (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    rates = (1e-3,) if section.quick else (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     yield from tried(lambda name, rng, rate: asked(learned(name, rng, rate=rate), False), LEARNED, rates, rng)
 
 

@@ -21,7 +21,8 @@ Objectives of a loss and of trains, over all of which sums run:
     late = max(loss_weight (loss - target_loss), size_weight (sum size - target_size)) + share (loss + sum penalty) + decay sum core^2   (5)
     dcore = 2 decay core dearly                              (6)
 
-size in (5) is counted, by train_size. It decides which side of the maximum is trained, and the penalty lends it its gradient:
+size in (5) is counted, by train_size. It decides which side of the maximum is trained (the loss where they are level), and the penalty
+lends it its gradient:
 
     dloss = (loss_weight where the loss is further, or 0, + share) dlate   (7)
     dpenalty = (size_weight where the size is further, or 0, + share) dlate   (8)

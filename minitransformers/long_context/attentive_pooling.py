@@ -1,32 +1,21 @@
-"""Attentive pooling: one answer out of many vectors, each counting for as much as a small network finds it worth.
+"""Attentive pooling: one vector for many, their mean with weights that are learned from what they hold.
 
-A long text has been read in chunks, and each has left a vector, or the scores of each class. One answer is wanted. The plain ways
-are the mean, in which a chunk that says nothing counts as much as the one that knows, and the maximum of each feature, in which one
-chunk speaks and the others learn nothing. Between them stands a softmax over the chunks, of scores that are learned.
+The plain mean gives every word the same say, the first position only its own. Here a small network scores each position, and a
+softmax over the scores makes the weights. Time O(positions d_model d_hidden), memory O(positions d_hidden).
 
-Source: Yang et al. 2016, Hierarchical attention networks for document classification, NAACL, eq. 5 to 7; Pappagari et al. 2019,
-arXiv:1910.10781, on documents read in chunks. Differs from Yang: the hidden layer has no bias. Costs d_model d_hidden multiply-adds a
-vector. o is the product of elements; chunks that do not count have the weight 0.
+Source: Yang et al. 2016, Hierarchical attention networks, NAACL, eqs. 5 to 7; Lin et al. 2017, arXiv:1703.03130, eqs. 5 and 6.
+This is the second with a single row of weights; the first has a bias in (1) besides. Differs from both: padding is left out, and
+where nothing is left the vector is 0. Sums over t run over the positions that the mask allows.
 
-    hidden = tanh(x W)                                       (1)
-    scores = hidden u                                        (2)
-    weights = softmax of scores over the chunks that count   (3)
-    out = sum over chunks of weights x                       (4)
-    dweights = x . dout                                      (5)
-    dscores = weights o (dweights - sum over chunks of weights dweights)   (6)
-    du = sum of dscores hidden                               (7)
-    dinner = (dscores u) o (1 - hidden^2)                    (8)
-    dW = x^T dinner                                          (9)
-    dx = weights dout + dinner W^T                           (10)
-
-The mean, and the maximum:
-
-    weights = 1 / how many count                             (11)
-    out = sum over chunks of weights x                       (12)
-    dx = weights dout                                        (13)
-    winner = the first chunk, of those that count, in which the feature is largest   (14)
-    out = x of the winner, feature by feature                (15)
-    dx = dout at the winner, 0 elsewhere                     (16)
+    hidden_t = tanh(x_t W)                                   (1)
+    scores_t = hidden_t . u                                  (2)
+    weights_t = exp(scores_t) / sum over t of the same       (3)
+    out = sum over t of weights_t x_t                        (4)
+    dweights_t = dout . x_t                                  (5)
+    dscores_t = weights_t (dweights_t - dout . out)          (6)
+    dhidden_t = dscores_t u (1 - hidden_t^2), before the tanh   (7)
+    dx_t = weights_t dout + dhidden_t W^T                    (8)
+    dW = sum over t of x_t^T dhidden_t, du = sum over t of dscores_t hidden_t   (9)
 """
 
 from typing import Annotated, NamedTuple
@@ -35,107 +24,66 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.basics.softmax import softmax
-from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
+from minitransformers.attention.heads import forbid
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example
+from minitransformers.foundation.trees import decays
 
 
 class AttentivePooling(NamedTuple):
-    """A map to the hidden features, and what they are compared with."""
+    """The map to hidden features, and what they are scored with."""
 
-    weight: Float[Array, "d_model d_hidden"]
-    query: Float[Array, "d_hidden"]
+    weight: Annotated[Float[Array, "d_model d_hidden"], decays]
+    score: Float[Array, "d_hidden"]
 
 
 @checked
 def init_attentive_pooling(
-    rng: np.random.Generator, d_model: Annotated[int, at_least(1)], *, d_hidden: Annotated[int, at_least(1)], dtype: type = np.float32
-) -> AttentivePooling:
-    """A normal map of deviation 1/sqrt(d_model) and a query of zeros: at the start it is the mean."""
-    return AttentivePooling((rng.standard_normal((d_model, d_hidden)) / np.sqrt(d_model)).astype(dtype), np.zeros(d_hidden, dtype))
-
-
-def _example(rng: np.random.Generator, *params):
-    return example(*params, rng.normal(size=(2, 4, 3)), mask=np.array([[1, 1, 1, 1], [0, 1, 1, 0]], bool))
+    rng: np.random.Generator, d_model: Annotated[int, at_least(1)], *, d_hidden: Annotated[int, at_least(1)] | None = None,
+    std: Annotated[float, at_least(0)] | None = None, dtype: type = np.float32,
+) -> AttentivePooling:  # fmt: skip
+    """Normal numbers of deviation ``std`` (default 1/sqrt(fan-in) of each); d_hidden is d_model unless given."""
+    hidden = d_model if d_hidden is None else d_hidden
+    weight, score = ((n**-0.5 if std is None else std) * rng.standard_normal(s) for n, s in ((d_model, (d_model, hidden)), (hidden, hidden)))
+    return AttentivePooling(weight.astype(dtype), score.astype(dtype))
 
 
 @concept(
     title="Attentive pooling",
-    source="Yang et al. 2016, Hierarchical attention networks for document classification, NAACL, eq. 5 to 7",
-    example=lambda rng: _example(rng, AttentivePooling(rng.normal(size=(3, 5)), rng.normal(size=5))),
-    rejects=[bad(mask=np.zeros((2, 4), bool)), bad(mask=np.ones((2, 3), bool)), bad("params", params=AttentivePooling(np.ones((4, 5)), np.ones(5)))],
+    source="Lin et al. 2017, arXiv:1703.03130, eqs. 5 and 6; Yang et al. 2016, Hierarchical attention networks, NAACL",
+    example=lambda rng: _example(rng),
+    rejects=[bad(mask=np.ones((2, 5), bool))],
 )
 def attentive_pooling(
-    params: AttentivePooling, x: Float[Array, "*batch chunks d_model"], *, mask: Bool[Array, "*batch chunks"] | None = None
+    params: AttentivePooling, x: Float[Array, "*batch positions d_model"], *, mask: Bool[Array, "*batch positions"] | None = None
 ) -> tuple[Array, Backward]:
-    """A weighted mean over the chunks, the weights a softmax of what a layer of d_hidden makes of each.
+    """The mean of the positions that are real, each with a weight of its own.
 
-    mask is True where a chunk counts (None: everywhere); the others may hold anything.
-    Returns out (*batch, d_model) and backward: dout -> AttentivePooling(dweight, dquery), dx.
-    Raises ValueError for a text of which no chunk counts.
+    mask is True where a position is real, None for all of them. Where none is, out is 0 and no gradient comes back.
+    Returns out (*batch, d_model), and backward: dout -> AttentivePooling of gradients, dx.
+    Raises ValueError where shapes do not fit.
     """
-    counts, x = _counted(x, mask)
-    hidden = np.tanh(x @ params.weight)                      # (*batch, chunks, d_hidden)  (1)
-    scores = hidden @ params.query                           # (*batch, chunks)  (2)
-    weights, softmax_backward = softmax(np.where(counts, scores, -np.inf))  # (3)
-    out = np.matvec(x.mT, weights)                           # (*batch, d_model)  (4)
+    weight, score = params
+    hidden = np.tanh(x @ weight)                             # (*batch, positions, d_hidden)  (1)
+    scores = forbid(hidden @ score, mask)                    # (*batch, positions)  (2)
+    # Where nothing is real the largest score is -inf; any finite number in its place makes all weights 0.
+    weights = np.exp(scores - np.maximum(scores.max(-1, keepdims=True), np.finfo(x.dtype).min))
+    weights /= np.maximum(weights.sum(-1, keepdims=True), 1)  # the largest term is exp(0) = 1, so below 1 there is none  (3)
+    out = (weights[..., None, :] @ x)[..., 0, :]             # (*batch, d_model)  (4)
 
     def backward(dout):
-        dweights = np.matvec(x, dout)                        # (*batch, chunks)  (5)
-        dscores = softmax_backward(dweights)                 # (6)
-        dquery = np.tensordot(dscores, hidden, axes=dscores.ndim)  # (7)
-        dinner = dscores[..., None] * params.query * (1 - hidden * hidden)  # (8)
-        dweight = np.tensordot(x, dinner, axes=(range(dscores.ndim), range(dscores.ndim)))  # (9)
-        dx = weights[..., None] * dout[..., None, :] + dinner @ params.weight.T  # as what is summed, and as what is scored  (10)
-        return AttentivePooling(dweight, dquery), dx
+        dweights = (x @ dout[..., None])[..., 0]             # (5)
+        shared = np.vecdot(dout, out)[..., None]             # out is the mean of all: every weight sees every score
+        dscores = weights * (dweights - shared)              # (6)
+        dhidden = dscores[..., None] * score * (1 - hidden * hidden)  # (7)
+        dx = weights[..., None] * dout[..., None, :] + dhidden @ weight.T  # x is scored and read: two terms  (8)
+        rows, scored = x.reshape(-1, x.shape[-1]), hidden.reshape(-1, len(score))
+        dparams = AttentivePooling(rows.T @ dhidden.reshape(scored.shape), dscores.reshape(-1) @ scored)  # (9)
+        return dparams, dx
 
     return out, backward
 
 
-@concept(
-    title="Mean pooling",
-    source="Pappagari et al. 2019, arXiv:1910.10781",
-    example=_example,
-    rejects=[bad(mask=np.zeros((2, 4), bool)), bad(mask=np.ones((2, 3), bool))],
-    form_of="attentive_pooling",
-)
-def mean_pooling(x: Float[Array, "*batch chunks d_model"], *, mask: Bool[Array, "*batch chunks"] | None = None) -> tuple[Array, Backward]:
-    """The mean over the chunks that count, of vectors or of the scores of classes.
-
-    Mask and errors are those of attentive_pooling. Returns out (*batch, d_model) and backward: dout -> dx.
-    """
-    counts, x = _counted(x, mask)
-    weights = (counts / counts.sum(axis=-1, keepdims=True)).astype(x.dtype)  # (*batch, chunks)  (11)
-    out = np.matvec(x.mT, weights)                           # (12)
-    return out, lambda dout: weights[..., None] * dout[..., None, :]  # (13)
-
-
-@concept(
-    title="Max pooling",
-    source="Pappagari et al. 2019, arXiv:1910.10781",
-    example=_example,
-    rejects=[bad(mask=np.zeros((2, 4), bool)), bad(mask=np.ones((2, 3), bool))],
-    form_of="attentive_pooling",
-)
-def max_pooling(x: Float[Array, "*batch chunks d_model"], *, mask: Bool[Array, "*batch chunks"] | None = None) -> tuple[Array, Backward]:
-    """Feature by feature the largest over the chunks that count; where several are equal, the first gets the gradient.
-
-    Mask and errors are those of attentive_pooling. Returns out (*batch, d_model) and backward: dout -> dx.
-    """
-    counts, x = _counted(x, mask)
-    winner = np.where(counts[..., None], x, -np.inf).argmax(axis=-2, keepdims=True)  # (*batch, 1, d_model)  (14)
-    out = np.take_along_axis(x, winner, axis=-2)[..., 0, :]  # (15)
-
-    def backward(dout):
-        dx = np.zeros_like(x)
-        np.put_along_axis(dx, winner, dout[..., None, :], axis=-2)  # (16)
-        return dx
-
-    return out, backward
-
-
-def _counted(x: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Which chunks count, and the vectors with zeros in the place of those that do not."""
-    counts = np.ones(x.shape[:-1], bool) if mask is None else mask
-    if not counts.any(axis=-1).all():
-        raise invalid("mask", got="a text of which no chunk counts", wants="at least one in each")
-    return counts, np.where(counts[..., None], x, 0)
+def _example(rng: np.random.Generator):
+    """The second text of the first batch has a single word, the third none."""
+    mask = np.array([[[1, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]], [[1, 1, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]]], bool)
+    return example(AttentivePooling(rng.normal(size=(5, 7)) / 2, rng.normal(size=7)), rng.normal(size=(2, 3, 4, 5)), mask=mask)

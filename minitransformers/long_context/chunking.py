@@ -17,7 +17,7 @@ context. Differs from it: its code adds a hundredth of a chunk's length to (7), 
     chosen_c,i = this is the first chunk in which its token's context is largest   (8)
 """
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -97,14 +97,12 @@ def max_context(
     places, offsets = _places(starts, size), np.arange(size)
     ends = np.minimum(size, length - starts)[:, None]        # padding is no context
     context = np.minimum(offsets, ends - 1 - offsets)        # below 0 in padding  (7)
-    chosen, best = np.zeros(places.shape, bool), np.full(length, -1)
-    owner = np.zeros(length, int)
-    for c, row in enumerate(places):
-        inside = row[context[c] >= 0]
-        better = context[c, : len(inside)] > best[inside]
-        best[inside[better]], owner[inside[better]] = context[c, : len(inside)][better], c
-    covered = np.flatnonzero(best >= 0)
-    chosen[owner[covered], covered - starts[owner[covered]]] = True  # (8)
+    row, column = np.nonzero(context >= 0)
+    token = places[row, column]
+    order = np.lexsort((-context[row, column], token))       # stable: of equals the first chunk comes first
+    first = order[np.unique(token[order], return_index=True)[1]]
+    chosen = np.zeros(places.shape, bool)
+    chosen[row[first], column[first]] = True                 # (8)
     return chosen
 
 
@@ -114,5 +112,5 @@ def check_starts(starts: Array, length: int) -> None:
         raise invalid("starts", got=f"numbers from {starts.min()} to {starts.max()}", wants=f"numbers from 0 to below {length}")
 
 
-def _places(starts: Array, size: int) -> Any:
+def _places(starts: Array, size: int) -> Array:
     return starts[:, None] + np.arange(size)

@@ -5,24 +5,23 @@ rewritten. A slot is no state of a token, so their number is a choice, and what 
 gradient goes through the slots from segment to segment: what is worth writing is learned from what is asked later (see
 memory_replay for the memory that this takes).
 
-Source: Wu et al. 2020, arXiv:2010.06891, section 3: the encoder, its reader in (3), its writer and its forgetting in (6). Differs from the
-paper: norms come first; the slots, of length 1, are as long as a token of unit features, sqrt(d_model), where they are read;
-the writer reads normalised tokens. N, N1 to N3 are layer norms, A is multi-head attention, C cross-attention, F a feed-forward
-network, W the memory writer, B biased memory normalisation; a star is the backward of what it stands on.
+Source: Wu et al. 2020, arXiv:2010.06891, section 3: the encoder. Differs from the paper: norms come first, and the writer
+reads normalised tokens; see also the parts. N, N1 and N2 are layer norms, A is multi-head attention, F a feed-forward network, R the
+memory reader, W the memory writer, B biased memory normalisation; a star is the backward of what it stands on.
 
-    slots = B(), its start, where none are given             (1)
+    slots = B(), where none are given                        (1)
     near = x + A(N1(x))                                      (2)
-    read = near + C(N2(near), sqrt(d_model) slots)           (3)
-    x = read + F(N3(read)), and so (2) to (4) in every block (4)
-    out = N(x)                                               (5)
-    new slots = B(W(slots, out))                             (6)
-    dslots, dout = dout + what the writer sends, by W*(B*(dnew slots))   (7)
-    dx = N*(dout)                                            (8)
-    dread = dx + N3*(F*(dx))                                 (9)
-    dnear, dmemory = dread + N2*(C*(dread)), the C* of the slots   (10)
-    dx = dnear + N1*(A*(dnear))                              (11)
-    dslots = dslots + sqrt(d_model) times the sum of dmemory over the blocks   (12)
-    dbias = B*'s of (6), and of (1) where the slots were its start   (13)
+    read = R(near, slots)                                    (3)
+    x = read + F(N2(read))                                   (4)
+    out = N(x), after (2) to (4) in every block              (5)
+    after = B(W(slots, out))                                 (6)
+    dslots_W, dout_W = W*(B*(dafter))                        (7)
+    dx = N*(dout + dout_W)                                   (8)
+    dread = dx + N2*(F*(dx))                                 (9)
+    dnear, dslots_R = R*(dread)                              (10)
+    dx = dnear + N1*(A*(dnear)), after (9) to (11) in every block, the last first   (11)
+    dslots = dslots_W + sum over the blocks of dslots_R      (12)
+    dbias = what B* says at (6), and at (1) of the sum of dslots over the batch   (13)
 """
 
 from collections.abc import Callable
@@ -34,7 +33,6 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.core import softmax_attention
-from minitransformers.attention.cross_attention import CrossAttention, cross_attention, init_cross_attention
 from minitransformers.attention.heads import sum_to
 from minitransformers.attention.multi_head_attention import init_multi_head_attention, multi_head_attention
 from minitransformers.attention.prepare import unprepared
@@ -43,17 +41,17 @@ from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
 from minitransformers.basics.residual import residual
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, positive, trees
 from minitransformers.long_context.biased_memory_norm import BiasedMemoryNorm, biased_memory_norm, init_biased_memory_norm
+from minitransformers.long_context.memory_reader import MemoryReader, init_memory_reader, memory_reader
 from minitransformers.long_context.memory_writer import MemoryWriter, init_memory_writer, memory_writer
 from minitransformers.norms.layer_norm import LayerNorm, init_layer_norm, layer_norm
 
 
 class MemformerBlock(NamedTuple):
-    """Three sub-layers, each behind its norm: tokens look at each other, at the slots, and think."""
+    """Three sub-layers: tokens look at each other, at the slots, and work by themselves. The reader has its norm inside."""
 
     attention_norm: Annotated[LayerNorm, "d_model"]
     attention: Any                                           # MultiHeadAttention
-    reader_norm: Annotated[LayerNorm, "d_model"]
-    reader: Annotated[CrossAttention, "d_model d_heads d_model d_values"]
+    reader: MemoryReader
     feed_forward_norm: Annotated[LayerNorm, "d_model"]
     feed_forward: Any                                        # FeedForward
 
@@ -63,8 +61,8 @@ class Memformer(NamedTuple):
 
     blocks: list[MemformerBlock]
     norm: Annotated[LayerNorm, "d_model"]
-    writer: Annotated[MemoryWriter, "d_model d_heads"]
-    forgetting: Annotated[BiasedMemoryNorm, "slots d_model"]
+    writer: MemoryWriter
+    forgetting: BiasedMemoryNorm
 
 
 @checked
@@ -79,7 +77,7 @@ def init_memformer(
 
     def block() -> MemformerBlock:
         return MemformerBlock(
-            norm(), init_multi_head_attention(rng, d_model, **settings), norm(), init_cross_attention(rng, d_model, **settings),
+            norm(), init_multi_head_attention(rng, d_model, **settings), init_memory_reader(rng, d_model, **settings),
             norm(), init_feed_forward(rng, d_model, d_hidden=d_hidden, std=std, dtype=dtype),
         )  # fmt: skip
 
@@ -90,33 +88,20 @@ def init_memformer(
 
 
 def memformer_block(
-    params: MemformerBlock, x: Float[Array, "*batch positions d_model"], memory: Float[Array, "*batch slots d_model"], *, num_heads: int,
+    params: MemformerBlock, x: Float[Array, "*batch positions d_model"], slots: Float[Array, "*batch slots d_model"], *, num_heads: int,
     mask: Array | None = None, prepare: Callable = unprepared, core: Callable = softmax_attention,
 ):  # fmt: skip
-    """One block. Returns out, shaped like x, and backward: dout -> MemformerBlock of gradients, dx, dmemory."""
+    """One block. Returns out, shaped like x, and backward: dout -> MemformerBlock of gradients, dx, dslots."""
     attend = partial(chain, parts=(layer_norm, partial(multi_head_attention, num_heads=num_heads, mask=mask, prepare=prepare, core=core)))
     near, attend_backward = residual(params[:2], x, part=attend)  # (2)
-    read, read_backward = residual(params[2:4], near, memory, part=partial(_reader, num_heads=num_heads))  # (3)
-    out, work_backward = residual(params[4:], read, part=partial(chain, parts=(layer_norm, feed_forward)))  # (4)
+    read, reader_backward = memory_reader(params.reader, near, slots, num_heads=num_heads)  # (3)
+    out, work_backward = residual(params[3:], read, part=partial(chain, parts=(layer_norm, feed_forward)))  # (4)
 
     def backward(dout):
-        dwork, dread = work_backward(dout)                   # (9)
-        dreader, dnear, dmemory = read_backward(dread)       # (10)
-        dattend, dx = attend_backward(dnear)                 # (11)
-        return MemformerBlock(*dattend, *dreader, *dwork), dx, dmemory
-
-    return out, backward
-
-
-def _reader(params, x, memory, *, num_heads):
-    """Tokens, normalised, look at the slots."""
-    normed, norm_backward = layer_norm(params[0], x)
-    out, attention_backward = cross_attention(params[1], normed, memory, num_heads=num_heads)
-
-    def backward(dout):
-        dattention, dnormed, dmemory, _ = attention_backward(dout)
-        dnorm, dx = norm_backward(dnormed)
-        return (dnorm, dattention), dx, dmemory
+        (dwork_norm, dwork), dread = work_backward(dout)     # (9)
+        dreader, dnear, dslots = reader_backward(dread)      # (10)
+        (dattend_norm, dattend), dx = attend_backward(dnear)  # (11)
+        return MemformerBlock(dattend_norm, dattend, dreader, dwork_norm, dwork), dx, dslots
 
     return out, backward
 
@@ -125,8 +110,11 @@ def _reader(params, x, memory, *, num_heads):
     title="Memformer",
     source="Wu et al. 2020, arXiv:2010.06891, section 3",
     example=lambda rng: _example(rng),
-    rejects=[bad(num_heads=4), bad(mask=np.ones((2, 1, 1, 5), bool)), bad(slots=np.ones((2, 4, 6))), bad(slots=np.ones((3, 3, 6)))],
-)
+    rejects=[
+        bad(num_heads=4), bad(mask=np.ones((2, 1, 1, 5), bool)), bad(mask=np.ones((2, 1, 4, 4), bool)), bad(slots=np.ones((2, 4, 6))),
+        bad(slots=np.ones((3, 3, 6))),
+    ],
+)  # fmt: skip
 def memformer(
     params: Memformer,
     x: Float[Array, "*batch positions d_model"],
@@ -138,25 +126,27 @@ def memformer(
     prepare: Callable = unprepared,
     core: Callable = softmax_attention,
 ) -> tuple[tuple[Array, Array], Backward]:
-    """One segment: what its tokens become with the slots before their eyes, and the slots after it. None: the text begins.
+    """One segment: what its tokens become with the slots before them, and the slots after it. None: the text begins here.
 
     temperature is memory_writer's. mask, broadcastable to (*batch, heads, 1, positions), is True where there is a token
     (padding_mask): others are neither looked at nor written. prepare and core are those of multi_head_attention; x knows no
-    positions but those that were put into it, or that prepare puts into queries and keys. core=causal_attention for writing text.
+    positions but those that were put into it, or that prepare puts into queries and keys.
     Returns (out, slots), out shaped like x and slots (*batch, slots, d_model), each of length 1, and backward: (dout, dslots)
     -> Memformer of gradients, dx, dslots (None without slots).
-    Raises ValueError where heads do not divide, there are more or fewer slots than biases, or mask does not fit.
+    Raises ValueError where heads do not divide, or slots or mask do not fit.
     """
     if mask is not None and mask.shape[-2] != 1:
-        raise invalid("mask", got=f"shape {mask.shape}", wants="one row, which tokens there are: tokens and slots read the same ones")
-    before, start_backward = slots, None
-    if before is None:
+        raise invalid("mask", got=f"shape {mask.shape}", wants="one row for all queries: it says which tokens there are")
+    shape = (*x.shape[:-2], *params.forgetting.bias.shape)
+    if slots is not None and slots.shape != shape:
+        raise invalid("slots", got=f"shape {slots.shape}", wants=f"{shape}: the batch of x, and a slot for each bias")
+    before: Any = slots
+    if slots is None:
         start, start_backward = biased_memory_norm(params.forgetting)
-        before = np.broadcast_to(start, (*x.shape[:-2], *start.shape))  # (1)
-    scale = x.shape[-1] ** 0.5
-    memory, backwards = scale * before, []
+        before = np.broadcast_to(start, shape)               # (1)
+    backwards = []
     for block in params.blocks:
-        x, block_backward = memformer_block(block, x, memory, num_heads=num_heads, mask=mask, prepare=prepare, core=core)
+        x, block_backward = memformer_block(block, x, before, num_heads=num_heads, mask=mask, prepare=prepare, core=core)
         backwards.append(block_backward)
     out, norm_backward = layer_norm(params.norm, x)          # (5)
     written, writer_backward = memory_writer(params.writer, before, out, num_heads=num_heads, temperature=temperature, mask=mask)
@@ -165,19 +155,17 @@ def memformer(
     def backward(dresult):
         dout, dafter = dresult
         dforgetting, dwritten = forgetting_backward(dafter)
-        dwriter, dbefore, dout_written = writer_backward(dwritten)
-        dnorm, dx = norm_backward(dout + dout_written)       # out is read and written: two gradients  (7) (8)
-        dblocks, dmemories = [], []
+        dwriter, dslots, dout_written = writer_backward(dwritten)  # (7)
+        dnorm, dx = norm_backward(dout + dout_written)       # out goes up, and into the slots: two gradients  (8)
+        dblocks = []
         for block_backward in reversed(backwards):
-            dblock, dx, dmemory = block_backward(dx)
+            dblock, dx, dslots_read = block_backward(dx)
             dblocks.append(dblock)
-            dmemories.append(dmemory)
-        dbefore = dbefore + scale * sum(dmemories)           # every block reads the slots, and the writer  (12)
-        if start_backward is not None:                       # the bias is where slots go, and where they start
-            dstart, _ = start_backward(sum_to(dbefore, params.forgetting.bias.shape))
+            dslots = dslots + dslots_read                    # every block reads the slots, and so does the writer  (12)
+        if slots is None:                                    # the bias is where slots go, and where they start
+            dstart, _ = start_backward(sum_to(dslots, params.forgetting.bias.shape))
             dforgetting = trees.map(np.add, dforgetting, dstart)  # (13)
-        dparams = Memformer(dblocks[::-1], dnorm, dwriter, dforgetting)
-        return dparams, dx, None if slots is None else dbefore
+        return Memformer(dblocks[::-1], dnorm, dwriter, dforgetting), dx, None if slots is None else dslots
 
     return (out, after), backward
 

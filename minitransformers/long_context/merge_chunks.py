@@ -26,10 +26,10 @@ from minitransformers.long_context.chunking import check_starts
 @concept(
     title="Merging chunks",
     source="Devlin et al. 2019, arXiv:1810.04805, the code for SQuAD",
-    example=lambda rng: example(rng.normal(size=(2, 3, 4, 5)), starts=np.array([0, 3, 6]), length=9),
+    example=lambda rng: example(rng.normal(size=(2, 3, 6, 5)), starts=np.array([0, 2, 1]), length=4),
     rejects=[
-        bad(starts=np.array([0, 3, 9])), bad(starts=np.array([-1, 3, 6])), bad(length=11), bad("starts", starts=np.array([0, 3, 5]), length=10),
-        bad(mask=np.zeros((3, 4), bool)), bad(mask=np.ones((3, 5), bool)),
+        bad(starts=np.array([0, 3, 4])), bad(starts=np.array([-1, 3, 2])), bad("starts", length=9), bad("starts", starts=np.array([3, 2, 1])),
+        bad(mask=np.zeros((3, 6), bool)), bad(mask=np.ones((3, 5), bool)),
     ],
 )  # fmt: skip
 def merge_chunks(
@@ -50,7 +50,8 @@ def merge_chunks(
     places = np.where(asked, places, 0)
     count = np.bincount(places[asked], minlength=length)     # (1)
     if not count.all():
-        raise invalid("length" if mask is None else "mask", got=f"token {count.argmin()} in no chunk that is asked", wants="at least one for each")
+        wants = f"at least one for each of {length} tokens"
+        raise invalid("starts" if mask is None else "mask", got=f"no chunk that is asked for token {count.argmin()}", wants=wants)
     share = (asked / count[places]).astype(outputs.dtype)[..., None]  # (chunks, size, 1)  (2)
     said = np.where(asked[..., None], outputs, 0) * share
     out = np.zeros((*batch, length, d_out), outputs.dtype)

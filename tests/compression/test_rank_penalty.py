@@ -109,9 +109,11 @@ def test_where_the_size_is_further_it_counts_the_size_and_trains_the_penalty():
     same(backward(np.array(1.3)), autograd.grad(lambda both: 1.3 * trained(*both))((LOSS, plain)))
 
 
-def test_at_both_targets_only_the_share_and_the_squares_are_left():
-    late, _ = late_objective(LOSS, TRAINS, target_loss=float(LOSS), target_size=OPEN, **{**SETTINGS, "share": 0.0, "decay": 0.0})
+def test_at_both_targets_nothing_is_left_but_the_share_and_the_squares_and_the_loss_is_trained():
+    late, backward = late_objective(LOSS, TRAINS, target_loss=float(LOSS), target_size=OPEN, **{**SETTINGS, "share": 0.0, "decay": 0.0})
     assert late == 0
+    dloss, dtrains = backward(np.array(1.0))
+    assert dloss == 0.7 and not any(leaf.any() for _, leaf in trees.leaves(dtrains))
 
 
 def test_closing_gates_turns_the_late_objective_from_the_size_to_the_loss():
