@@ -139,6 +139,7 @@ BRANCHES = {
     "lti": [bad(view="recurrent"), bad(discretization="bilinear")],
     "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],
+    "late_objective": [bad("", target_loss=5.0)],
     "llama": [llama_with_a_head()],
     "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "linformer": [bad(params=Linformer(normal(3, 2, 7), None)), bad(mask=None)],

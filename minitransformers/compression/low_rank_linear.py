@@ -37,7 +37,7 @@ from minitransformers.foundation import Backward, at_least, bad, checked, concep
 from minitransformers.foundation.trees import decays
 
 
-class LowRank(NamedTuple):
+class LowRankFactors(NamedTuple):
     """Two thin matrices: the one that x meets, and the one that makes the output."""
 
     down: Annotated[Float[Array, "d_in rank"], decays]
@@ -92,14 +92,14 @@ def low_rank_linear(params: LowRankLinear, x: Float[Array, "... d_in"]) -> tuple
 @concept(
     title="Low-rank linear map, its weight",
     source="Denton et al. 2014, arXiv:1404.0736",
-    example=lambda rng: example(LowRank(rng.normal(size=(5, 2)), rng.normal(size=(2, 4))), base=rng.normal(size=(5, 4))),
+    example=lambda rng: example(LowRankFactors(rng.normal(size=(5, 2)), rng.normal(size=(2, 4))), base=rng.normal(size=(5, 4))),
     rejects=[bad(base=np.ones((5, 3)))],
     form_of="low_rank_linear",
 )
-def low_rank_weight(params: LowRank, *, base: Float[Array, "d_in d_out"]) -> tuple[Array, Backward]:
+def low_rank_weight(params: LowRankFactors, *, base: Float[Array, "d_in d_out"]) -> tuple[Array, Backward]:
     """The product of the thin matrices in the place of base: a change for ``reparameterize``. Of base only the shape is read.
 
-    Returns weight, shaped like base, and backward: dweight -> LowRank(ddown, dup).
+    Returns weight, shaped like base, and backward: dweight -> LowRankFactors(ddown, dup).
     Raises ValueError when the factors make another matrix than base.
     """
     down, up = params
@@ -108,7 +108,7 @@ def low_rank_weight(params: LowRank, *, base: Float[Array, "d_in d_out"]) -> tup
     weight = down @ up                                       # (8)
 
     def backward(dweight):
-        return LowRank(dweight @ up.T, down.T @ dweight)     # (9)
+        return LowRankFactors(dweight @ up.T, down.T @ dweight)     # (9)
 
     return weight, backward
 
@@ -119,10 +119,10 @@ def low_rank_weight(params: LowRank, *, base: Float[Array, "d_in d_out"]) -> tup
     example=lambda rng: example(rng.normal(size=(5, 4)), rank=2),
     rejects=[bad(rank=5)],
 )
-def svd_factors(weight: Annotated[Float[Array, "d_in d_out"], finite], *, rank: Annotated[int, at_least(1)]) -> LowRank:
+def svd_factors(weight: Annotated[Float[Array, "d_in d_out"], finite], *, rank: Annotated[int, at_least(1)]) -> LowRankFactors:
     """The two thin matrices whose product is nearest to weight, in the sum of squares, of all that have this rank.
 
-    Returns LowRank. What is missing is the root of the sum of the squared singular values that are left out. Whether it saves
+    Returns LowRankFactors. What is missing is the root of the sum of the squared singular values that are left out. Whether it saves
     anything, break_even_rank says.
     Raises ValueError for a rank above the smaller of d_in and d_out.
     """
@@ -130,7 +130,7 @@ def svd_factors(weight: Annotated[Float[Array, "d_in d_out"], finite], *, rank: 
     U, sigma, V = np.linalg.svd(weight, full_matrices=False)  # V has the vectors as rows  (10)
     signs = np.sign(np.take_along_axis(U, np.abs(U).argmax(axis=0)[None], axis=0)[0])
     root = signs * np.sqrt(sigma)
-    return LowRank(U[:, :rank] * root[:rank], root[:rank, None] * V[:rank])  # (11)
+    return LowRankFactors(U[:, :rank] * root[:rank], root[:rank, None] * V[:rank])  # (11)
 
 
 def check_rank(rank: int, weight: Array) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.compression.low_rank_linear import LowRank, check_rank, svd_factors
+from minitransformers.compression.low_rank_linear import LowRankFactors, check_rank, svd_factors
 from minitransformers.foundation import at_least, bad, example, finite, invalid, procedure
 
 
@@ -34,12 +34,12 @@ from minitransformers.foundation import at_least, bad, example, finite, invalid,
 def weighted_svd(
     weight: Annotated[Float[Array, "d_in d_out"], finite], x: Annotated[Float[Array, "... d_in"], finite], *,
     rank: Annotated[int, at_least(1)], damping: Annotated[float, at_least(0)] = 1e-6,
-) -> LowRank:  # fmt: skip
+) -> LowRankFactors:  # fmt: skip
     """The two thin matrices whose map differs least from weight's on the inputs x, in the sum of squares over all their positions.
 
     damping is dimensionless, a fraction of the mean squared length of a feature; with 0 the answer is exact, and more positions
     than features are needed.
-    Returns LowRank with the dtype of weight. With damping 0 what is missing is the root of the sum of the squared singular values
+    Returns LowRankFactors with the dtype of weight. With damping 0 what is missing is the root of the sum of the squared singular values
     of R W that are left out.
     Raises ValueError for a rank above the smaller of d_in and d_out, and where X^T X, with its damping, is singular.
     """
@@ -55,4 +55,4 @@ def weighted_svd(
         raise invalid("x", got=f"{len(rows)} positions whose features depend on each other", wants="more positions, or more damping") from None
     left, up = svd_factors(R @ weight, rank=rank)            # (3)
     down = solve_triangular(R, left)                         # (4)
-    return LowRank(down.astype(weight.dtype), up.astype(weight.dtype))
+    return LowRankFactors(down.astype(weight.dtype), up.astype(weight.dtype))

@@ -26,7 +26,6 @@ The other loss of the paper wants all of the rows back, whether attention looks 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -39,6 +38,7 @@ from minitransformers.attention.scaled_dot_product_attention_fast import scaled_
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid
 from minitransformers.long_context.convolution_compression import Rate, convolution_compression
+from minitransformers.long_context.transformer_xl_layer import XlLayer
 from minitransformers.norms.layer_norm import LayerNorm, layer_norm
 
 
@@ -66,26 +66,27 @@ def init_auto_encoding(
 )
 def attention_reconstruction_loss(
     params: Any, *, old: Float[Array, "*batch rows d_model"], segment: Float[Array, "*batch positions d_model"],
-    attention: MultiHeadAttention, num_heads: Annotated[int, at_least(1)], rate: Rate, compress: Callable = convolution_compression,
+    layer: XlLayer, num_heads: Annotated[int, at_least(1)], rate: Rate, compress: Callable = convolution_compression,
     norm: Callable | None = None,
 ) -> tuple[np.floating, Backward]:  # fmt: skip
     """How far attention to the compressed rows is from attention to the rows, a mean of squares.
 
-    old are the rows that leave the memory, segment what attends to them, attention the maps of the layer; none of them gets a
-    gradient. compress(params, old, rate=...) -> small, backward is a slot; norm(rows) -> normed, backward is what the layer does to
-    rows before attention, with parameters of its own (None for nothing).
+    old are the rows that leave the memory, segment what attends to them, layer the parameters of the layer, of which the maps of
+    attention are used; none of them gets a gradient. Slots: compress(params, old, rate=...) -> small, backward; and where the layer
+    norms first, norm(layer.attention_norm, rows) -> normed, backward.
     Returns out, a scalar in squared values, and backward: dout -> dparams (None where the compression learns nothing).
     Raises ValueError when num_heads does not divide the maps, or rate does not divide the rows.
     """
-    for projection in (attention.query, attention.value):
+    for projection in (layer.attention.query, layer.attention.value):
         check_heads("num_heads", num_heads, projection.weight.shape[1])
     if old.shape[-2] % rate:
         raise invalid("rate", got=rate, wants=f"a number that divides the {old.shape[-2]} rows of old")
     small, compress_backward = compress(params, old, rate=rate)  # (1)
 
-    query = split_heads(linear(attention.query, segment if norm is None else norm(segment)[0])[0], num_heads)  # (2)
-    target, _ = _read(attention, query, old, num_heads, norm)  # (3)
-    read, read_backward = _read(attention, query, small, num_heads, norm)  # (4)
+    normed = segment if norm is None else norm(layer.attention_norm, segment)[0]
+    query = split_heads(linear(layer.attention.query, normed)[0], num_heads)  # (2)
+    target, _ = _read(layer, query, old, num_heads, norm)    # (3)
+    read, read_backward = _read(layer, query, small, num_heads, norm)  # (4)
     apart = read - target
     out = np.mean(apart * apart)                             # (5)
 
@@ -132,11 +133,11 @@ def auto_encoding_loss(
     return out, backward
 
 
-def _read(attention: MultiHeadAttention, query: Array, rows: Array, num_heads: int, norm: Callable | None):
+def _read(layer: XlLayer, query: Array, rows: Array, num_heads: int, norm: Callable | None):
     """What the queries read in these rows, by content alone; and backward: dread -> drows, no more."""
-    normed, norm_backward = (rows, None) if norm is None else norm(rows)
-    key, key_backward = linear(attention.key, normed)
-    value, value_backward = linear(attention.value, normed)
+    normed, norm_backward = (rows, None) if norm is None else norm(layer.attention_norm, rows)
+    key, key_backward = linear(layer.attention.key, normed)
+    value, value_backward = linear(layer.attention.value, normed)
     heads, heads_backward = scaled_dot_product_attention_fast(query, split_heads(key, num_heads), split_heads(value, num_heads))
 
     def backward(dread):
@@ -150,5 +151,5 @@ def _read(attention: MultiHeadAttention, query: Array, rows: Array, num_heads: i
 def _example(rng: np.random.Generator):
     attention = MultiHeadAttention(*(Linear(rng.normal(size=s), rng.normal(size=s[1])) for s in ((6, 4), (6, 4), (6, 8), (8, 6))))
     params, old, segment = Linear(rng.normal(size=(12, 6)) / 3, rng.normal(size=6)), rng.normal(size=(2, 8, 6)), rng.normal(size=(2, 5, 6))
-    norm = partial(layer_norm, LayerNorm(*rng.normal(size=(2, 6))))
-    return example(params, old=old, segment=segment, attention=attention, num_heads=2, rate=2, norm=norm)
+    layer = XlLayer(attention, LayerNorm(*rng.normal(size=(2, 6))), None, LayerNorm(*np.ones((2, 6))))
+    return example(params, old=old, segment=segment, layer=layer, num_heads=2, rate=2, norm=layer_norm)

@@ -6,7 +6,6 @@ layer. So it can be taken after the segment, and no pass has to be kept for it. 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,7 @@ def compression_loss(
     """The attention-reconstruction loss of what a segment of so many positions has pushed out, a sum over the layers.
 
     params are the compressions of the layers; before and after are the memories around the segment. Nothing but params gets a
-    gradient. norm(layer.attention_norm, rows) -> normed, backward is what the layers do to rows before attention; None for nothing.
-    The loss is zero where nothing was pushed out.
+    gradient. compress and norm are slots of attention_reconstruction_loss. The loss is zero where nothing was pushed out.
     Returns out, a scalar in squared values, and backward: dout -> list of what compress learns.
     Raises ValueError where layers, compressions and memories do not belong together.
     """
@@ -48,8 +46,8 @@ def compression_loss(
     for own, layer, recent, old in zip(params, layers, after.recent, [] if before is None else before.recent, strict=False):
         if (pushed := old.shape[-2] + positions - recent.shape[-2]) > 0:
             loss, loss_backward = attention_reconstruction_loss(
-                own, old=old[..., :pushed, :], segment=recent[..., -positions:, :], attention=layer.attention, num_heads=num_heads, rate=rate,
-                compress=compress, norm=None if norm is None else partial(norm, layer.attention_norm),
+                own, old=old[..., :pushed, :], segment=recent[..., -positions:, :], layer=layer, num_heads=num_heads, rate=rate,
+                compress=compress, norm=norm,
             )  # fmt: skip
             out = out + loss
             backwards.append(loss_backward)

@@ -30,10 +30,10 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, trees
+from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trees
 from minitransformers.long_context.attention_with_memory import attention_received, below
 from minitransformers.long_context.compressive_memory import check_lengths, compressive_memory
-from minitransformers.long_context.convolution_compression import convolution_compression, init_convolution_compression
+from minitransformers.long_context.convolution_compression import convolution_compression, init_convolution_compression, most_used_compression
 from minitransformers.long_context.transformer_xl import Size, check_layers, init_transformer_xl, rows_of_layers
 from minitransformers.long_context.transformer_xl_layer import XlLayer, transformer_xl_layer
 from minitransformers.norms.layer_norm import layer_norm
@@ -186,4 +186,7 @@ def _example(rng: np.random.Generator, *, by_keyword: bool):
     params, x = _tree(rng), rng.normal(size=(2, 4, 6))
     memory = CompressiveMemory(*([rng.normal(size=(2, rows, 6)) for _ in range(2)] for rows in (4, 2)))
     settings: dict[str, Any] = {"num_heads": 3, "memory_length": 4, "compressed_length": 3, "rate": 2}
-    return example(params, x, memory=memory, **settings) if by_keyword else example(params, x, memory, **settings)
+    if by_keyword:
+        return example(params, x, memory=memory, **settings)
+    params = params._replace(compress=[None, None])
+    return example(params, x, memory, **settings, compress=slot(most_used_compression))

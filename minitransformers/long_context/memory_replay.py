@@ -58,6 +58,7 @@ def memory_replay(
     if _share_a_generator(settings):
         raise invalid("each", got="one generator in several places", wants="generators of their own: rng.spawn makes them")
 
+    settings = [fresh(own) for own in settings]              # generators as they are now, whoever draws from them later
     memories, outs = [memory], []                            # what is kept, and what is returned
     for t in range(len(xs)):
         # Its backward is dropped, and with it all that the step keeps.

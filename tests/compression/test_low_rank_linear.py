@@ -9,7 +9,7 @@ from changed_models import MODELS, PATTERNS, changed, checked, whole_model
 from minitransformers import check_gradients, trees
 from minitransformers.basics.linear import Linear, linear
 from minitransformers.compression.low_rank_linear import (
-    LowRank,
+    LowRankFactors,
     LowRankLinear,
     break_even_rank,
     low_rank_linear,
@@ -49,7 +49,7 @@ def test_without_a_bias_there_is_no_gradient_of_one():
 
 
 def test_the_map_is_an_ordinary_one_with_the_weight_that_the_factors_make():
-    factors = LowRank(PARAMS.down, PARAMS.up)
+    factors = LowRankFactors(PARAMS.down, PARAMS.up)
     weight, weight_backward = low_rank_weight(factors, base=np.zeros((5, 4)))
     out, backward = linear(Linear(weight, PARAMS.bias), X)
     own, own_backward = low_rank_linear(PARAMS, X)
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused():
         svd_factors(WEIGHT, rank=6)
     with pytest.raises(ValueError, match="weight: got numbers from nan"):
         svd_factors(np.full((2, 2), np.nan), rank=1)
-    factors = LowRank(PARAMS.down, PARAMS.up)
+    factors = LowRankFactors(PARAMS.down, PARAMS.up)
     with pytest.raises(ValueError, match="base"):
         low_rank_weight(factors, base=np.zeros((5, 3)))
     with pytest.raises(ValueError, match=r"base: got shape \(5, 3\), wants \(5, 4\), as the factors make"):

@@ -58,16 +58,18 @@ def test_it_is_back_propagation_through_time_to_the_last_bit(start):
     assert (own[2] is None) == (start is None)
 
 
+def cell(params, x, memory):
+    """The recurrent network of old, whose state is its output."""
+    hidden = np.tanh(x @ params[0] + memory @ params[1])
+
+    def backward(dresult):
+        dhidden = (dresult[0] + dresult[1]) * (1 - hidden**2)
+        return [x.T @ dhidden, memory.T @ dhidden], dhidden @ params[0].T, dhidden @ params[1].T
+
+    return (hidden, hidden), backward
+
+
 def test_it_is_a_recurrence_written_out_and_its_gradients_are_autograd_s():
-    def cell(params, x, memory):
-        hidden = np.tanh(x @ params[0] + memory @ params[1])
-
-        def backward(dresult):
-            dhidden = (dresult[0] + dresult[1]) * (1 - hidden**2)
-            return [x.T @ dhidden, memory.T @ dhidden], dhidden @ params[0].T, dhidden @ params[1].T
-
-        return (hidden, hidden), backward
-
     rng = np.random.default_rng(1)
     into, over, x, memory, dout, dlast = (rng.normal(size=shape) for shape in ((4, 3), (3, 3), (5, 2, 4), (2, 3), (5, 2, 3), (2, 3)))
 
@@ -120,11 +122,11 @@ def test_no_more_than_one_step_is_held_at_a_time(segments):
 
 def model(rng, vocabulary=7, d_model=16):
     """A language model around it whose step returns the loss of a segment, a single number."""
-    params = (
+    params = [
         init_embedding(rng, vocabulary, d_model, std=1.0, dtype=np.float64),
-        init_memformer(rng, d_model, num_slots=3, num_layers=1, num_heads=2, dtype=np.float64),
+        init_memformer(rng, d_model, num_slots=3, num_layers=1, num_heads=2, d_hidden=d_model, dtype=np.float64),
         init_linear(rng, d_model, vocabulary, dtype=np.float64),
-    )
+    ]
 
     def step(params, x, slots, *, ids):
         tokens, table_backward = embedding(params[0], ids=ids)
@@ -135,7 +137,7 @@ def model(rng, vocabulary=7, d_model=16):
         def backward(dresult):
             dhead, dout = head_backward(loss_backward(dresult[0]))
             dbody, dtokens, dslots = body_backward((dout, dresult[1]))
-            return (table_backward(dtokens), dbody, dhead), None, dslots
+            return [table_backward(dtokens), dbody, dhead], None, dslots
 
         return (loss, slots), backward
 
@@ -224,26 +226,22 @@ def test_a_memory_may_be_a_tree():
 def test_the_check_refuses_a_backward_that_forgets(forgotten):
     """The first is truncated back-propagation: right for the last segment, and for no other."""
     def wrong(params, x, memory):
-        result, backward = memory_replay(params, x, memory, step=STEP)
+        result, backward = memory_replay(params, x, memory, step=cell)
+        memories = [memory, *result[0]]
 
         def careless(dresult):
             dparams, dx, dmemory = backward(dresult)
+            parts = [cell(params, x[t], memories[t])[1]((dresult[0][t], 0)) for t in range(len(x))]
             if forgotten == "the gradient of the memory":
-                memories = [memory]
-                for segment in x[:-1]:
-                    memories.append(STEP(params, segment, memories[-1])[0][1])
-                parts = [STEP(params, x[t], memories[t])[1]((dresult[0][t], None)) for t in range(len(x))]
-                return (
-                    trees.map(lambda *leaves: sum(leaves), *(part[0] for part in parts)),
-                    np.stack([part[1] for part in parts]), parts[0][2],
-                )  # fmt: skip
-            if forgotten == "the order of the segments":
-                return dparams, dx[::-1], dmemory
-            return STEP(params, x[0], memory)[1]((dresult[0][0], None))[0], dx, dmemory
+                return trees.map(lambda *leaves: sum(leaves), *(part[0] for part in parts)), np.stack([part[1] for part in parts]), parts[0][2]
+            return (dparams, dx[::-1], dmemory) if forgotten == "the order of the segments" else (parts[-1][0], dx, dmemory)
 
         return result, careless
 
-    assert not check_gradients(wrong, PARAMS, X[:2], SLOTS).passed
+    rng = np.random.default_rng(5)
+    arguments = [rng.normal(size=(4, 3)), rng.normal(size=(3, 3))], rng.normal(size=(3, 2, 4)), rng.normal(size=(2, 3))
+    assert check_gradients(partial(memory_replay, step=cell), *arguments).passed
+    assert not check_gradients(wrong, *arguments).passed
 
 
 def test_what_does_not_fit_is_refused():
