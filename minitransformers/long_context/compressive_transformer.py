@@ -33,7 +33,11 @@ from numpy import ndarray as Array
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trees
 from minitransformers.long_context.attention_with_memory import attention_received, below
 from minitransformers.long_context.compressive_memory import check_lengths, compressive_memory
-from minitransformers.long_context.convolution_compression import convolution_compression, init_convolution_compression, most_used_compression
+from minitransformers.long_context.convolution_compression import (
+    convolution_compression,
+    init_convolution_compression,
+    most_used_compression,
+)
 from minitransformers.long_context.transformer_xl import Size, check_layers, init_transformer_xl, rows_of_layers
 from minitransformers.long_context.transformer_xl_layer import XlLayer, transformer_xl_layer
 from minitransformers.norms.layer_norm import layer_norm

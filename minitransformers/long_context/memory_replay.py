@@ -15,7 +15,7 @@ thing that passes. S_t is the step on segment t, a star its backward, T the numb
     dparams = sum over t of dparams_t                        (4)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,13 @@ from minitransformers.long_context.memformer import init_memformer, memformer
 )
 def memory_replay(
     params: Any, x: Float[Array, "segments ..."] | None, memory: Any = None, *, step: Callable,
-    each: Sequence[Mapping[str, Any]] | None = None,
+    each: Sequence[dict[str, Any]] | None = None,
 ) -> tuple[tuple[Array, Any], Backward]:  # fmt: skip
     """The outputs of all segments, one after the other, and the memory after the last.
 
     step(params, x_t, memory, **each_t) -> (out_t, memory), backward is any that carries a memory, a tree of arrays, or None at
     the start: memformer with its settings, or a whole model around it whose out_t is the loss of a segment, one number. x holds the
-    segments on its first axis; it may be None where a step reads only what each holds: one mapping for each segment, of
+    segments on its first axis; it may be None where a step reads only what each holds: a dict for each segment, of
     settings that have no gradient (ids, targets, masks). A generator in it is copied for both ways, and so draws the same
     numbers twice; each segment needs one of its own (``rng.spawn``).
     Returns (out, memory), out the steps' on a first axis (segments, ...), and backward: (dout, dmemory) -> dparams, dx (None without
@@ -52,7 +52,7 @@ def memory_replay(
     if x is None and each is None:
         raise invalid("x", got=None, wants="segments, where each is None as well")
     xs = [None] * len(each or ()) if x is None else list(x)
-    settings = [{} for _ in xs] if each is None else [dict(own) for own in each]
+    settings = [{} for _ in xs] if each is None else each
     if len(settings) != len(xs):
         raise invalid("each", got=f"settings of {len(settings)} segments", wants=f"{len(xs)}, as x has")
     if _share_a_generator(settings):
@@ -80,8 +80,8 @@ def memory_replay(
     return (np.stack(outs), memories[-1]), backward
 
 
-def _share_a_generator(settings: list[dict[str, Any]]) -> bool:
-    generators = [id(value) for own in settings for value in own.values() if isinstance(value, np.random.Generator)]
+def _share_a_generator(settings: Sequence[dict[str, Any]]) -> bool:
+    generators = [value for own in settings for value in own.values() if isinstance(value, np.random.Generator)]
     return len(set(generators)) < len(generators)
 
 

@@ -1,5 +1,7 @@
 """Biased memory normalisation: unit slots that drift to the direction of their bias when nothing is written."""
 
+from itertools import pairwise
+
 import autograd
 import autograd.numpy as anp
 import numpy as np
@@ -55,7 +57,7 @@ def test_slots_that_nobody_writes_to_end_in_the_direction_of_their_biases():
     for _ in range(60):
         slots, _ = biased_memory_norm(BiasedMemoryNorm(BIAS), slots)
         apart.append(np.abs(slots - home).max())
-    assert apart[-1] < 1e-12 and all(later <= earlier for earlier, later in zip(apart[1:], apart[2:], strict=False) if earlier > 1e-12)
+    assert apart[-1] < 1e-12 and all(later <= earlier for earlier, later in pairwise(apart) if earlier > 1e-12)
 
 
 def test_a_longer_bias_forgets_sooner():

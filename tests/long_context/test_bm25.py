@@ -151,7 +151,7 @@ def test_bad_corpora_and_queries_are_refused():
         bm25(bm25_index(DOCUMENTS), np.array([2, -1]))
     with pytest.raises(ValueError, match="k1: got -1"):
         bm25_index(DOCUMENTS, k1=-1.0)
-    with pytest.raises(ValueError, match="b: got 1.5"):
+    with pytest.raises(ValueError, match=r"b: got 1\.5"):
         bm25_index(DOCUMENTS, b=1.5)
 
 

@@ -72,7 +72,7 @@ def test_a_step_down_brings_queries_nearer_to_their_own_documents():
 
 
 def test_at_a_low_temperature_the_nearest_wrong_document_alone_is_pushed():
-    dqueries, ddocuments = dense_retriever(QUERIES[:1], DOCUMENTS, temperature=0.001)[1](np.float64(1))
+    _, ddocuments = dense_retriever(QUERIES[:1], DOCUMENTS, temperature=0.001)[1](np.float64(1))
     cosines = DOCUMENTS @ QUERIES[0] / np.linalg.norm(DOCUMENTS, axis=1)
     pushed = np.linalg.norm(ddocuments, axis=1) > 1e-6 * np.linalg.norm(ddocuments)
     assert set(np.flatnonzero(pushed)) <= {0, int(cosines.argmax())}

@@ -87,7 +87,7 @@ def test_one_pair_of_layers_reaches_first_tokens_and_two_pairs_reach_all():
     assert twice.all()
 
 
-def test_early_contextualisation_ends_where_late_begins_and_both_connect_less_than_layers_in_turn():
+def test_what_first_tokens_heard_is_handed_out_by_the_next_segment_layer_if_there_is_one():
     early, late = (heard(random_hat(5, layout)[0]) for layout in (["SC", "S"], ["S", "SC"]))
     assert early.all() and not late.all() and late[::2].all()
 

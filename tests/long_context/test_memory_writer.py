@@ -156,3 +156,5 @@ def test_what_does_not_fit_is_refused():
         memory_writer(PARAMS, SLOTS, X[:1], num_heads=2)
     with pytest.raises(ValueError, match="mask"):
         memory_writer(PARAMS, SLOTS, X, num_heads=2, mask=np.ones((2, 1, 3, 4), bool))
+    with pytest.raises(ValueError, match=r"mask: got shape \(2, 3, 3, 5\)"):
+        memory_writer(PARAMS, SLOTS, X, num_heads=2, mask=np.ones((2, 3, 3, 5), bool))

@@ -77,6 +77,13 @@ def test_padding_and_what_is_not_asked_may_hold_anything_and_gets_no_gradient():
     np.testing.assert_array_equal(merge_chunks(spoiled, starts=STARTS, length=LENGTH)[0], merge_chunks(OUTPUTS, starts=STARTS, length=LENGTH)[0])
 
 
+def test_a_mask_that_asks_for_padding_asks_for_nothing_more():
+    own, backward = merge_chunks(OUTPUTS, starts=STARTS, length=LENGTH, mask=EVERY)
+    other, other_backward = merge_chunks(OUTPUTS, starts=STARTS, length=LENGTH)
+    np.testing.assert_array_equal(own, other)
+    np.testing.assert_array_equal(backward(DOUT), other_backward(DOUT))
+
+
 def test_chunks_of_a_text_come_back_as_the_text():
     text = RNG.integers(9, size=37)
     for last in ("shift", "pad"):
