@@ -43,8 +43,8 @@ def init_discourse_bias(
 @concept(
     title="Discourse bias",
     source="After Raffel et al. 2020, arXiv:1910.10683, section 2.1, and Cao and Wang 2022, arXiv:2203.10741",
-    example=lambda rng: example(DiscourseBias(rng.normal(size=(4, 3))), relations=rng.integers(4, size=(2, 5, 6))),
-    rejects=[bad(relations=np.full((5, 6), 4))],
+    example=lambda rng: example(DiscourseBias(rng.normal(size=(5, 3))), relations=rng.integers(4, size=(2, 5, 6))),
+    rejects=[bad(relations=np.full((5, 6), 5))],
 )
 def discourse_bias(
     params: DiscourseBias, *, relations: Annotated[Int[Array, "*batch queries keys"], at_least(0)]

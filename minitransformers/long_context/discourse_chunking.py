@@ -99,7 +99,7 @@ def optimal_chunks(
     example=lambda rng: _example(rng, [0, 4, 16, 24, 28], size=12),
     rejects=[
         *_REJECTS, bad(cuts=[0, 28]), bad(cuts=[0, 4, 16, 16, 24, 28]), bad(cuts=[0, 5, 16, 24, 28]), bad(cuts=[4, 16, 24, 28]),
-        bad(cuts=[0, 4, 16, 24]), bad(cuts=[]), bad(severs=(1.0,)),
+        bad(cuts=[0, 4, 16, 24]), bad(cuts=[]), bad(cuts=[0]), bad(severs=(1.0,)),
     ],
 )  # fmt: skip
 def chunking_cost(

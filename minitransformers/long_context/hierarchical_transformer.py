@@ -160,7 +160,7 @@ def hierarchical_transformer(
 def _example(rng: np.random.Generator):
     """Three sentences of two words; in the second document one word is missing in the first, and the last sentence is empty."""
     sizes: dict[str, Any] = {"num_heads": 2, "max_sentences": 4, "d_hidden": 3}
-    params = init_hierarchical_transformer(rng, 4, **sizes, shared=True, dtype=np.float64)
+    params = init_hierarchical_transformer(rng, 4, **sizes, dtype=np.float64)
     params = trees.map(lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape), params)  # no gain is 1, no bias 0: each of them is tested
     mask = np.array([[[1, 1], [1, 1], [1, 1]], [[1, 0], [1, 1], [0, 0]]], bool)
     return example(params, rng.normal(size=(2, 3, 2, 4)), num_heads=2, mask=mask)

@@ -42,6 +42,9 @@ from minitransformers.foundation import Backward, at_least, bad, checked, concep
 from minitransformers.sparse_attention.scatter import scatter_add_rows
 
 
+_FEW = 512  # edges
+
+
 class SentenceGraph(NamedTuple):
     """The map to all heads side by side; in each head what scores a target and a source; a number for each kind of edge, or None."""
 
@@ -141,10 +144,9 @@ def _matrix(numbers: Float[Array, "edges heads"], sources: Array, ends: Array):
 
 def _dots(a: Float[Array, "nodes heads d_head"], b: Float[Array, "nodes heads d_head"], at: Array, of: Array) -> Float[Array, "edges heads"]:
     """a at one end of each edge times b at the other: a few edges at a time, so that what is gathered stays in the cache."""
-    dots = np.empty((len(at), a.shape[1]), a.dtype)
-    for few in (slice(start, start + 512) for start in range(0, len(at), 512)):
-        np.einsum("ehd,ehd->eh", a[at[few]], b[of[few]], out=dots[few])
-    return dots
+    ends = range(_FEW, len(at), _FEW)
+    pieces = zip(np.split(at, ends), np.split(of, ends), strict=True)
+    return np.concatenate([np.einsum("ehd,ehd->eh", a[i], b[j]) for i, j in pieces])
 
 
 def _by_head(z: Float[Array, "nodes heads d_head"]) -> Float[Array, "heads_nodes d_head"]:

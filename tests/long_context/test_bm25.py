@@ -98,6 +98,11 @@ def test_a_rare_word_says_more_than_a_common_one():
     assert bm25(index, np.array([1]))[0] > bm25(index, np.array([9]))[0] > 0
 
 
+def test_the_index_holds_one_number_for_each_different_word_of_a_text():
+    weights = bm25_index(DOCUMENTS).weights
+    assert weights.shape == (12, 7) and weights.nnz == sum(len(set(document.tolist())) for document in DOCUMENTS)
+
+
 def test_words_that_are_in_no_text_add_nothing_and_a_repeated_word_counts_again():
     index, query = bm25_index(DOCUMENTS), np.array([3, 5])
     np.testing.assert_array_equal(bm25(index, np.array([3, 5, 500, 13])), bm25(index, query))

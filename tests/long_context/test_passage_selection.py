@@ -32,6 +32,7 @@ def test_the_best_are_those_that_sorting_finds(k):
 
 def test_of_equal_scores_the_smaller_number_comes_first():
     assert top_documents(np.array([1.0, 2.0, 2.0, 1.0, 2.0]), k=4).documents.tolist() == [1, 2, 4, 0]
+    assert top_documents(np.arange(300) % 2 + 0.0, k=9).documents.tolist() == list(range(1, 18, 2))
 
 
 @pytest.mark.parametrize("separator", [0, 2])

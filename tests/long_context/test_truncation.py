@@ -109,3 +109,5 @@ def test_bad_budgets_are_refused():
         keep_head_and_tail(5, room=7, head=8)
     with pytest.raises(ValueError, match="keep: got 2 places, wants at most 4, ascending from 0 to below 5"):
         truncate(np.arange(5), budget=4, keep=lambda length, *, room: np.array([3, 3]))
+    with pytest.raises(ValueError, match="keep: got 3 places"):
+        truncate(np.arange(5), budget=4, keep=lambda length, *, room: np.array([-1, 0, 3]))
