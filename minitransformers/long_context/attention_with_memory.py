@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from minitransformers.attention.heads import check_heads, check_per_head, check_scores, merge_heads, split_heads
+from minitransformers.attention.heads import check_heads, check_per_head, merge_heads, split_heads
 from minitransformers.attention.multi_head_attention import MultiHeadAttention
 from minitransformers.basics.linear import Linear, linear
 from minitransformers.foundation import Backward, at_least, bad, concept, example, invalid, procedure
@@ -44,7 +44,8 @@ from minitransformers.positional.transformer_xl_relative import TransformerXlRel
     source="Dai et al. 2019, arXiv:1901.02860, sections 3.2 and 3.3",
     example=lambda rng: _example(rng),
     rejects=[
-        bad(num_heads=3), bad(memory=np.ones((3, 4, 6))), bad(memory=np.ones((2, 4, 5))), bad(mask=np.ones((2, 1, 3, 3), bool)),
+        bad("num_heads: got 3", num_heads=3), bad("params.core.distance", num_heads=1), bad(memory=np.ones((3, 4, 6))), bad(memory=np.ones((2, 4, 5))),
+        bad(mask=np.ones((2, 1, 3, 3), bool)), bad(mask=np.ones((5, 2, 1, 3, 7), bool)),
         bad("params.prepare", params=MultiHeadAttention(*[Linear(np.ones((6, 6)), None)] * 4)._replace(prepare=QkNorm(*np.ones((2, 3))))),
     ],
 )  # fmt: skip
@@ -64,7 +65,6 @@ def attention_with_memory(
     """
     _check(params, num_heads)
     query, key, value, projections_backward = _projected(params, x, memory, num_heads)
-    check_scores("mask", mask, (*query.shape[:-1], key.shape[-2]))
     heads, core_backward = core(params.core, query, key, value, mask=mask)  # (4)
     out, output_backward = linear(params.output, merge_heads(heads))  # (5)
 
@@ -110,7 +110,7 @@ def _projected(params: MultiHeadAttention, x: Array, memory: Array | None, num_h
     title="Attention received",
     source="Rae et al. 2019 (Compressive Transformer), arXiv:1911.05507, section 3.1",
     example=lambda rng: _example(rng, with_mask=False),
-    rejects=[bad(num_heads=3), bad(memory=np.ones((3, 4, 6)))],
+    rejects=[bad("num_heads: got 3", num_heads=3), bad("params.core.distance", num_heads=1), bad(memory=np.ones((3, 4, 6)))],
 )
 def attention_received(
     params: MultiHeadAttention, x: Float[Array, "*batch positions d_model"], memory: Float[Array, "*batch kept d_model"] | None = None, *,

@@ -112,15 +112,17 @@ def hierarchical_transformer(
     (*batch, d_model), and backward: dout -> HierarchicalTransformer of gradients, dx. A part of dout may be None: zero.
     Raises ValueError where there are more sentences than places, a stack has no layer, or heads do not divide d_model.
     """
-    sentences, words, d_model = x.shape[-3:]
+    sentences, words = x.shape[-3:-1]
     if params.places is not None and len(params.places.table) < sentences:
         raise invalid("params.places", got=f"{len(params.places.table)} rows", wants=f"one for each of {sentences} sentences")
     again = params.words if params.again is None else params.again
     for name, layers in (("words.layers", params.words.layers), ("sentences", params.sentences), ("again.layers", again.layers)):
         if not layers:
             raise invalid(f"params.{name}", got="no layer", wants="at least one")
-    present = None if mask is None else mask.any(axis=-1)    # (*batch, sentences)
-    with_context = None if mask is None or present is None else np.concatenate([mask, present[..., None]], axis=-1)
+    present = with_context = None
+    if mask is not None:
+        present = np.any(mask, axis=-1)                      # (*batch, sentences)
+        with_context = np.concatenate([mask, present[..., None]], axis=-1)
 
     def stack(layers: list[Any], x: Array, mask: Array | None):
         return chain(layers, x, parts=[partial(layer, num_heads=num_heads, mask=mask)] * len(layers))
@@ -149,12 +151,16 @@ def hierarchical_transformer(
         dwords_pool, dthrough = pool_words_backward(ds)
         dh = dh + dthrough                                   # words are pooled and read again: two gradients  (13)
         dlayers, dx = words_backward(dh)                     # (14)
-        first, second = PooledEncoder(dlayers, dwords_pool), PooledEncoder(dagain, dagain_pool)
-        if params.again is None:
-            first, second = trees.map(np.add, first, second), None  # (15)
-        return HierarchicalTransformer(first, dplaces, dstack, second, dpool), dx
+        passes = PooledEncoder(dlayers, dwords_pool), PooledEncoder(dagain, dagain_pool)
+        dfirst, dsecond = _of_passes(*passes, shared=params.again is None)  # (15)
+        return HierarchicalTransformer(dfirst, dplaces, dstack, dsecond, dpool), dx
 
     return HierarchicalEncoding(words_out, sentences_out, document), backward
+
+
+def _of_passes(dfirst: PooledEncoder, dsecond: PooledEncoder, *, shared: bool) -> tuple[PooledEncoder, PooledEncoder | None]:
+    """The gradients of what each pass has, or of the one encoder that was used twice, which is their sum."""
+    return (trees.map(np.add, dfirst, dsecond), None) if shared else (dfirst, dsecond)
 
 
 def _example(rng: np.random.Generator):

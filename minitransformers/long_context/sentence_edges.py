@@ -56,7 +56,7 @@ def sentence_edges(
     Raises ValueError where sections go backwards or are not one a sentence, or no sentence holds a word.
     """
     real = np.ones(ids.shape, bool) if mask is None else mask
-    present = real.any(axis=1)
+    present: Array = np.any(real, axis=1)
     if not present.any():
         raise invalid("mask", got="no word in any sentence", wants="at least one sentence that is not empty")
     if sections is not None and (np.diff(sections) < 0).any():
@@ -82,7 +82,7 @@ def similarities(ids: Int[Array, "sentences words"], real: Bool[Array, "sentence
     counts = csr_array((np.ones(len(word)), (sentence, word)), shape=(len(ids), word.max() + 1))  # repeated words add up
     counts.sum_duplicates()
     within = np.bincount(counts.indices)                     # in how many sentences each word is
-    vectors = counts * np.log(real.any(axis=1).sum() / within)
+    vectors = counts * np.log(np.any(real, axis=1).sum() / within)
     lengths = np.sqrt((vectors * vectors).sum(axis=1))
     products = (vectors @ vectors.T).toarray()
     return products / np.maximum(lengths[:, None] * lengths, np.finfo(float).tiny)  # (5)

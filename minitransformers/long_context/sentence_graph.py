@@ -41,7 +41,6 @@ from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, from_to_below, invalid
 from minitransformers.sparse_attention.scatter import scatter_add_rows
 
-
 _FEW = 512  # edges
 
 
@@ -121,7 +120,7 @@ def sentence_graph(
         shared = np.repeat(np.vecdot(dout, out), counts, axis=0)  # out is the mean of what was read
         dscores = weights * (dweights - shared)              # (9)
         dbent = np.where(bent > 0, dscores, slope * dscores)  # (10)
-        dkind = None if kind is None else scatter_add_rows(kinds, dbent, len(kind))  # (11)
+        dkind = None if kind is None or kinds is None else scatter_add_rows(kinds, dbent, len(kind))  # (11)
         dmatrix, ones = _matrix(dbent, sources, ends), np.ones(heads * nodes, x.dtype)
         into, out_of = (sums.reshape(heads, nodes).T for sums in (dmatrix @ ones, dmatrix.T @ ones))  # (nodes, heads)  (12)
         dtarget, dsource = (np.einsum("nh,nhd->hd", sums, z) for sums in (into, out_of))  # (13)

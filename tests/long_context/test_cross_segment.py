@@ -157,7 +157,6 @@ def test_it_is_a_core_of_multi_head_attention():
 def test_the_check_refuses_a_backward_that_forgets(forgotten):
     def by_hand(query, key, value):
         out, backward = cross_segment(None, query, key, value, length=2)
-        alone, alone_backward = cross_segment(None, query, key, value, length=2, reads=np.zeros((3, 3), bool))
 
         def wrong(dout):
             _, dquery, dkey, dvalue, _ = backward(dout)

@@ -127,7 +127,7 @@ def test_a_layer_of_another_kind_fits_the_slot():
 def test_the_check_refuses_a_backward_that(wrong):
     def added(params, x):
         out, backward = hat(params, x, length=2, num_heads=2)
-        alone, alone_backward = hat(Hat([params.blocks[0]._replace(cross=None, places=None)]), x, length=2, num_heads=2)
+        _, alone_backward = hat(Hat([params.blocks[0]._replace(cross=None, places=None)]), x, length=2, num_heads=2)
         first = (np.arange(len(x)) % 2 == 0)[:, None]
 
         def both(dout):
