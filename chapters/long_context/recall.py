@@ -1,7 +1,7 @@
 """A cue is shown once: how many segments later is it still known?
 
 Dai et al. 2019, arXiv:1901.02860: a memory of the last segments' hidden states reaches as far as it is long, times the layers. Rae et al. 2019,
-arXiv:1911.05507: squeeze what leaves it, and the same rows reach further. Ding et al. 2021 (ERNIE-Doc), arXiv:2012.15688: keep what a layer has put
+arXiv:1911.05507: squeeze what leaves it, and the same rows reach further. Ding et al. 2020 (ERNIE-Doc), arXiv:2012.15688: keep what a layer has put
 out in the place of what it read, and there is no end. Wu et al. 2020 (Memformer), arXiv:2010.06891: a few slots that are written anew carry on
 without one. A text has six segments of eight tokens; a cue stands in the first, and at the end of every later one it is asked for. All have one
 layer of 32 features, and 16 rows of memory where they have rows.
@@ -175,7 +175,7 @@ def forgets(found):
 
 
 @section.claim(
-    "As many rows, squeezed or of the same layer, remember beyond it", paper="Rae et al. 2019, arXiv:1911.05507, section 3; Ding et al. 2021, arXiv:2012.15688, section 3.2",
+    "As many rows, squeezed or of the same layer, remember beyond it", paper="Rae et al. 2019, arXiv:1911.05507, section 3; Ding et al. 2020, arXiv:2012.15688, section 3.2",
     measured=lambda found: f"right 1 to 5 segments later; {told(found, SQUEEZED, SAME_LAYER)}",
 )  # fmt: skip
 def beyond(found):

@@ -70,7 +70,7 @@ def overlapping_chunks(
     example=lambda rng: example(np.array([0, 3, 6, 7]), size=4, length=11),
     rejects=[bad(starts=np.array([0, 3, 6, -1])), bad(starts=np.array([0, 3, 6, 11]))],
 )
-def coverage(
+def chunk_coverage(
     starts: Int[Array, "chunks"], *, size: Annotated[int, at_least(1)], length: Annotated[int, at_least(1)]
 ) -> Int[Array, "length"]:
     """In how many chunks each token of the text stands. Raises ValueError where a chunk does not begin inside the text."""

@@ -49,8 +49,11 @@ def compressive_memory(
     Raises ValueError where rate does not divide the positions, the recent rows or memory_length, or memory_length is less than the
     positions: a segment would push out its own rows.
     """
-    check_lengths(x.shape[-2], memory_length, rate)
     both, new = below(recent, x), x.shape[-2]
+    if new % rate:
+        raise invalid("x", got=f"{new} positions", wants=f"a number of positions that rate = {rate} divides")
+    if memory_length < new or memory_length % rate:
+        raise invalid("memory_length", got=memory_length, wants=f"at least the {new} positions, and a number that rate = {rate} divides")
     if both.shape[-2] % rate:
         raise invalid("recent", got=f"{both.shape[-2] - new} rows", wants=f"a number of rows that rate = {rate} divides")
     pushed = max(both.shape[-2] - memory_length, 0)
@@ -77,14 +80,6 @@ def compressive_memory(
         return dparams, dboth[..., -new:, :], None if recent is None else dboth[..., :-new, :], dcompressed
 
     return (kept, held), backward
-
-
-def check_lengths(positions: int, memory_length: int, rate: int) -> None:
-    """Raise ValueError where segments would push out rows that rate does not divide, or rows of their own."""
-    if positions % rate:
-        raise invalid("x", got=f"{positions} positions", wants=f"a number of positions that rate = {rate} divides")
-    if memory_length < positions or memory_length % rate:
-        raise invalid("memory_length", got=memory_length, wants=f"at least the {positions} positions, and a number that rate = {rate} divides")
 
 
 def _example(rng: np.random.Generator):

@@ -32,7 +32,7 @@ from numpy import ndarray as Array
 
 from minitransformers.foundation import Backward, at_least, bad, checked, concept, example, invalid, slot, trees
 from minitransformers.long_context.attention_with_memory import attention_received, below
-from minitransformers.long_context.compressive_memory import check_lengths, compressive_memory
+from minitransformers.long_context.compressive_memory import compressive_memory
 from minitransformers.long_context.convolution_compression import (
     convolution_compression,
     init_convolution_compression,
@@ -83,7 +83,8 @@ def usage_in_pre_norm_layer(params: XlLayer, x: Array, context: Array | None, *,
     source="Rae et al. 2019, arXiv:1911.05507, section 3",
     example=lambda rng: _example(rng, by_keyword=True),
     rejects=[
-        bad(num_heads=4), bad("x", x=np.ones((2, 3, 6))), bad("x", x=np.ones((2, 4, 8))), bad(memory_length=2), bad(memory_length=5),
+        bad(num_heads=4), bad("x", x=np.ones((2, 3, 6))), bad("x: got shape", x=np.ones((2, 4, 8))), bad(memory_length=2), bad(memory_length=5),
+        bad("params.layers: got no layers", params=CompressiveTransformer([], []), memory=None),
         bad("params.weight", rate=4, memory_length=4), bad("memory.recent", memory=CompressiveMemory([np.ones((2, 4, 6))], [])),
         bad("memory.recent.1", memory=CompressiveMemory([np.ones((2, 4, 6)), np.ones((3, 4, 6))], [])),
         bad("memory.compressed.0", memory=CompressiveMemory([np.ones((2, 4, 6))] * 2, [np.ones((2, 1, 8))] * 2)),
@@ -141,7 +142,6 @@ def _segment(
     """The results, and a backward that returns the gradient of memory as well."""
     count = len(params.layers)
     check_layers(params.layers, x, "params.layers")
-    check_lengths(x.shape[-2], settings["memory_length"], settings["rate"])
     if len(params.compress) != count:
         raise invalid("params.compress", got=f"{len(params.compress)} compressions", wants=f"one for each of the {count} layers")
     recents = rows_of_layers("memory.recent", memory and memory.recent, count, x)

@@ -89,12 +89,12 @@ def _directions(name: str, rows: Array, similarity: str) -> tuple[Array, Backwar
 
 
 @procedure(
-    title="Search by vectors",
+    title="Nearest documents",
     source="Karpukhin et al. 2020 (DPR), arXiv:2004.04906, section 3.1",
     example=lambda rng: example(rng.normal(size=(3, 4)), rng.normal(size=(7, 4)), k=2, block=3),
     rejects=[bad(k=8), bad(queries=np.zeros((3, 4))), bad(documents=np.zeros((7, 4))), bad(documents=np.full((7, 4), np.nan)), bad(queries=np.zeros((0, 4)))],
 )
-def search(
+def nearest_documents(
     queries: Annotated[Float[Array, "queries d_model"], finite], documents: Annotated[Float[Array, "documents d_model"], finite], *,
     k: Annotated[int, at_least(1)], similarity: Literal["cosine", "dot"] = "cosine", block: Annotated[int, at_least(1)] = 4096,
 ) -> Found:  # fmt: skip

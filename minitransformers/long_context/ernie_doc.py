@@ -22,7 +22,7 @@ its gradient: then it is the recurrent network with its whole gradient.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -99,7 +99,9 @@ def _segment(params: list[XlLayer], x: Array, memory: XlMemory | None, num_heads
 
     def backward(dresult):
         dx, dafter = dresult
-        dlayers, dbefore, new = [], [], dx.shape[-2]
+        new = dx.shape[-2]
+        dlayers: list[Any] = []
+        dbefore: list[Any] = []
         for layer_backward, rows, dkept in reversed(list(zip(backwards, before, dafter.rows, strict=True))):
             dboth = below(None if rows is None else np.zeros_like(rows), dx)
             dboth[..., -dkept.shape[-2] :, :] += dkept       # what comes out goes up, and is kept: two gradients  (3)

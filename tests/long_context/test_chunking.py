@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minitransformers.long_context.chunking import coverage, max_context, overlapping_chunks
+from minitransformers.long_context.chunking import chunk_coverage, max_context, overlapping_chunks
 
 SETTINGS = [(length, size, overlap) for length in (1, 3, 4, 5, 11, 12, 13) for size, overlap in ((4, 0), (4, 1), (4, 3), (5, 2), (1, 0), (20, 7))]
 IDS = np.arange(100, 200)
@@ -56,7 +56,7 @@ def test_their_number_is_known_beforehand(length, size, overlap):
 @pytest.mark.parametrize(("length", "size", "overlap"), SETTINGS)
 def test_every_token_is_covered_and_counts_sum_to_what_is_no_padding(length, size, overlap, last):
     chunks = overlapping_chunks(IDS[:length], size=size, overlap=overlap, last=last)
-    counts = coverage(chunks.starts, size=size, length=length)
+    counts = chunk_coverage(chunks.starts, size=size, length=length)
     assert counts.min() >= 1 and counts.shape == (length,)
     assert counts.sum() == chunks.mask.sum() == chunks.ids.size - (~chunks.mask).sum()
     naive = [sum(start <= t < start + size for start in chunks.starts) for t in range(length)]
@@ -66,7 +66,7 @@ def test_every_token_is_covered_and_counts_sum_to_what_is_no_padding(length, siz
 def test_without_overlap_the_chunks_one_after_the_other_are_the_text():
     chunks = overlapping_chunks(IDS[:11], size=4, last="pad")
     np.testing.assert_array_equal(chunks.ids[chunks.mask], IDS[:11])
-    np.testing.assert_array_equal(coverage(chunks.starts, size=4, length=11), 1)
+    np.testing.assert_array_equal(chunk_coverage(chunks.starts, size=4, length=11), 1)
 
 
 def test_a_last_chunk_that_is_moved_back_has_no_padding_and_one_that_is_not_begins_in_step():
@@ -147,8 +147,8 @@ def test_counting_chunks_without_rounding_up_is_told_apart():
     def wrong(length, size, overlap):
         return np.arange(1 + max(length - size, 0) // (size - overlap)) * (size - overlap)
 
-    assert coverage(wrong(11, 4, 1), size=4, length=11).min() == 0
-    assert coverage(overlapping_chunks(IDS[:11], size=4, overlap=1, last="pad").starts, size=4, length=11).min() == 1
+    assert chunk_coverage(wrong(11, 4, 1), size=4, length=11).min() == 0
+    assert chunk_coverage(overlapping_chunks(IDS[:11], size=4, overlap=1, last="pad").starts, size=4, length=11).min() == 1
 
 
 def test_bad_chunks_are_refused():

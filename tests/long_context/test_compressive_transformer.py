@@ -103,11 +103,12 @@ def test_any_compression_fits(compress, small):
     assert_same((dparams, dxs), gradients(lambda *args: anp.sum(np.stack(douts, 1) * textbook(*args, small)[0]), params, xs))
 
 
-def test_through_memory_the_gradients_are_those_of_the_unrolled_text_and_the_task_trains_the_compression():
-    params, xs, douts = random_model(), segments(5), segments(5, seed=2)
-    outs, dparams, dxs = read_through(params, xs, douts)
-    np.testing.assert_array_equal(outs, read(params, xs)[0])
-    assert_same((dparams, dxs), gradients(lambda *args: anp.sum(np.stack(douts, 1) * textbook(*args)[0]), params, xs))
+@pytest.mark.parametrize("memory_length", [4, 6])
+def test_through_memory_the_gradients_are_those_of_the_unrolled_text_and_the_task_trains_the_compression(memory_length):
+    params, xs, douts, changes = random_model(), segments(5), segments(5, seed=2), {"memory_length": memory_length}
+    outs, dparams, dxs = read_through(params, xs, douts, **changes)
+    np.testing.assert_array_equal(outs, read(params, xs, **changes)[0])
+    assert_same((dparams, dxs), gradients(lambda *args: anp.sum(np.stack(douts, 1) * textbook(*args, **changes)[0]), params, xs))
     assert all(np.abs(f.weight).max() > 1e-3 for f in dparams.compress)
 
 
@@ -254,9 +255,9 @@ def test_with_norms_first_usage_is_that_of_the_normed_rows():
 @pytest.mark.parametrize("norm", [None, layer_norm])
 def test_the_compression_loss_is_the_sum_of_the_layers_and_trains_the_compressions_alone(norm):
     params, xs = random_model(), segments(4)
-    _, memories, _ = read(params, xs, **({} if norm is None else {"layer": transformer_xl_pre_norm_layer}))
-    call = {"layers": params.layers, "positions": 2, "num_heads": HEADS, "rate": 2, "norm": norm}
-    loss, backward = compression_loss(params.compress, before=memories[2], after=memories[3], **call)
+    _, memories, _ = read(params, xs, memory_length=6, **({} if norm is None else {"layer": transformer_xl_pre_norm_layer}))
+    call = {"layers": params.layers, "before": memories[2], "after": memories[3], "positions": 2, "num_heads": HEADS, "rate": 2, "norm": norm}
+    loss, backward = compression_loss(params.compress, **call)
     dparams, total = backward(np.float64(1)), 0.0
     for f, df, layer, before, after in zip(params.compress, dparams, params.layers, memories[2].recent, memories[3].recent, strict=True):
         # In the first layer the segment is the text: what the loss takes for it is what the layer has read.
@@ -268,6 +269,15 @@ def test_the_compression_loss_is_the_sum_of_the_layers_and_trains_the_compressio
     np.testing.assert_allclose(loss, total, rtol=1e-14)
     np.testing.assert_array_equal(memories[3].recent[0][:, -2:], xs[3])
     assert len(dparams) == 2 and all(np.abs(df.weight).max() > 1e-4 for df in dparams)
+    other, nothing = compression_loss([None, None], **call, compress=slot(mean_compression))
+    assert other > 0 and abs(other - loss) > 1e-3 and nothing(np.float64(1)) == [None, None]
+
+
+def test_a_single_row_that_is_pushed_out_counts():
+    params, xs = random_model(rate=1), segments(3, positions=1)
+    _, memories, _ = read(params, xs, rate=1, memory_length=2)
+    call = {"layers": params.layers, "positions": 1, "num_heads": HEADS, "rate": 1}
+    assert compression_loss(params.compress, before=memories[1], after=memories[2], **call)[0] > 1e-6
 
 
 def test_nothing_pushed_out_is_no_loss():

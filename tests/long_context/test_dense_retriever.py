@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minitransformers import check_gradients
-from minitransformers.long_context.dense_retriever import dense_retriever, search
+from minitransformers.long_context.dense_retriever import dense_retriever, nearest_documents
 
 RNG = np.random.default_rng(0)
 QUERIES, DOCUMENTS, POSITIVES = RNG.normal(size=(3, 4)), RNG.normal(size=(5, 4)), np.array([0, 3, 0])
@@ -97,7 +97,7 @@ def test_the_order_of_the_documents_does_not_matter():
 @pytest.mark.parametrize("k", [1, 4, 11])
 def test_search_finds_what_comparing_with_every_document_finds(k, block, similarity):
     documents = RNG.normal(size=(11, 4))
-    found = search(QUERIES, documents, k=k, similarity=similarity, block=block)
+    found = nearest_documents(QUERIES, documents, k=k, similarity=similarity, block=block)
     for q, numbers, scores in zip(QUERIES, *found, strict=True):
         near = [q @ d / (np.linalg.norm(q) * np.linalg.norm(d) if similarity == "cosine" else 1) for d in documents]
         best = sorted(range(11), key=lambda i: -near[i])[:k]
@@ -108,7 +108,7 @@ def test_search_finds_what_comparing_with_every_document_finds(k, block, similar
 def test_search_prefers_the_smaller_number_of_equals_whatever_the_block():
     documents = np.tile(np.eye(2), (4, 1))
     for block in (1, 2, 3, 8):
-        assert search(np.eye(2), documents, k=3, block=block).documents.tolist() == [[0, 2, 4], [1, 3, 5]]
+        assert nearest_documents(np.eye(2), documents, k=3, block=block).documents.tolist() == [[0, 2, 4], [1, 3, 5]]
 
 
 def test_a_retriever_learns_synonyms_that_share_no_word():
@@ -123,7 +123,7 @@ def test_a_retriever_learns_synonyms_that_share_no_word():
 
     def recall():
         question, sentence = pairs(200)
-        return np.mean(search(question @ tables[0], sentence @ tables[1], k=1).documents[:, 0] == np.arange(200))
+        return np.mean(nearest_documents(question @ tables[0], sentence @ tables[1], k=1).documents[:, 0] == np.arange(200))
 
     before = recall()
     for _ in range(150):
@@ -163,9 +163,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="temperature: got 0"):
         dense_retriever(QUERIES, DOCUMENTS, temperature=0.0)
     with pytest.raises(ValueError, match="k: got 6, wants at most 5"):
-        search(QUERIES, DOCUMENTS, k=6)
+        nearest_documents(QUERIES, DOCUMENTS, k=6)
     with pytest.raises(ValueError, match="documents: got shape"):
-        search(QUERIES, DOCUMENTS[:0], k=1)
+        nearest_documents(QUERIES, DOCUMENTS[:0], k=1)
 
 
 @pytest.mark.parity

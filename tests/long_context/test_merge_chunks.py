@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minitransformers import check_gradients
-from minitransformers.long_context.chunking import coverage, max_context, overlapping_chunks
+from minitransformers.long_context.chunking import chunk_coverage, max_context, overlapping_chunks
 from minitransformers.long_context.merge_chunks import merge_chunks
 
 RNG = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_a_token_s_gradient_is_shared_out_and_nothing_of_it_is_lost():
         for i in range(min(SIZE, LENGTH - start)):
             back[:, start + i] += dchunks[:, c, i]
     np.testing.assert_allclose(back, DOUT, rtol=0, atol=1e-15)
-    counts = coverage(STARTS, size=SIZE, length=LENGTH)
+    counts = chunk_coverage(STARTS, size=SIZE, length=LENGTH)
     np.testing.assert_allclose(dchunks[:, 1, 2], DOUT[:, 5] / counts[5], rtol=0, atol=1e-15)
 
 

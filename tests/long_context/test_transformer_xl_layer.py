@@ -34,9 +34,9 @@ def test_it_is_the_layer_by_loops_and_its_gradients_are_autograd_s(function, fir
     rows = (x, memory) if kept else (x,)
 
     def textbook(params, x, memory=((), ())):
-        return anp.stack([anp.stack(layer(params, list(x[b]), list(memory[b]), HEADS, first)) for b in range(2)])
+        return anp.stack([anp.stack(layer(params, list(x[b]), list(memory[b]), HEADS, first, eps=0.3)) for b in range(2)])
 
-    out, backward = function(params, *rows, num_heads=HEADS)
+    out, backward = function(params, *rows, num_heads=HEADS, eps=0.3)
     np.testing.assert_allclose(out, textbook(params, *rows), rtol=0, atol=1e-12)
     own = backward(dout)
     assert_same(own, gradients(lambda *args: anp.sum(dout * textbook(*args)), params, *rows))

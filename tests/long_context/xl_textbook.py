@@ -3,6 +3,8 @@
 Nothing here comes from the concepts; their parameters are read by name. Rows that are kept are lists of arrays, oldest first.
 """
 
+from functools import partial
+
 import autograd
 import autograd.numpy as anp
 import numpy as np
@@ -60,15 +62,16 @@ def network(p, row):
     return mapped(p.down, anp.maximum(mapped(p.up, row), 0))
 
 
-def layer(p, rows, old, num_heads, first=False):
+def layer(p, rows, old, num_heads, first=False, eps=1e-5):
     """first: the norms stand before the sub-layers."""
+    early, late = partial(norm, p.attention_norm, eps=eps), partial(norm, p.feed_forward_norm, eps=eps)
     if first:
-        added = attention(p.attention, [norm(p.attention_norm, r) for r in rows], [norm(p.attention_norm, r) for r in old], num_heads)
+        added = attention(p.attention, [early(r) for r in rows], [early(r) for r in old], num_heads)
         middle = [r + a for r, a in zip(rows, added, strict=True)]
-        return [m + network(p.feed_forward, norm(p.feed_forward_norm, m)) for m in middle]
+        return [m + network(p.feed_forward, late(m)) for m in middle]
     added = attention(p.attention, rows, old, num_heads)
-    middle = [norm(p.attention_norm, r + a) for r, a in zip(rows, added, strict=True)]
-    return [norm(p.feed_forward_norm, m + network(p.feed_forward, m)) for m in middle]
+    middle = [early(r + a) for r, a in zip(rows, added, strict=True)]
+    return [late(m + network(p.feed_forward, m)) for m in middle]
 
 
 def transformer_xl(layers, x, memories, num_heads, memory_length, first=False):
