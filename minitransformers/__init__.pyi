@@ -315,7 +315,7 @@ from minitransformers.long_context.biased_memory_norm import init_biased_memory_
 from minitransformers.long_context.bm25 import bm25 as bm25
 from minitransformers.long_context.bm25 import bm25_index as bm25_index
 from minitransformers.long_context.chunking import Chunks as Chunks
-from minitransformers.long_context.chunking import coverage as coverage
+from minitransformers.long_context.chunking import chunk_coverage as chunk_coverage
 from minitransformers.long_context.chunking import max_context as max_context
 from minitransformers.long_context.chunking import overlapping_chunks as overlapping_chunks
 from minitransformers.long_context.compression_loss import compression_loss as compression_loss
@@ -332,7 +332,7 @@ from minitransformers.long_context.convolution_compression import mean_compressi
 from minitransformers.long_context.convolution_compression import most_used_compression as most_used_compression
 from minitransformers.long_context.cross_segment import cross_segment as cross_segment
 from minitransformers.long_context.dense_retriever import dense_retriever as dense_retriever
-from minitransformers.long_context.dense_retriever import search as search
+from minitransformers.long_context.dense_retriever import nearest_documents as nearest_documents
 from minitransformers.long_context.discourse_bias import DiscourseBias as DiscourseBias
 from minitransformers.long_context.discourse_bias import discourse_bias as discourse_bias
 from minitransformers.long_context.discourse_bias import discourse_relations as discourse_relations
@@ -340,6 +340,8 @@ from minitransformers.long_context.discourse_bias import init_discourse_bias as 
 from minitransformers.long_context.discourse_chunking import chunking_cost as chunking_cost
 from minitransformers.long_context.discourse_chunking import greedy_chunks as greedy_chunks
 from minitransformers.long_context.discourse_chunking import optimal_chunks as optimal_chunks
+from minitransformers.long_context.ernie_doc import ernie_doc as ernie_doc
+from minitransformers.long_context.ernie_doc import ernie_doc_through_memory as ernie_doc_through_memory
 from minitransformers.long_context.hat import Hat as Hat
 from minitransformers.long_context.hat import HatBlock as HatBlock
 from minitransformers.long_context.hat import hat as hat
@@ -368,6 +370,13 @@ from minitransformers.long_context.passage_selection import select_passages as s
 from minitransformers.long_context.passage_selection import top_documents as top_documents
 from minitransformers.long_context.retrieve_then_read import retrieve_then_read as retrieve_then_read
 from minitransformers.long_context.retrieve_then_read import retrieve_then_read_tokens as retrieve_then_read_tokens
+from minitransformers.long_context.retrospective_feed import retrospective_feed as retrospective_feed
+from minitransformers.long_context.segment_reordering import ShuffledChunks as ShuffledChunks
+from minitransformers.long_context.segment_reordering import count_orders as count_orders
+from minitransformers.long_context.segment_reordering import order_label as order_label
+from minitransformers.long_context.segment_reordering import order_of_label as order_of_label
+from minitransformers.long_context.segment_reordering import segment_reordering as segment_reordering
+from minitransformers.long_context.segment_reordering import shuffled_chunks as shuffled_chunks
 from minitransformers.long_context.sentence_edges import SentenceEdges as SentenceEdges
 from minitransformers.long_context.sentence_edges import sentence_edges as sentence_edges
 from minitransformers.long_context.sentence_graph import SentenceGraph as SentenceGraph
@@ -386,6 +395,7 @@ from minitransformers.long_context.truncation import keep_head as keep_head
 from minitransformers.long_context.truncation import keep_head_and_tail as keep_head_and_tail
 from minitransformers.long_context.truncation import keep_tail as keep_tail
 from minitransformers.long_context.truncation import truncate as truncate
+from minitransformers.long_context.two_sided_relative import two_sided_relative as two_sided_relative
 from minitransformers.models.albert import Albert as Albert
 from minitransformers.models.albert import AlbertTransform as AlbertTransform
 from minitransformers.models.albert import albert as albert

@@ -140,6 +140,7 @@ BRANCHES = {
     "s4d": [bad(view="recurrent")],
     "language_model": [*language_models()],
     "late_objective": [bad("", target_loss=5.0)],
+    "dense_retriever": [bad(similarity="dot")],
     "llama": [llama_with_a_head()],
     "linear_scan": [bad(state=None), bad(form="associative"), bad("", form="chunked", chunk=2)],
     "linformer": [bad(params=Linformer(normal(3, 2, 7), None)), bad(mask=None)],

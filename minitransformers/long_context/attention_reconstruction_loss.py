@@ -4,7 +4,7 @@ A compression that is trained by the task learns too late: what it makes is read
 over. So it has a loss of its own, at once: let the segment attend to the old rows, and to their compression; the two answers shall
 agree. What attention never looks at need not be kept. Only the compression learns. Segment, old rows and the maps of attention come
 by keyword and get nothing: they would else be made easy to compress, and the model would pay for it. Source: Rae et al. 2019
-(Compressive Transformer), arXiv:1911.05507, section 3.1.1 and algorithm 2, where the loss is a sum; here it is the mean over
+(Compressive Transformer), arXiv:1911.05507, section 3 and algorithm 2, where the loss is a sum; here it is the mean over
 elements, as it is coded. Attention is by content alone, without mask, distances or an output map. h is the segment as the layer gets
 it, f the compression, f* its backward.
 
@@ -60,7 +60,7 @@ def init_auto_encoding(
 
 @concept(
     title="Attention-reconstruction loss",
-    source="Rae et al. 2019, arXiv:1911.05507, section 3.1.1",
+    source="Rae et al. 2019, arXiv:1911.05507, section 3",
     example=lambda rng: _example(rng),
     rejects=[bad(num_heads=3), bad(rate=3), bad(segment=np.ones((3, 5, 6))), bad(old=np.ones((2, 8, 5)))],
 )
@@ -100,7 +100,7 @@ def attention_reconstruction_loss(
 
 @concept(
     title="Auto-encoding loss",
-    source="Rae et al. 2019, arXiv:1911.05507, section 3.1.1",
+    source="Rae et al. 2019, arXiv:1911.05507, section 3",
     example=lambda rng: example(
         AutoEncoding(*(Linear(rng.normal(size=s), rng.normal(size=s[1])) for s in ((6, 3), (3, 6)))), old=rng.normal(size=(2, 8, 3)), rate=2
     ),

@@ -108,7 +108,7 @@ def _projected(params: MultiHeadAttention, x: Array, memory: Array | None, num_h
 
 @procedure(
     title="Attention received",
-    source="Rae et al. 2019 (Compressive Transformer), arXiv:1911.05507, section 3.1",
+    source="Rae et al. 2019 (Compressive Transformer), arXiv:1911.05507, section 3",
     example=lambda rng: _example(rng, with_mask=False),
     rejects=[bad("num_heads: got 3", num_heads=3), bad("params.core.distance", num_heads=1), bad(memory=np.ones((3, 4, 6)))],
 )

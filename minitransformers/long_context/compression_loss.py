@@ -21,7 +21,7 @@ from minitransformers.norms.layer_norm import layer_norm
 
 @concept(
     title="Compression loss of a stack",
-    source="Rae et al. 2019, arXiv:1911.05507, section 3.1.1, algorithm 2",
+    source="Rae et al. 2019, arXiv:1911.05507, section 3, algorithm 2",
     example=lambda rng: _loss_example(rng),
     rejects=[bad("params", params=[None]), bad(positions=8)],
     form_of="compressive_transformer",

@@ -83,7 +83,7 @@ def usage_in_pre_norm_layer(params: XlLayer, x: Array, context: Array | None, *,
     source="Rae et al. 2019, arXiv:1911.05507, section 3",
     example=lambda rng: _example(rng, by_keyword=True),
     rejects=[
-        bad(num_heads=4), bad("x", x=np.ones((2, 3, 6))), bad("x: got shape", x=np.ones((2, 4, 8))), bad(memory_length=2), bad(memory_length=5),
+        bad(num_heads=4), bad("x", x=np.ones((2, 3, 6))), bad("x: got shape", x=np.ones((2, 4, 8)), memory=None), bad(memory_length=2), bad(memory_length=5),
         bad("params.layers: got no layers", params=CompressiveTransformer([], []), memory=None),
         bad("params.weight", rate=4, memory_length=4), bad("memory.recent", memory=CompressiveMemory([np.ones((2, 4, 6))], [])),
         bad("memory.recent.1", memory=CompressiveMemory([np.ones((2, 4, 6)), np.ones((3, 4, 6))], [])),
@@ -117,7 +117,7 @@ def compressive_transformer(
 
 @concept(
     title="Compressive Transformer with a gradient through memory",
-    source="Rae et al. 2019, arXiv:1911.05507, section 3.1.1 (BPTT)",
+    source="Rae et al. 2019, arXiv:1911.05507, section 3 (BPTT)",
     example=lambda rng: _example(rng, by_keyword=False),
     rejects=[bad(memory_length=2)],
     form_of="compressive_transformer",

@@ -2,7 +2,7 @@
 
 Four ways, each with the same arguments, so that one can stand in the place of another: a strided convolution, which learns; the
 mean and the maximum over each window, which do not; and the rows that received the most attention, as they are. Source: Rae et al.
-2019 (Compressive Transformer), arXiv:1911.05507, section 3.1. Differs from the paper: no dilated convolutions; "most used" counts
+2019 (Compressive Transformer), arXiv:1911.05507, section 3. Differs from the paper: no dilated convolutions; "most used" counts
 the attention of one segment, the last that read the rows, where theirs averages over their time in memory. A kernel as long as its
 stride makes the convolution a linear map of windows. n rows of d features, c = rate.
 
@@ -45,7 +45,7 @@ def init_convolution_compression(
 
 @concept(
     title="Compression by convolution",
-    source="Rae et al. 2019, arXiv:1911.05507, section 3.1",
+    source="Rae et al. 2019, arXiv:1911.05507, section 3",
     example=lambda rng: example(Linear(rng.normal(size=(6, 3)), rng.normal(size=3)), rng.normal(size=(2, 8, 3)), rate=2),
     rejects=[bad("x", x=np.ones((2, 7, 3))), bad("params.weight", rate=4)],
 )
@@ -71,7 +71,7 @@ def convolution_compression(
 
 @concept(
     title="Compression by the mean",
-    source="Rae et al. 2019, arXiv:1911.05507, section 3.1",
+    source="Rae et al. 2019, arXiv:1911.05507, section 3",
     example=lambda rng: example(rng.normal(size=(2, 8, 3)), rate=2),
     rejects=[bad("x", x=np.ones((2, 7, 3)))],
     form_of="convolution_compression",
@@ -87,7 +87,7 @@ def mean_compression(x: Float[Array, "... rows d_model"], *, rate: Rate, usage: 
 
 @concept(
     title="Compression by the maximum",
-    source="Rae et al. 2019, arXiv:1911.05507, section 3.1",
+    source="Rae et al. 2019, arXiv:1911.05507, section 3",
     example=lambda rng: example(rng.normal(size=(2, 8, 3)), rate=2),
     rejects=[bad("x", x=np.ones((2, 7, 3)))],
     form_of="convolution_compression",
@@ -112,7 +112,7 @@ def max_compression(x: Float[Array, "... rows d_model"], *, rate: Rate, usage: C
 
 @concept(
     title="Compression to the most used",
-    source="Rae et al. 2019, arXiv:1911.05507, section 3.1",
+    source="Rae et al. 2019, arXiv:1911.05507, section 3",
     example=lambda rng: _most_used_example(rng),
     rejects=[bad("x", x=np.ones((2, 7, 3))), bad(usage=lambda: np.ones((2, 7)))],
     form_of="convolution_compression",

@@ -6,7 +6,7 @@ layers costs O(n l^2 + n^2) scores in the place of (n l)^2, and two pairs connec
 
 Source: Chalkidis et al. 2022, arXiv:2210.05529, section 3, and the authors' code (modelling_hat.py) for what the paper leaves open:
 each cross-segment layer has a table of segment numbers of its own, which is added to what it reads alone. Differs from the code: no
-dropout; padding is hidden exactly, where the code adds -10000; the layer is a slot, by default with its norms first. A star is
+dropout; padding is hidden exactly, where the code adds a large negative number; the layer is a slot, by default with its norms first. A star is
 the backward of what it stands on. For each block in turn, either of whose layers may be missing:
 
     y = segment layer of x, each segment for itself          (1)

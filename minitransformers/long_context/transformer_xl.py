@@ -52,7 +52,7 @@ def init_transformer_xl(
     source="Dai et al. 2019, arXiv:1901.02860, section 3.2",
     example=lambda rng: _example(rng, by_keyword=True),
     rejects=[
-        bad(num_heads=4), bad("params: got no layers", params=[], memory=None), bad("x: got shape", x=np.ones((2, 3, 4))),
+        bad(num_heads=4), bad("params: got no layers", params=[], memory=None), bad("x: got shape", x=np.ones((2, 3, 4)), memory=None),
         bad("memory.rows", memory=XlMemory([np.ones((2, 2, 6))])),
         bad("memory.rows.1", memory=XlMemory([np.ones((2, 2, 6)), np.ones((3, 2, 6))])),
         bad("memory.rows.0", memory=XlMemory([np.ones((2, 2, 4)), np.ones((2, 2, 6))])),

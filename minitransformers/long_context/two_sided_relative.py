@@ -30,7 +30,6 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.core import softmax_attention
 from minitransformers.attention.heads import by_head, check_scores, sum_to
-from minitransformers.attention.scaled_dot_product_attention import check_bias
 from minitransformers.foundation import Backward, bad, concept, example, invalid
 from minitransformers.positional.transformer_xl_relative import TransformerXlRelative, relative_shift, sinusoids
 
@@ -74,7 +73,6 @@ def two_sided_relative(
     batch = np.broadcast_shapes(query.shape[:-2], key.shape[:-2])
     for argument, array in (("mask", mask), ("bias", bias)):
         check_scores(argument, array, (*batch, num_queries, num_keys))
-    check_bias(bias)
     waves = _waves(num_queries, num_keys, params.distance)
     r = by_head("params.distance", waves @ params.distance, query)  # (heads, distances, d_head)  (2)
     u, w = (by_head(f"params.{name}", own[:, None], query) for name, own in (("u", params.u), ("w", params.w)))

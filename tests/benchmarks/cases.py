@@ -1169,3 +1169,56 @@ CASES |= {
         "theirs": torch_gptq,
     },
 }
+
+
+def _ten_thousand_edges() -> tuple[Any, ...]:
+    """1,000 nodes of 128 features in 4 heads, 10 edges to each from nodes by lot, and a gradient."""
+    rng = np.random.default_rng(0)
+    targets = np.repeat(np.arange(1000), 10)
+    x, dout = rng.standard_normal((2, 1000, 128), np.float32)
+    return x, dout, rng.integers(1000, size=10_000), targets
+
+
+def our_sentence_graph() -> Callable[[], Any]:
+    """Graph attention, forward and backward."""
+    from minitransformers.long_context.sentence_graph import init_sentence_graph, sentence_graph
+    from minitransformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    x, dout, sources, targets = _ten_thousand_edges()
+    params = init_sentence_graph(np.random.default_rng(1), 128, num_heads=4)
+    return lambda: sentence_graph(params, x, sources=sources, targets=targets)[1](dout)
+
+
+def torch_sentence_graph() -> Callable[[], Any]:
+    """The same formula in eager PyTorch: a softmax over the edges of each target, sums by index_add."""
+    import torch
+
+    from minitransformers.long_context.sentence_graph import init_sentence_graph
+
+    x, dout, sources, targets = _ten_thousand_edges()
+    made = init_sentence_graph(np.random.default_rng(1), 128, num_heads=4)
+    leaves = [torch.from_numpy(np.ascontiguousarray(leaf)).requires_grad_() for leaf in (x, made.value.weight, made.target, made.source)]
+    sources, targets, gradient = torch.from_numpy(sources), torch.from_numpy(targets), torch.from_numpy(dout)
+
+    def run() -> Any:
+        rows, value, target, source = leaves
+        z = (rows @ value).reshape(1000, 4, 32)
+        scores = torch.nn.functional.leaky_relu((z * target).sum(-1)[targets] + (z * source).sum(-1)[sources], 0.2)
+        largest = torch.full((1000, 4), -torch.inf).index_reduce(0, targets, scores.detach(), "amax")
+        weights = torch.exp(scores - largest[targets])
+        weights = weights / torch.zeros(1000, 4).index_add(0, targets, weights)[targets]
+        out = torch.zeros(1000, 4, 32).index_add(0, targets, weights[..., None] * z[sources])
+        return torch.autograd.grad(out.reshape(1000, 128), leaves, gradient)
+
+    return run
+
+
+CASES |= {
+    "sentence_graph": {
+        "what": "graph attention over 10,000 edges, forward and backward, one thread, against the same formula in eager PyTorch",
+        "threads": 1,
+        "ours": our_sentence_graph,
+        "theirs": torch_sentence_graph,
+    },
+}

@@ -1,6 +1,7 @@
 """The Compressive Transformer: two queues by loops, what trains the compression, and how far as many rows reach."""
 
 from functools import partial
+from itertools import pairwise
 
 import autograd.numpy as anp
 import numpy as np
@@ -313,7 +314,7 @@ def test_layers_with_the_norm_first_are_a_slot():
 def test_both_memories_share_nothing_with_what_came_before():
     params, xs = random_model(), segments(5)
     _, memories, _ = read(params, xs)
-    for before, after in zip(memories, memories[1:], strict=False):
+    for before, after in pairwise(memories):
         olds, news = ([leaf for _, leaf in trees.leaves(memory)] for memory in (before, after))
         assert not any(np.shares_memory(a, b) for a in news for b in (*olds, *xs))
     (_, held), _ = compressive_memory(params.compress[0], xs[0], None, xs[1], **{k: v for k, v in SETTINGS.items() if k != "num_heads"})

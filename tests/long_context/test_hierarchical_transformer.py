@@ -212,7 +212,7 @@ def test_parity_with_torch_layers_put_together():
     torch = pytest.importorskip("torch")
     params, rng = random_model(12)
     x, mask = rng.normal(size=(2, 3, 3, 4)), MASK.copy()
-    mask[1, 2, 0] = True                                     # PyTorch has NaN for a sentence without a word
+    mask[1, 2, 0] = True                                     # a plain softmax makes NaN of a sentence without a word
     dwords, dsentences, ddocument = rng.normal(size=x.shape) * mask[..., None], rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 4))
     hidden = torch.tensor(~mask.reshape(6, 3))
 

@@ -151,6 +151,18 @@ def test_only_kinds_tell_the_sentence_before_from_the_sentence_after():
     assert np.abs(typed[2] - typed[4]).max() > 1e-2
 
 
+def test_without_kinds_every_target_ranks_its_sources_in_the_same_order_and_with_kinds_it_need_not():
+    rng, pairs = np.random.default_rng(19), [(j, i) for i in range(5) for j in range(5)]
+    scored = [3 * rng.normal(size=(1, 5)) for _ in range(2)]
+    nodes = Linear(np.eye(5), None)                          # a feature for each node: what comes out are the weights
+    untyped, _ = sentence_graph(SentenceGraph(nodes, *scored), np.eye(5), **edges_of(pairs))
+    np.testing.assert_array_equal(np.argsort(untyped, axis=1), np.tile(np.argsort(scored[1][0]), (5, 1)))
+    assert np.abs(untyped - untyped[0]).max() > 0.01         # in the same order, and not by as much
+    typed = SentenceGraph(nodes, *scored, 3 * rng.normal(size=(9, 1)))
+    weights, _ = sentence_graph(typed, np.eye(5), **edges_of(pairs, kind=lambda j, i: j - i + 4))
+    assert len({tuple(row) for row in np.argsort(weights, axis=1)}) > 1
+
+
 def test_kinds_that_all_count_alike_are_none():
     params, rng = random_params(10)
     x = rng.normal(size=(5, 4))
