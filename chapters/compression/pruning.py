@@ -85,7 +85,7 @@ def learned(name, rng, *, rate, language):
 @section.tuning
 def tuning(rng):
     language = at.shifted(at.language(), rng)
-    rates = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    rates = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
     yield from tried(lambda name, rng, rate: learned(name, rng, rate=rate, language=language)[0], RUNS, rates[:2] if section.quick else rates, rng)
 
 
@@ -124,7 +124,7 @@ def few(found):
 
 
 @section.claim(
-    "A mask that follows the weights is better than one of the old model's",
+    "Is a mask that follows the weights better than one of the old model's?",
     paper="Zhu and Gupta 2017, arXiv:1710.01878, section 3: masks are made anew while the model trains",
     measured=lambda found: "; ".join(f"{kept:.0%} stay: {told(found, kept, MAGNITUDE, ONCE)}" for kept in KEPT),
 )
@@ -134,7 +134,7 @@ def follows(found):
 
 
 @section.claim(
-    "Any choice is better than the lot",
+    "Is any choice better than the lot?",
     paper="the trivial baseline; no paper needs it, and a table without it says little",
     measured=lambda found: "; ".join(f"{kept:.0%} stay: {told(found, kept, MAGNITUDE, MOVEMENT, RANDOM)}" for kept in KEPT),
 )

@@ -4,8 +4,8 @@ A compression that is trained by the task learns too late: what it makes is read
 over. So it has a loss of its own, at once: let the segment attend to the old rows, and to their compression; the two answers shall
 agree. What attention never looks at need not be kept. Only the compression learns. Segment, old rows and the maps of attention come
 by keyword and get nothing: they would else be made easy to compress, and the model would pay for it. Source: Rae et al. 2019
-(Compressive Transformer), arXiv:1911.05507, section 3 and algorithm 2, where the loss is a sum; here it is the mean over
-elements, as it is coded. Attention is by content alone, without mask, distances or an output map. h is the segment as the layer gets
+(Compressive Transformer), arXiv:1911.05507, section 3 and algorithm 2, where the loss is a squared norm; here it is the mean
+over elements, so that no size of a batch is in it. Attention is by content alone, without mask, distances or an output map. h is the segment as the layer gets
 it, f the compression, f* its backward.
 
     small = f(old)                                           (1)
@@ -93,7 +93,7 @@ def attention_reconstruction_loss(
     def backward(dout):
         dread = (2 / apart.size) * dout * apart              # (6)
         dsmall = read_backward(dread)
-        return compress_backward(dsmall)[0]                  # the gradient of old is dropped
+        return compress_backward(dsmall)[0]                  # that of old is dropped  (8)
 
     return out, backward
 

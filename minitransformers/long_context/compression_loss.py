@@ -1,8 +1,8 @@
 """Compression loss: what the compressions of a Compressive Transformer are trained by, one segment and all layers at a time.
 
 The memories around a segment hold all that is needed: the rows that it pushed out, and, last in the new memory, the inputs of the
-layer. So it can be taken after the segment, and no pass has to be kept for it. Source: Rae et al. 2019, arXiv:1911.05507, section
-3.1.1 and algorithm 2. It is a sum over the layers of ``attention_reconstruction_loss``.
+layer. So it can be taken after the segment, and no pass has to be kept for it. Source: Rae et al. 2019, arXiv:1911.05507, section 3
+and algorithm 2. It is a sum over the layers of ``attention_reconstruction_loss``.
 """
 
 from collections.abc import Callable

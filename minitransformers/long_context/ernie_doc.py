@@ -1,14 +1,15 @@
 """ERNIE-Doc: a text read segment by segment, where every layer also reads what it made itself of the segments before.
 
-Transformer-XL's layer reads the old inputs of its own, which are outputs of the layer below. So what was far comes up one layer with each
-segment, and after the last layer it is gone. Here a layer keeps its outputs. They go in again at the same height, and so a trace
-of the first segment can run along one layer for ever: the stack is a recurrent network, its state the last ``memory_length`` rows
-of every layer. The cost of a segment is Transformer-XL's, and so are the parameters. One index in (2) is all that differs.
+Transformer-XL's layer reads the old inputs of its own, which are outputs of the layer below. So what was far comes up one layer
+with each segment, and after the last layer it is gone. Here a layer keeps its outputs. They go in again at the same height, and
+so a trace of the first segment can run along one layer for ever: the stack is a recurrent network, its state the last
+``memory_length`` rows of every layer. The cost of a segment is Transformer-XL's, and so are the parameters. One index in (2) is
+all that differs.
 
-Source: Ding et al. 2020, arXiv:2012.15688, section 3.3 (enhanced recurrence); attention looks both ways, as in its encoder. Differs from
-it: a text starts with no memory, where the authors' code starts with zeros that may be attended to; no embedding of a task, of which the
-score of every key would get the same. [a; b] is a with b below it, M is memory_length, a star the backward of what it stands on. The
-stack of L layers gets x_0 = x and the memories m_l, and returns x_L and m'_l:
+Source: Ding et al. 2020, arXiv:2012.15688, section 3.3 (enhanced recurrence); attention looks both ways, as in its encoder.
+Differs from it: a text starts with no memory, where the authors' code starts with zeros that may be attended to; no embedding of
+a task, of which the score of every key would get the same. [a; b] is a with b below it, M is memory_length, a star the backward
+of what it stands on. The stack of L layers gets x_0 = x and the memories m_l, and returns x_L and m'_l:
 
     x_l = layer_l(x_(l-1), m_l), l = 1 .. L                  (1)
     m'_l = the last M rows of [m_l; x_l]                     (2)
@@ -16,9 +17,8 @@ stack of L layers gets x_0 = x and the memories m_l, and returns x_L and m'_l:
     dx_(l-1), dm_l = layer_l*(dx_l), with dm_l of (3) added, l = L .. 1   (4)
     dm_l goes no further: memory is stopped                  (5)
 
-As in transformer_xl memory comes by keyword, and nothing is returned for it (5). ernie_doc_through_memory takes it by position and returns
-its gradient: then it is the recurrent network with its whole gradient.
-"""
+As in transformer_xl memory comes by keyword, and nothing is returned for it (5). ernie_doc_through_memory takes it by position
+and returns its gradient: then it is the recurrent network with its whole gradient."""
 
 from collections.abc import Callable
 from functools import partial
@@ -54,9 +54,10 @@ def ernie_doc(
     """One segment, read with what each layer has put out before; no gradient goes into that. The parameters are init_transformer_xl's.
 
     memory is None at the start of a text. memory_length says of how many positions the new one is, at most. The slot
-    layer(params of one, x, rows, num_heads=...) -> out, backward: ..., dx, drows looks both ways; transformer_xl_layer looks back only.
-    Returns (out, memory): out, shaped like x, and what the next segment reads; and backward: (dout, dmemory) -> list of XlLayer,
-    dx. dmemory is None unless something has read that memory and sends it a gradient.
+    layer(params of one, x, rows, num_heads=...) -> out, backward: ..., dx, drows looks both ways; transformer_xl_layer looks
+    back only.
+    Returns (out, memory): out, shaped like x, and what the next segment reads; and backward: (dout, dmemory) -> list of
+    XlLayer, dx. dmemory is None unless something has read that memory and sends it a gradient.
     Raises ValueError when there is no layer, one is not as wide as x, or memory is that of another batch, width or stack.
     """
     result, whole_backward = _segment(params, x, memory, num_heads, memory_length, layer)

@@ -5,8 +5,8 @@ rewritten. A slot is no state of a token, so their number is a choice, and what 
 gradient goes through the slots from segment to segment: what is worth writing is learned from what is asked later (see
 memory_replay for the memory that this takes).
 
-Source: Wu et al. 2020, arXiv:2010.06891, section 3: the encoder. Differs from the paper: norms come first, and the writer
-reads normalised tokens; see also the parts. N, N1 and N2 are layer norms, A is multi-head attention, F a feed-forward network, R the
+Source: Wu et al. 2020, arXiv:2010.06891, section 3: the encoder. Differs from the paper: norms come first, and the writer reads
+normalised tokens; see also the parts. N, N1 and N2 are layer norms, A is multi-head attention, F a feed-forward network, R the
 memory reader, W the memory writer, B biased memory normalisation; a star is the backward of what it stands on.
 
     slots = B(), where none are given                        (1)

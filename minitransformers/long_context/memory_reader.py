@@ -3,9 +3,9 @@
 It is cross-attention with a few slots in the place of an encoder's states. The slots are a set: nothing says which is the first.
 Costs positions times slots scores a head, however long the text was.
 
-Source: Wu et al. 2020 (Memformer), arXiv:2010.06891, section 3 (memory reading). Differs from the paper: the norm comes first, and slots of
-length 1 are stretched to the length of a token of unit features, sqrt(d_model). N is a layer norm, C cross-attention, a
-star the backward of what it stands on.
+Source: Wu et al. 2020 (Memformer), arXiv:2010.06891, section 3 (memory reading). Differs from the paper: the norm comes first,
+and slots of length 1 are stretched to the length of a token of unit features, sqrt(d_model). N is a layer norm, C cross-
+attention, a star the backward of what it stands on.
 
     memory = sqrt(d_model) slots                             (1)
     out = x + C(N(x), memory)                                (2)

@@ -1,13 +1,14 @@
 """Memory replay: the gradient through any number of segments, in the memory that one of them takes.
 
-A step reads a segment and a memory and makes an output and the next memory. To go back through many steps one needs what each
-of them kept, and that grows with the text. But everything that a step keeps follows from its segment, which the caller has, and
-from the memory that it started with, which is small. So the way there keeps the memories alone. On the way back each step is made once more,
-from its memory, and is undone at once. The gradients are those of back-propagation through time, bit by bit, for one more forward pass.
+A step reads a segment and a memory and makes an output and the next memory. To go back through many steps one needs what each of
+them kept, and that grows with the text. But everything that a step keeps follows from its segment, which the caller has, and from
+the memory that it started with, which is small. So the way there keeps the memories alone. On the way back each step is made once
+more, from its memory, and is undone at once. The gradients are those of back-propagation through time, bit by bit, for one more
+forward pass.
 
-Source: Wu et al. 2020 (Memformer), arXiv:2010.06891, section 3 and algorithm 1 (memory replay back-propagation). With a memory kept
-for every segment it is the checkpointing of Chen et al. 2016, arXiv:1604.06174, cut where the memory is the only
-thing that passes. S_t is the step on segment t, a star its backward, T the number of segments.
+Source: Wu et al. 2020 (Memformer), arXiv:2010.06891, section 3 and algorithm 1 (memory replay back-propagation). With a memory
+kept for every segment it is the checkpointing of Chen et al. 2016, arXiv:1604.06174, cut where the memory is the only thing that
+passes. S_t is the step on segment t, a star its backward, T the number of segments.
 
     out_t, memory_{t+1} = S_t(params, x_t, memory_t), of which memory_t is kept alone, t = 0 .. T - 1   (1)
     S_t once more, from memory_t, t = T - 1 .. 0             (2)
@@ -32,21 +33,23 @@ from minitransformers.long_context.memformer import init_memformer, memformer
     title="Memory replay back-propagation",
     source="Wu et al. 2020 (Memformer), arXiv:2010.06891, algorithm 1",
     example=lambda rng: _example(rng),
-    rejects=[bad(each=[{}]), bad("x", x=None, each=None), bad(each=[{"rng": np.random.default_rng(0)}] * 3), bad("slots", memory=np.ones((2, 4, 4)))],
-)
+    rejects=[
+        bad(each=[{}]), bad("x", x=None, each=None), bad(each=[{"rng": np.random.default_rng(0)}] * 3), bad("slots", memory=np.ones((2, 4, 4))),
+    ],
+)  # fmt: skip
 def memory_replay(
     params: Any, x: Float[Array, "segments ..."] | None, memory: Any = None, *, step: Callable,
     each: Sequence[dict[str, Any]] | None = None,
 ) -> tuple[tuple[Array, Any], Backward]:  # fmt: skip
     """The outputs of all segments, one after the other, and the memory after the last.
 
-    step(params, x_t, memory, **each_t) -> (out_t, memory), backward is any that carries a memory, a tree of arrays, or None at
-    the start: memformer with its settings, or a whole model around it whose out_t is the loss of a segment, one number. x holds the
-    segments on its first axis; it may be None where a step reads only what each holds: a dict for each segment, of
+    step(params, x_t, memory, **each_t) -> (out_t, memory), backward is any that carries a memory, a tree of arrays, or None
+    at the start: memformer with its settings, or a whole model around it whose out_t is the loss of a segment, one number. x
+    holds the segments on its first axis; it may be None where a step reads only what each holds: a dict for each segment, of
     settings that have no gradient (ids, targets, masks). A generator in it is copied for both ways, and so draws the same
     numbers twice; each segment needs one of its own (``rng.spawn``).
-    Returns (out, memory), out the steps' on a first axis (segments, ...), and backward: (dout, dmemory) -> dparams, dx (None without
-    x), dmemory (None where the memory was None). Segments are not copied: backward reads them again.
+    Returns (out, memory), out the steps' on a first axis (segments, ...), and backward: (dout, dmemory) -> dparams, dx (None
+    without x), dmemory (None where the memory was None). Segments are not copied: backward reads them again.
     Raises ValueError where neither x nor each says how many segments there are, they differ, or segments share a generator.
     """
     if x is None and each is None:
@@ -88,7 +91,8 @@ def _share_a_generator(settings: Sequence[dict[str, Any]]) -> bool:
 def _example(rng: np.random.Generator):
     params = init_memformer(rng, 4, num_slots=3, num_layers=1, num_heads=2, d_hidden=3, dtype=np.float64)
     params = trees.map(lambda leaf: leaf + rng.normal(0, 0.2, leaf.shape), params)
-    each = [{"temperature": temperature, "rng": own} for temperature, own in zip((0.7, 1.1, 0.9), np.random.default_rng(1).spawn(3), strict=True)]
+    generators = np.random.default_rng(1).spawn(3)
+    each = [{"temperature": temperature, "rng": own} for temperature, own in zip((0.7, 1.1, 0.9), generators, strict=True)]
     return example(params, rng.normal(size=(3, 2, 5, 4)), rng.normal(size=(2, 3, 4)), step=_with_dropout, each=each)
 
 

@@ -4,8 +4,8 @@ The slots do not see each other, so each has its own reason to change or to stay
 without a map: a weight of 1 on itself is a slot that was not touched. A temperature below 1 makes the softmax choose, where a
 mean of many tokens would tell little.
 
-Source: Wu et al. 2020 (Memformer), arXiv:2010.06891, section 3 (memory writing). split cuts the features into heads, merge undoes it;
-the temperature is tau, d that of a head. One map W_k makes the keys of slots and of tokens. What comes out has any length:
+Source: Wu et al. 2020 (Memformer), arXiv:2010.06891, section 3 (memory writing). split cuts the features into heads, merge undoes
+it; the temperature is tau, d that of a head. One map W_k makes the keys of slots and of tokens. What comes out has any length:
 biased_memory_norm is to follow. Costs slots times (tokens + 1) scores a head.
 
     query, self_key = split(slots W_q), split(slots W_k)     (1)
@@ -46,8 +46,10 @@ class MemoryWriter(NamedTuple):
 
 
 @checked
-def init_memory_writer(rng: np.random.Generator, d_model: Annotated[int, at_least(1)], *, bias: bool = False, dtype: type = np.float32) -> MemoryWriter:
-    """Normal weights of deviation 1/sqrt(d_model), those of the value of 1/d_model: a token of unit features is written with about length 1."""
+def init_memory_writer(
+    rng: np.random.Generator, d_model: Annotated[int, at_least(1)], *, bias: bool = False, dtype: type = np.float32
+) -> MemoryWriter:  # fmt: skip
+    """Normal weights of deviation 1/sqrt(d_model), those of the value of 1/d_model: so a token of unit features is as long as a slot."""
     stds = d_model**-0.5, d_model**-0.5, 1 / d_model
     return MemoryWriter(*(init_linear(rng, d_model, d_model, std=std, bias=bias, dtype=dtype) for std in stds))
 

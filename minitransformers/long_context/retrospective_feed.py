@@ -1,13 +1,13 @@
 """Retrospective feed: a text is read twice, and the second time the memory holds what the first time has left.
 
-Recurrence looks back only: the first segment knows nothing of the last. So read once to skim, hand the memory at the end back to the
-beginning, and read again. Now every segment is read by one who knows the text. Only the second reading is an output, and
-only it has a gradient: memory is stopped, so the first passes on nothing to it but numbers. Costs the text's forward pass a second time, and no
-backward.
+Recurrence looks back only: the first segment knows nothing of the last. So read once to skim, hand the memory at the end back to
+the beginning, and read again. Now every segment is read by one who knows the text. Only the second reading is an output, and only
+it has a gradient: memory is stopped, so the first passes on nothing to it but numbers. Costs the text's forward pass a second
+time, and no backward.
 
-Source: Ding et al. 2020 (ERNIE-Doc), arXiv:2012.15688, section 3.2. Differs from it: there are as many passes as one says; the memory at the end
-stands for the text, as the paper has it with the recurrence of ernie_doc (without that, it puts all skimmed states before each segment).
-S is the step, T the number of segments, a star its backward for parameters and segment.
+Source: Ding et al. 2020 (ERNIE-Doc), arXiv:2012.15688, section 3.2. Differs from it: there are as many passes as one says; the
+memory at the end stands for the text, as the paper has it with the recurrence of ernie_doc (without that, it puts all skimmed
+states before each segment). S is the step, T the number of segments, a star its backward for parameters and segment.
 
     _, memory = S(params, x_t, memory), t = 1 .. T, in every pass but the last   (1)
     out_t, memory = S(params, x_t, memory), t = 1 .. T, in the last   (2)
@@ -42,9 +42,11 @@ def retrospective_feed(
     """What the segments of a text, on the first axis of x, become when they are read for the last of so many times.
 
     step(params, x_t, memory=memory) -> (out_t, memory), backward takes a memory that gets no gradient, None at the start:
-    ernie_doc or transformer_xl with their settings. With passes=1 the text is only skimmed: that is the plain recurrence over segments.
-    Returns (out, memory), out (segments, ...) and memory after the last segment, and backward: (dout, dmemory) -> dparams, dx. The gradient is
-    that of the last pass with the memories as they were: where they came from, in this pass or before, is not asked.
+    ernie_doc or transformer_xl with their settings. With passes=1 the text is only skimmed: that is the plain recurrence over
+    segments.
+    Returns (out, memory), out (segments, ...) and memory after the last segment, and backward: (dout, dmemory) -> dparams,
+    dx. The gradient is that of the last pass with the memories as they were: where they came from, in this pass or before, is
+    not asked.
     Raises ValueError as step does.
     """
     for _ in range(passes - 1):

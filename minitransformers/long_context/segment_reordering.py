@@ -1,12 +1,12 @@
 """Segment reordering: cut a text into a few chunks, shuffle them, and ask a model that has read all which order it was.
 
-A memory is of use only where something asks for what it holds. To say in which order the chunks came, the last segment has to know
-all of them. The question is a classification: every permutation of 1, 2, ... up to m chunks is a class of its own. The answer is read
-off the last position of the last segment, and nowhere else.
+A memory is of use only where something asks for what it holds. To say in which order the chunks came, the last segment has to
+know all of them. The question is a classification: every permutation of 1, 2, ... up to m chunks is a class of its own. The
+answer is read off the last position of the last segment, and nowhere else.
 
-Source: Ding et al. 2020 (ERNIE-Doc), arXiv:2012.15688, section 3.4; with m = 4 there are 33 classes, as in the authors' code. Differs from that code:
-no map with a tanh before the head; the class numbers are ours. A permutation p says of each place which chunk stands there; c_k is the number
-of places after k that hold an earlier chunk than place k (its Lehmer code).
+Source: Ding et al. 2020 (ERNIE-Doc), arXiv:2012.15688, section 3.4; with m = 4 there are 33 classes, as in the authors' code.
+Differs from that code: no map with a tanh before the head; the class numbers are ours. A permutation p says of each place which
+chunk stands there; c_k is the number of places after k that hold an earlier chunk than place k (its Lehmer code).
 
     classes = sum over i = 1 .. m of i!                      (1)
     rank = sum over k of c_k (n - 1 - k)!, for n chunks, k = 0 .. n - 1   (2)

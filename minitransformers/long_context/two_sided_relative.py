@@ -4,11 +4,11 @@ An encoder that reads a segment with memory before it has keys at distances from
 over all of them, and the rest is as in transformer_xl_relative. There the shift leaves rubbish for keys that are yet to come;
 here every number that it picks is a score. Score by distance is a bias, so what is left is plain attention.
 
-Source: Dai et al. 2019 (Transformer-XL), arXiv:1901.02860, section 3.3, for the terms; Yang et al. 2019 (XLNet), arXiv:1906.08237, and
-Ding et al. 2020 (ERNIE-Doc), arXiv:2012.15688, for both sides. Differs from ERNIE-Doc: sinusoids, where its code has a learned
-table, and no term for a task. The queries are the last of the positions that the keys span. u and w are in each head
-what attends to content and to distance whatever the query is, W_r makes a vector of a distance's sinusoids; A is attention, a star its
-backward.
+Source: Dai et al. 2019 (Transformer-XL), arXiv:1901.02860, section 3.3, for the terms; Yang et al. 2019 (XLNet),
+arXiv:1906.08237, and Ding et al. 2020 (ERNIE-Doc), arXiv:2012.15688, for both sides. Differs from ERNIE-Doc: sinusoids, where its
+code has a learned table, and no term for a task. The queries are the last of the positions that the keys span. u and w are in
+each head what attends to content and to distance whatever the query is, W_r makes a vector of a distance's sinusoids; A is
+attention, a star its backward.
 
     distance_ij = i + num_keys - num_queries - j             (1)
     r = sinusoids(num_keys - 1, ..., 0, ..., 1 - num_queries) W_r, a row for each distance   (2)

@@ -276,3 +276,23 @@ def test_a_lone_linear_step_keeps_its_dtype():
     (out, after), backward = memory_replay(params, np.ones((3, 4, 2), np.float32), np.zeros((4, 2), np.float32), step=step)
     gradients = backward((out, after))
     assert {leaf.dtype for _, leaf in trees.leaves(((out, after), gradients))} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parity
+def test_its_gradients_through_a_recurrent_network_are_those_of_pytorch():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.RNN(4, 3, bias=False).double()
+    rng = np.random.default_rng(6)
+    into, over, x, memory, dout = (rng.normal(size=shape) for shape in ((4, 3), (3, 3), (7, 2, 4), (2, 3), (7, 2, 3)))
+    with torch.no_grad():
+        theirs.weight_ih_l0.copy_(torch.tensor(into.T))
+        theirs.weight_hh_l0.copy_(torch.tensor(over.T))
+    segments, start = torch.tensor(x, requires_grad=True), torch.tensor(memory, requires_grad=True)
+    outs, _ = theirs(segments, start[None])
+    (outs * torch.tensor(dout)).sum().backward()
+    (out, _), backward = memory_replay([into, over], x, memory, step=cell)
+    np.testing.assert_allclose(out, outs.detach().numpy(), rtol=0, atol=1e-9)
+    (dinto, dover), dx, dmemory = backward((dout, None))
+    pairs = (dinto, theirs.weight_ih_l0.grad.T), (dover, theirs.weight_hh_l0.grad.T), (dx, segments.grad), (dmemory, start.grad)
+    for own, other in pairs:
+        np.testing.assert_allclose(own, other.numpy(), rtol=0, atol=1e-9)
