@@ -201,7 +201,7 @@ def tail_matters(found):
 
 
 @section.claim(
-    "Hidden states teach more than probabilities alone", paper="Jiao et al. 2019, arXiv:1909.10351, table 5: without them the student is worse",
+    "Do hidden states teach more than probabilities alone?", paper="Jiao et al. 2019, arXiv:1909.10351, table 5: without them the student is worse",
     measured=lambda found: told(found, SOFT, WARM, STATES),
 )  # fmt: skip
 def states_help(found):
