@@ -65,7 +65,7 @@ def memory_replay(
     memories, outs = [memory], []                            # what is kept, and what is returned
     for t in range(len(xs)):
         # Its backward is dropped, and with it all that the step keeps.
-        (out, after), _ = step(params, xs[t], memories[t], **fresh(settings[t]))  # (1)
+        (out, after), _ = _run(step, params, xs[t], memories[t], settings[t])  # (1)
         memories += [after]
         outs += [out]
 
@@ -73,7 +73,7 @@ def memory_replay(
         douts, dmemory = dresult
         dparams, dx = trees.zeros_like(params), None if x is None else np.empty_like(x)
         for t in reversed(range(len(xs))):
-            _, step_backward = step(params, xs[t], memories[t], **fresh(settings[t]))  # (2)
+            _, step_backward = _run(step, params, xs[t], memories[t], settings[t])  # (2)
             dparams_t, dx_t, dmemory = step_backward((douts[t], dmemory))  # (3)
             dparams = trees.map(np.add, dparams, dparams_t)  # (4)
             if dx is not None:
@@ -81,6 +81,11 @@ def memory_replay(
         return dparams, dx, dmemory
 
     return (np.stack(outs), memories[-1]), backward
+
+
+def _run(step: Callable, params: Any, x: Array | None, memory: Any, settings: dict[str, Any]):
+    """The step. It draws from copies of its generators, so that it can draw the same again."""
+    return step(params, x, memory, **fresh(settings))
 
 
 def _share_a_generator(settings: Sequence[dict[str, Any]]) -> bool:

@@ -52,18 +52,20 @@ def retrospective_feed(
     for _ in range(passes - 1):
         for segment in x:
             (_, memory), _ = step(params, segment, memory=memory)  # its backward is dropped  (1)
-    outs, backwards = [], []
+    outs, steps = [], []
     for segment in x:
         (out, memory), step_backward = step(params, segment, memory=memory)  # (2)
         outs += [out]
-        backwards += [step_backward]
+        steps += [(step_backward, memory)]
 
     def backward(dresult):
-        douts, dmemory = dresult
-        parts = [step_backward((dout, None)) for step_backward, dout in zip(backwards[:-1], douts, strict=False)]
-        parts.append(backwards[-1]((douts[-1], dmemory)))    # the last one's memory is an output  (3)
-        dparams = trees.map(lambda *leaves: sum(leaves[1:], leaves[0]), *(part for part, _ in parts))  # (4)
-        return dparams, np.stack([dx for _, dx in parts])
+        douts, dlast = dresult
+        dparams, dx = trees.zeros_like(params), np.empty_like(x)
+        for t, (step_backward, after) in enumerate(steps):
+            dafter = dlast if t == len(x) - 1 else trees.zeros_like(after)  # the last one's memory is an output, the others are stopped
+            dparams_t, dx[t] = step_backward((douts[t], dafter))  # (3)
+            dparams = trees.map(np.add, dparams, dparams_t)  # (4)
+        return dparams, dx
 
     return (np.stack(outs), memory), backward
 
