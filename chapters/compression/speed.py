@@ -22,6 +22,8 @@ from minitransformers.compression.n_m_sparsity import compress_n_m, n_m_mask
 from minitransformers.compression.neuron_pruning import without_neurons
 from minitransformers.compression.quantize import quantize_symmetric
 from minitransformers.compression.sparse_linear import sparse_from_dense, sparse_linear
+from minitransformers.compression.tt_linear import init_tt_linear, tt_linear
+from minitransformers.compression.tt_linear_by_core import tt_linear_by_core
 from minitransformers.reporting import Section, crossing, lines, paired_times, ticks_at
 from minitransformers.training.memory import keep_freed_memory
 from minitransformers.training.threads import hold_blas
@@ -31,6 +33,7 @@ ROWS, WIDTH, HEADS, HIDDEN = 128, 768, 12, 3072
 STORED = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 FORWARD, BOTH = "forward", "forward and backward"
 HALF_HEADS, HALF_UNITS = "attention, half of the heads", "feed-forward, half of the units"
+TRAIN, BY_CORE, DIGITS, RANKS = "tensor train, cores first", "tensor train, core by core", (8, 12, 8), (8, 16, 16, 16, 8)
 PAIRS, LOOP, CODES = "2 of 4, stored numbers alone", "8-bit codes, NumPy's loop", "8-bit codes, by floats"
 
 
@@ -71,6 +74,10 @@ def experiment(rng):
     for name, (whole, smaller) in blocks.items():
         for measure, run in ((FORWARD, forward), (BOTH, both_ways)):
             yield name, measure, {"ratio": compared(whole, smaller, run=run)}
+    train = init_tt_linear(rng, DIGITS, DIGITS, ranks=RANKS)
+    for name, layer in ((TRAIN, tt_linear), (BY_CORE, tt_linear_by_core)):
+        for measure, run in ((FORWARD, forward), (BOTH, both_ways)):
+            yield name, measure, {"ratio": compared(dense, partial(layer, train, x), run=run)}
     values, places = compress_n_m(np.where(n_m_mask(weight, n=2, m=4), weight, 0), n=2, m=4)
     yield PAIRS, FORWARD, {"ratio": compared(dense, partial(n_m_linear, NmLinear(values, None), x, places=places, m=4), run=forward)}
     left, right = quantize_symmetric(x, bits=8, axis=-1).codes, quantize_symmetric(weight, bits=8).codes
@@ -122,6 +129,15 @@ def structure_pays(found):
 
 
 @section.claim(
+    "Is a step through a tensor train faster than through the matrix?", paper="Yang et al. 2024 (CoMERA), arXiv:2405.14377, abstract: two to three times as fast an epoch, on a GPU",
+    measured=lambda found: f"{told(found, TRAIN, BY_CORE, x=BOTH)}, for {WIDTH} by {WIDTH}, ranks {', '.join(map(str, RANKS))}, {ROWS} rows",
+)  # fmt: skip
+def train_is_faster(found):
+    """Forward and backward, in the cheaper order, less time than the dense map."""
+    return min(ratio(found, name, BOTH) for name in (TRAIN, BY_CORE)) < 1
+
+
+@section.claim(
     "Are products of 8-bit codes faster in NumPy?", paper="Jacob et al. 2018, arXiv:1712.05877, section 2.4: where the processor has instructions for them",
     measured=lambda found: told(found, LOOP, CODES),
 )  # fmt: skip
@@ -135,9 +151,9 @@ def report(found):
     names = [f"stored numbers alone, {FORWARD}", f"stored numbers alone, {BOTH}", "dense, with its zeros"]
     section.table("sparse_time", ["time, dense as 1, of numbers that are not 0", *(f"{stored:.0%}" for stored in STORED)],
                   [[name, *(float(f"{ratio(found, name, stored):.2g}") for stored in STORED)] for name in names])  # fmt: skip
-    rows = [[name, *(float(f"{ratio(found, name, x):.2g}") if x in found["ratio"][name] else "" for x in (FORWARD, BOTH))] for name in (HALF_HEADS, HALF_UNITS, PAIRS, LOOP, CODES)]
+    rows = [[name, *(float(f"{ratio(found, name, x):.2g}") if x in found["ratio"][name] else "" for x in (FORWARD, BOTH))] for name in (HALF_HEADS, HALF_UNITS, TRAIN, BY_CORE, PAIRS, LOOP, CODES)]
     section.table("smaller_time", ["time, whole and dense as 1", FORWARD, BOTH], rows)
-    section.values("speed", {"heads": ratio(found, HALF_HEADS), "units": ratio(found, HALF_UNITS), "loop": ratio(found, LOOP), "codes": ratio(found, CODES), "pairs": ratio(found, PAIRS)})
+    section.values("speed", {"heads": ratio(found, HALF_HEADS), "units": ratio(found, HALF_UNITS), "loop": ratio(found, LOOP), "codes": ratio(found, CODES), "pairs": ratio(found, PAIRS), "train": ratio(found, TRAIN, BOTH), "by_core": ratio(found, BY_CORE, BOTH)})
 
 
 @section.figure("sparse_time", size=(6, 3.2))
