@@ -1,7 +1,7 @@
 """How far does a change in the first segment reach?
 
 Dai et al. 2019, arXiv:1901.02860, section 3.2: with a memory of M positions and L layers, L M positions. Rae et al. 2019, arXiv:1911.05507, section
-3: squeezed by c, L (M + c M'). Ding et al. 2020, arXiv:2012.15688, section 3.2: with the same layer's outputs for a memory, as far as the text. Wu et
+3: squeezed by c, L (M + c M'). Ding et al. 2020, arXiv:2012.15688, section 3.3: with the same layer's outputs for a memory, as far as the text. Wu et
 al. 2020, arXiv:2010.06891: with slots, too. True by construction, and measured here: the first segment of a text changes, and what comes out of the
 later ones either changes as well or stays the same to the last bit.
 """
@@ -74,7 +74,7 @@ def formula(found):
 
 
 @section.claim(
-    "The same layer's outputs, and slots, reach to the end", paper="Ding et al. 2020, arXiv:2012.15688, section 3.2; Wu et al. 2020, arXiv:2010.06891, section 3",
+    "The same layer's outputs, and slots, reach to the end", paper="Ding et al. 2020, arXiv:2012.15688, section 3.3; Wu et al. 2020, arXiv:2010.06891, section 3",
     measured=lambda found: "; ".join(f"{name}: {reached(found, name)} segments of {SEGMENTS - 1}" for name in (SAME_LAYER, WRITTEN)),
 )  # fmt: skip
 def to_the_end(found):

@@ -175,7 +175,7 @@ def forgets(found):
 
 
 @section.claim(
-    "As many rows, squeezed or of the same layer, remember beyond it", paper="Rae et al. 2019, arXiv:1911.05507, section 3; Ding et al. 2020, arXiv:2012.15688, section 3.2",
+    "As many rows, squeezed or of the same layer, remember beyond it", paper="Rae et al. 2019, arXiv:1911.05507, section 3; Ding et al. 2020, arXiv:2012.15688, section 3.3",
     measured=lambda found: f"right 1 to 5 segments later; {told(found, SQUEEZED, SAME_LAYER)}",
 )  # fmt: skip
 def beyond(found):

@@ -18,7 +18,8 @@ of what it stands on. The stack of L layers gets x_0 = x and the memories m_l, a
     dm_l goes no further: memory is stopped                  (5)
 
 As in transformer_xl memory comes by keyword, and nothing is returned for it (5). ernie_doc_through_memory takes it by position
-and returns its gradient: then it is the recurrent network with its whole gradient."""
+and returns its gradient: then it is the recurrent network with its whole gradient.
+"""
 
 from collections.abc import Callable
 from functools import partial

@@ -34,7 +34,7 @@ from minitransformers.long_context.memformer import init_memformer, memformer
     source="Wu et al. 2020 (Memformer), arXiv:2010.06891, algorithm 1",
     example=lambda rng: _example(rng),
     rejects=[
-        bad(each=[{}]), bad("x", x=None, each=None), bad(each=[{"rng": np.random.default_rng(0)}] * 3), bad("slots", memory=np.ones((2, 4, 4))),
+        bad(each=[{}]), bad("x", x=None, each=None), bad("x", x=None, each=[]), bad(each=[{"rng": np.random.default_rng(0)}] * 3), bad("slots", memory=np.ones((2, 4, 4))),
     ],
 )  # fmt: skip
 def memory_replay(
@@ -52,8 +52,8 @@ def memory_replay(
     without x), dmemory (None where the memory was None). Segments are not copied: backward reads them again.
     Raises ValueError where neither x nor each says how many segments there are, they differ, or segments share a generator.
     """
-    if x is None and each is None:
-        raise invalid("x", got=None, wants="segments, where each is None as well")
+    if x is None and not each:
+        raise invalid("x", got=None, wants="segments, where each has none either")
     xs = [None] * len(each or ()) if x is None else list(x)
     settings = [{} for _ in xs] if each is None else each
     if len(settings) != len(xs):

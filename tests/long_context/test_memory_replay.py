@@ -247,6 +247,8 @@ def test_the_check_refuses_a_backward_that_forgets(forgotten):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="x: got None, wants segments"):
         memory_replay(PARAMS, None, SLOTS, step=STEP)
+    with pytest.raises(ValueError, match="x: got None, wants segments"):
+        memory_replay(PARAMS, None, SLOTS, step=STEP, each=[])
     with pytest.raises(ValueError, match="each: got settings of 1 segments, wants 4, as x has"):
         memory_replay(PARAMS, X, SLOTS, step=STEP, each=[{}])
     with pytest.raises(ValueError, match="slots: got shape"):
