@@ -50,7 +50,7 @@ def by_awq(weight, inputs, *, bits):
     """The weight with which a model computes whose inputs are divided by the factors: in the norm in front, or as they come."""
     quantize = partial(quantize_symmetric, bits=bits)
     found = awq(weight, magnitudes=inputs.mean_magnitudes, gram=inputs.gram, quantize=lambda own: quantize(in_groups(own, size=GROUP)), candidates=8)
-    return dequantize_symmetric(found.stored).reshape(weight.shape) / found.factors[:, None]
+    return dequantize_symmetric(found.weight).reshape(weight.shape) / found.factors[:, None]
 
 
 def in_nf4(weight, inputs):
