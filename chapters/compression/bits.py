@@ -118,7 +118,7 @@ def repairs(found):
 
 
 @section.claim(
-    "At two bits a learned step is better than a computed one",
+    "Is a learned step better than a computed one, at two bits?",
     paper="Esser et al. 2020, arXiv:1902.08153, table 1: at two bits ahead of all others",
     measured=lambda found: told(found, 2, THROUGH, FITTED, LEARNED),
 )
