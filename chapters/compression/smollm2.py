@@ -71,7 +71,7 @@ WAYS = {ROUNDED: rounded, FITTED: partial(rounded, clip=least_error_magnitude), 
 ARMS = {(ROUNDED, "8 bits"): partial(rounded, bits=8), (NF4, "4 bits"): in_nf4}
 ARMS |= {(name, f"{bits} bits"): partial(make, bits=bits) for bits in (4, 3) for name, make in WAYS.items()}
 ARMS |= {name: partial(where, mask=mask) for name, mask in MASKS.items()}
-SIZE = {"8 bits": 8 + 32 / GROUP, "4 bits": 4 + 32 / GROUP, "3 bits": 3 + 32 / GROUP, HALF: 16 + 1, PAIRS: 16 / 2 + 1}  # bits a weight; what is not rounded in 16
+SIZE = {"8 bits": 8 + 32 / GROUP, "4 bits": 4 + 32 / GROUP, "3 bits": 3 + 32 / GROUP, HALF: 16 / 2 + 1, PAIRS: 16 / 2 + 1}  # bits a weight; what is not rounded in 16
 
 
 def smaller(base, inputs, make):
@@ -128,7 +128,7 @@ def told(found, size, *names):
 
 
 @section.claim(
-    "With a look at the inputs four bits lose less than rounding",
+    "Do four bits lose less with a look at the inputs?",
     paper="Frantar et al. 2022, arXiv:2210.17323, table 3; Lin et al. 2023, arXiv:2306.00978, table 4",
     measured=lambda found: f"bits a token more than {mean_and_spread(whole(found), '.2f')}; {told(found, '4 bits', ROUNDED, FITTED, GPTQ, AWQ, NF4)}",
 )
@@ -138,7 +138,7 @@ def four(found):
 
 
 @section.claim(
-    "And three bits much less",
+    "And do three bits lose much less?",
     paper="Frantar et al. 2022, arXiv:2210.17323, table 3: rounding to three bits breaks the model, GPTQ does not",
     measured=lambda found: told(found, "3 bits", ROUNDED, FITTED, GPTQ, AWQ),
 )
@@ -158,7 +158,7 @@ def half(found):
 
 
 @section.claim(
-    "Half of the weights at 16 bits lose less than all of them at four",
+    "Does half of the weights at 16 bits lose less than all of them at four?",
     paper="Kuzmin et al. 2023, arXiv:2307.02973, asked the other way round: quantisation is better than pruning",
     measured=lambda found: f"{told(found, '4 bits', GPTQ, AWQ)}; {told(found, HALF, WANDA)}",
 )

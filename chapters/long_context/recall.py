@@ -142,12 +142,17 @@ def judged(params, run, rng, texts):
     return dict(zip(np.flatnonzero(asks).tolist(), right.tolist(), strict=True)), float(cross_entropy(logits, targets=targets)[0])
 
 
+RATES = {NOTHING: (1e-2,), SAME_LAYER: (1e-3, 3e-3, 1e-2), LAST.format(SAME_LAYER): (1e-3, 3e-3, 1e-2)}
+RATES = {run: RATES.get(run, (3e-3, 1e-2, 3e-2)) for run in RUNS}
+
+
 @section.tuning
 def tuning(rng):
-    def loss(run, rng, rate):
-        return judged(learned(run, rng, rate=rate), run, rng, 300)[1]
+    def of_two_starts(run, rng, rate):
+        """Some begin to remember from one start and not from another: what is chosen has to do so from both."""
+        return np.mean([judged(learned(run, rng, rate=rate), run, rng, 300)[1] for _ in range(1 if section.quick else 2)])
 
-    yield from tried(loss, RUNS, (1e-2,) if section.quick else (3e-3, 1e-2, 3e-2), rng)
+    yield from tried(of_two_starts, RUNS, dict.fromkeys(RUNS, (1e-2,)) if section.quick else RATES, rng)
 
 
 @section.experiment
@@ -175,16 +180,25 @@ def forgets(found):
 
 
 @section.claim(
-    "As many rows, squeezed or of the same layer, remember beyond it", paper="Rae et al. 2019, arXiv:1911.05507, section 3; Ding et al. 2020, arXiv:2012.15688, section 3.3",
-    measured=lambda found: f"right 1 to 5 segments later; {told(found, SQUEEZED, SAME_LAYER)}",
+    "As many rows, half of them squeezed, remember beyond it", paper="Rae et al. 2019, arXiv:1911.05507, section 3",
+    measured=lambda found: f"right 1 to 5 segments later; {told(found, SQUEEZED)}",
 )  # fmt: skip
-def beyond(found):
-    """Both right in at least 0.95 of cases at every distance."""
-    return min(min(found["right"][name].values()) for name in (SQUEEZED, SAME_LAYER)) >= 0.95
+def squeezed_remember(found):
+    """Right in at least 0.95 of cases at every distance."""
+    return min(found["right"][SQUEEZED].values()) >= 0.95
 
 
 @section.claim(
-    "Four slots that are written remember as well", paper="Wu et al. 2020, arXiv:2010.06891, section 3: memory of constant size",
+    "Do as many rows of the same layer remember beyond it?", paper="Ding et al. 2020, arXiv:2012.15688, section 3.3",
+    measured=lambda found: f"right 1 to 5 segments later; {told(found, SAME_LAYER)}",
+)  # fmt: skip
+def same_layer_remembers(found):
+    """Right in at least 0.95 of cases at every distance."""
+    return min(found["right"][SAME_LAYER].values()) >= 0.95
+
+
+@section.claim(
+    "Do four slots that are written remember as well?", paper="Wu et al. 2020, arXiv:2010.06891, section 3: memory of constant size",
     measured=lambda found: f"right 1 to 5 segments later; {told(found, WRITTEN)}",
 )  # fmt: skip
 def slots_remember(found):
@@ -193,12 +207,21 @@ def slots_remember(found):
 
 
 @section.claim(
-    "What nobody asks for on the way is not kept", paper="no paper: a stopped memory has no gradient that would teach a segment to keep it; slots have one, over five segments",
-    measured=lambda found: f"right five segments later; {told(found, LAST.format(SAME_LAYER), LAST.format(WRITTEN))}; a guess {1 / CUES}",
+    "Does a stopped memory keep what is asked for at the end alone?", paper="no paper: no gradient teaches the segments between to hand it on",
+    measured=lambda found: f"right five segments later; {told(found, LAST.format(SAME_LAYER))}; a guess {1 / CUES}",
 )  # fmt: skip
-def not_kept(found):
-    """Asked at the end alone, both right in at most 0.18 of cases."""
-    return max(found["right"][LAST.format(name)][5] for name in (SAME_LAYER, WRITTEN)) <= 0.18
+def stopped_keeps(found):
+    """Right in at least 0.5 of cases."""
+    return found["right"][LAST.format(SAME_LAYER)][5] >= 0.5
+
+
+@section.claim(
+    "Do slots with a gradient through them keep it?", paper="Wu et al. 2020, arXiv:2010.06891, section 3.5: back-propagation through the memory",
+    measured=lambda found: f"right five segments later; {told(found, LAST.format(WRITTEN))}; a guess {1 / CUES}",
+)  # fmt: skip
+def slots_keep(found):
+    """Right in at least 0.95 of cases."""
+    return found["right"][LAST.format(WRITTEN)][5] >= 0.95
 
 
 @section.report
