@@ -129,7 +129,7 @@ def structure_pays(found):
 
 
 @section.claim(
-    "Is a step through a tensor train faster than through the matrix?", paper="Yang et al. 2024 (CoMERA), arXiv:2405.14377, abstract: two to three times as fast an epoch, on a GPU",
+    "A step through a tensor train is faster than through the matrix", paper="Yang et al. 2024 (CoMERA), arXiv:2405.14377, abstract: two to three times as fast an epoch, on a GPU",
     measured=lambda found: f"{told(found, TRAIN, BY_CORE, x=BOTH)}, for {WIDTH} by {WIDTH}, ranks {', '.join(map(str, RANKS))}, {ROWS} rows",
 )  # fmt: skip
 def train_is_faster(found):
