@@ -198,7 +198,7 @@ def same_layer_remembers(found):
 
 
 @section.claim(
-    "Do four slots that are written remember as well?", paper="Wu et al. 2020, arXiv:2010.06891, section 3: memory of constant size",
+    "Four slots that are written remember as well", paper="Wu et al. 2020, arXiv:2010.06891, section 3: memory of constant size",
     measured=lambda found: f"right 1 to 5 segments later; {told(found, WRITTEN)}",
 )  # fmt: skip
 def slots_remember(found):
@@ -216,7 +216,7 @@ def stopped_keeps(found):
 
 
 @section.claim(
-    "Do slots with a gradient through them keep it?", paper="Wu et al. 2020, arXiv:2010.06891, section 3.5: back-propagation through the memory",
+    "Slots with a gradient through them keep what is asked for at the end alone", paper="Wu et al. 2020, arXiv:2010.06891, section 3.5: back-propagation through the memory",
     measured=lambda found: f"right five segments later; {told(found, LAST.format(WRITTEN))}; a guess {1 / CUES}",
 )  # fmt: skip
 def slots_keep(found):
