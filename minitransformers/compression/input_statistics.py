@@ -57,6 +57,8 @@ def _alike(batches: Iterable[Array]) -> Iterator[Array]:
     """Each batch, one position a row. ValueError where there is none, or they do not fit together."""
     features = None
     for batch in batches:
+        if not isinstance(batch, np.ndarray) or batch.ndim < 1:
+            raise invalid("batches", got=type(batch).__name__, wants="arrays, features last")
         rows = batch.reshape(-1, batch.shape[-1])
         if not np.isfinite(rows).all():
             raise invalid("batches", got="a feature that is not finite", wants="finite numbers")

@@ -94,7 +94,7 @@ def soft_movement_pruning(
     example=lambda rng: example(rng.normal(size=(5, 4))),
     form_of="movement_pruning",
 )
-def score_penalty(scores: Annotated[Float[Array, "..."], finite]) -> tuple[Array, Backward]:
+def score_penalty(scores: Annotated[Float[Array, "..."], finite]) -> tuple[np.floating, Backward]:
     """The mean of the logistic function of the scores: from 0 to 1, a smooth stand-in for the share that stays.
 
     Returns penalty, a number, and backward: dpenalty -> dscores. Multiply it by a factor and add it to the loss.

@@ -13,7 +13,7 @@ group, plus its place. v_kj is the number.
     db_j = sum over positions of dout_j                      (4)
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,12 +21,13 @@ from numpy import ndarray as Array
 
 from minitransformers.compression.n_m_sparsity import Group, compress_n_m, n_m_mask, unpacked_places
 from minitransformers.foundation import Backward, bad, concept, example, invalid
+from minitransformers.foundation.trees import decays
 
 
 class NmLinear(NamedTuple):
     """The numbers of an N:M weight, as compress_n_m gives them, and a bias or None."""
 
-    values: Float[Array, "groups n d_out"]
+    values: Annotated[Float[Array, "groups n d_out"], decays]
     bias: Float[Array, "d_out"] | None
 
 

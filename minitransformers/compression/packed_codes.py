@@ -54,8 +54,8 @@ def unpack_codes(packed: Int[Array, "bytes"], *, bits: Annotated[int, PACKED_BIT
 
     Raises ValueError where the bytes are not uint8, or not as many as the shape and the bits ask for.
     """
-    if any(length < 0 for length in shape):
-        raise invalid("shape", got=shape, wants="lengths of axes")
+    if not isinstance(shape, tuple) or any(length < 0 for length in shape):
+        raise invalid("shape", got=shape, wants="a tuple of lengths of axes")
     count, low = math.prod(shape), -(2 ** (bits - 1)) if signed else 0
     if packed.dtype != np.uint8 or len(packed) != -(-bits * count // 8):
         raise invalid("packed", got=f"{len(packed)} of {packed.dtype}", wants=f"{-(-bits * count // 8)} of uint8, for {count} codes of {bits} bits")

@@ -82,7 +82,7 @@ def early_objective(
     Returns early, one number, and backward: dearly -> dloss, dtrains.
     """
     penalty, squares, trains_backward = _of_all(trains)
-    early = loss + (weight * penalty + decay * squares).astype(loss.dtype)  # (4)
+    early = np.asarray(loss + (weight * penalty + decay * squares).astype(loss.dtype))  # (4)
 
     def backward(dearly):
         return np.asarray(dearly), trains_backward(weight * dearly, decay * dearly)

@@ -46,13 +46,13 @@ def weighted_svd(
     from scipy.linalg import solve_triangular  # takes a while to import
 
     check_rank(rank, weight)
-    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float64)  # sums in one order, whatever the layout
     gram = rows.T @ rows
     gram += damping * np.mean(np.diag(gram)) * np.eye(len(gram))  # (1)
     try:
         R = np.linalg.cholesky(gram).T                       # (2)
     except np.linalg.LinAlgError:
         raise invalid("x", got=f"{len(rows)} positions whose features depend on each other", wants="more positions, or more damping") from None
-    left, up = svd_factors(R @ weight, rank=rank)            # (3)
+    left, up = svd_factors(R @ np.ascontiguousarray(weight), rank=rank)  # (3)
     down = solve_triangular(R, left)                         # (4)
     return LowRankFactors(down.astype(weight.dtype), up.astype(weight.dtype))

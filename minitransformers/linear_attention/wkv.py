@@ -77,7 +77,7 @@ def wkv(
 
     def backward(dresult):
         dout, (dmean, dtotal) = dresult
-        dkey, dvalue, ddecays, dbonuses = (np.empty_like(key) for _ in range(4))
+        dkey, dvalue, ddecays, dbonuses = (np.zeros_like(key) for _ in range(4))
         for t in reversed(range(key.shape[-2])):
             k, v, dy = key[..., t, :], value[..., t, :], dout[..., t, :]
             mean, total = states[t]

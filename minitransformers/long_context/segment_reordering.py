@@ -115,7 +115,7 @@ def shuffled_chunks(ids: Int[Array, "positions"], *, rng: np.random.Generator, m
     example=lambda rng: example(Linear(rng.normal(size=(5, 9)), rng.normal(size=9)), rng.normal(size=(3, 4, 5)), labels=np.array([0, 8, 4])),
     rejects=[bad(labels=np.array([0, 9, 4])), bad(labels=np.array([0, -1, 4]))],
 )
-def segment_reordering(params: Linear, x: Float[Array, "*batch positions d_model"], *, labels: Int[Array, "*batch"]) -> tuple[Array, Backward]:
+def segment_reordering(params: Linear, x: Float[Array, "*batch positions d_model"], *, labels: Int[Array, "*batch"]) -> tuple[np.floating, Backward]:
     """How surprised a model is by the order of the chunks, in nats: x is what became of the last segment of each text.
 
     labels are the classes of order_label. params maps the features to logits of the classes, count_orders(m) of them.

@@ -38,7 +38,6 @@ from minitransformers.positional.transformer_xl_relative import TransformerXlRel
     title="Relative positions that look both ways",
     source="Ding et al. 2020 (ERNIE-Doc), arXiv:2012.15688, section 3; Dai et al. 2019, arXiv:1901.02860, section 3.3",
     example=lambda rng: _example(rng),
-    roles=("core",),
     rejects=[
         bad("query", query=np.ones((2, 3, 7, 5)), bias=None, mask=None),
         bad(mask=np.ones((5, 1, 1, 4, 6), bool)),

@@ -9,7 +9,13 @@ from minitransformers import catalogue, trees
 from minitransformers.basics.causal_convolution import CausalConvolution, init_causal_convolution
 from minitransformers.basics.embedding import Embedding, init_embedding
 from minitransformers.basics.linear import Linear, init_linear
+from minitransformers.compression.low_rank_linear import LowRankFactors, LowRankLinear
+from minitransformers.compression.masked_weight import MaskedWeight
+from minitransformers.compression.movement_pruning import ScoredWeight
+from minitransformers.compression.n_m_linear import NmLinear
+from minitransformers.compression.sparse_linear import SparseLinear
 from minitransformers.linear_attention.rwkv7 import ThinMap
+from minitransformers.long_context.attentive_pooling import AttentivePooling
 from minitransformers.models.gpt2 import init_gpt2
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model
@@ -78,11 +84,17 @@ def test_an_update_without_a_gradient_shrinks_those_and_touches_nothing_else():
         np.testing.assert_allclose(after, 0.95 * before if path in shrinking else before, rtol=1e-15, atol=0, err_msg=path)
 
 
+MAPS = {
+    Linear: {"weight"}, CausalConvolution: {"weight"}, ThinMap: {"low", "high"}, LowRankFactors: {"down", "up"}, LowRankLinear: {"down", "up"},
+    AttentivePooling: {"weight"}, MaskedWeight: {"weight"}, ScoredWeight: {"weight"}, SparseLinear: {"values"}, NmLinear: {"values"},
+}  # fmt: skip
+
+
 def expected(tree, path=""):
-    """The rule, walked once more: a field called weight of one of the two, and both halves of a thin map."""
+    """The rule, walked once more: what holds the weight of a linear map or a convolution, dense, thin or with zeros left out."""
     for name, child in trees.children(tree) or []:
         place = f"{path}.{name}" if path else name
-        if (name == "weight" and isinstance(tree, (Linear, CausalConvolution))) or (name in ("low", "high") and isinstance(tree, ThinMap)):
+        if name in MAPS.get(type(tree), ()):
             yield place
         yield from expected(child, place)
 
