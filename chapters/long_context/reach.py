@@ -125,14 +125,14 @@ def report(found):
     section.table("reach", ["memory", "rows kept", "segments reached, by formula", f"measured, of {SEGMENTS - 1}"], rows)
 
 
-@section.figure("reach", size=(6, 3.2))
+@section.figure("reach", size=(7.2, 3.2))
 def picture(ax, found):
     for name, of in found["change"].items():
         points = [(distance, float(np.ravel(change)[0])) for distance, change in of.items()]
         ax.plot(*zip(*[(x, y) for x, y in points if y > 0], strict=True), "o-", label=name)
     ax.set(xlabel="segments since the change", ylabel="largest change of what comes out", yscale="log")
     ticks_at(ax, range(SEGMENTS))
-    ax.legend()
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 if __name__ == "__main__":

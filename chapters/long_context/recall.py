@@ -23,7 +23,7 @@ from minitransformers.long_context.memformer import init_memformer, memformer
 from minitransformers.long_context.transformer_xl import init_transformer_xl, transformer_xl
 from minitransformers.long_context.transformer_xl_layer import transformer_xl_pre_norm_layer
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting import Section, lines, mean_and_spread, tried
+from minitransformers.reporting import Section, lines, mean_and_spread, ticks_at, tried
 from minitransformers.training.fit import fit
 from minitransformers.training.task import IGNORED, Task
 from minitransformers.training.threads import hold_blas
@@ -238,6 +238,7 @@ def report(found):
 @section.figure("recall", size=(6, 3.2))
 def picture(ax, found):
     lines(ax, {name: found["right"][name] for name in STEP}, xlabel="segments since the cue", ylabel="share of cues known", ylim=(0, 1.05))
+    ticks_at(ax, range(1, SEGMENTS))
     ax.legend()
 
 
