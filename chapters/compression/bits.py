@@ -141,8 +141,9 @@ def report(found):
 
 @section.figure("bits", size=(6, 3.4))
 def picture(ax, found):
-    lines(ax, {name: of_bits for name, of_bits in found["bits"].items() if name != FLOAT}, xlabel="bits a weight", ylabel="bits a character")
+    lines(ax, {name: of_bits for name, of_bits in found["bits"].items() if name != FLOAT}, xlabel="bits a weight", ylabel="bits a character", ylim=(1.7, 3.1))
     ax.axhline(np.mean(before(found)), color="0.5", linestyle=":")
+    ax.legend()
 
 
 if __name__ == "__main__":
