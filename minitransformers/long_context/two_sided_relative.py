@@ -29,9 +29,9 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from minitransformers.attention.core import softmax_attention
-from minitransformers.attention.heads import by_head, check_scores, sum_to
-from minitransformers.foundation import Backward, bad, concept, example, invalid
-from minitransformers.positional.transformer_xl_relative import TransformerXlRelative, relative_shift, sinusoids
+from minitransformers.attention.heads import by_head, sum_to
+from minitransformers.foundation import Backward, bad, concept, example
+from minitransformers.positional.transformer_xl_relative import TransformerXlRelative, check_relative, relative_shift, sinusoids
 
 
 @concept(
@@ -65,13 +65,7 @@ def two_sided_relative(
     sinusoids, or mask or bias do not fit the scores.
     """
     (num_queries, d_head), num_keys = query.shape[-2:], key.shape[-2]
-    if num_queries > num_keys:
-        raise invalid("query", got=f"{num_queries} queries", wants=f"at most as many as keys, {num_keys}: they are the last of their positions")
-    if params.distance.shape[1] % 2:
-        raise invalid("params.distance", got=f"{params.distance.shape[1]} sinusoids", wants="an even number: sines and cosines come in pairs")
-    batch = np.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-    for argument, array in (("mask", mask), ("bias", bias)):
-        check_scores(argument, array, (*batch, num_queries, num_keys))
+    check_relative(params, query, key, bias, mask)
     waves = _waves(num_queries, num_keys, params.distance)
     r = by_head("params.distance", waves @ params.distance, query)  # (heads, distances, d_head)  (2)
     u, w = (by_head(f"params.{name}", own[:, None], query) for name, own in (("u", params.u), ("w", params.w)))

@@ -94,13 +94,7 @@ def transformer_xl_relative(
     sinusoids, or mask or bias do not fit the scores.
     """
     (num_queries, d_head), num_keys = query.shape[-2:], key.shape[-2]
-    if num_queries > num_keys:
-        raise invalid("query", got=f"{num_queries} queries", wants=f"at most as many as keys, {num_keys}: they are the last of their positions")
-    if params.distance.shape[1] % 2:
-        raise invalid("params.distance", got=f"{params.distance.shape[1]} sinusoids", wants="an even number: sines and cosines come in pairs")
-    batch = np.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-    for argument, array in (("mask", mask), ("bias", bias)):
-        check_scores(argument, array, (*batch, num_queries, num_keys))
+    check_relative(params, query, key, bias, mask)
     check_bias(bias)
     scale = d_head**-0.5
     past = offsets(num_queries, num_keys) <= 0               # (queries, keys): where distance is not negative  (1)
@@ -136,6 +130,18 @@ def transformer_xl_relative(
         return TransformerXlRelative(ddistance, du, dw), sum_to(dquery, query.shape), dkey, dvalue, dbias
 
     return out, backward
+
+
+def check_relative(params: TransformerXlRelative, query: Array, key: Array, bias: Array | None, mask: Array | None) -> None:
+    """Raise ValueError for more queries than keys, an odd number of sinusoids, and a mask or a bias that does not fit the scores."""
+    num_queries, num_keys = query.shape[-2], key.shape[-2]
+    if num_queries > num_keys:
+        raise invalid("query", got=f"{num_queries} queries", wants=f"at most as many as keys, {num_keys}: they are the last of their positions")
+    if params.distance.shape[1] % 2:
+        raise invalid("params.distance", got=f"{params.distance.shape[1]} sinusoids", wants="an even number: sines and cosines come in pairs")
+    batch = np.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    for argument, array in (("mask", mask), ("bias", bias)):
+        check_scores(argument, array, (*batch, num_queries, num_keys))
 
 
 def relative_shift(x: Float[Array, "... queries keys"]) -> Float[Array, "... queries keys"]:

@@ -76,8 +76,7 @@ def task(
     *, base: Llama, change: Callable | None = None, reported: bool = True, windows: int | None = None, teacher: Llama | None = None, few: int | None = None
 ) -> Told:
     """Learning with weights that ``change`` makes. windows are as many as are evaluated, few as many as are learned from; None: all."""
-    model = partial(changed, base=base, change=change)
-    return Told(corpora()[reported], lambda params, ids: model(params, ids), teacher=teacher, few=few, windows=windows)
+    return Told(corpora()[reported], partial(changed, base=base, change=change), teacher=teacher, few=few, windows=windows)
 
 
 def bits_of(params: trees.Tree, **settings: Any) -> float:
