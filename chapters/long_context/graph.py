@@ -123,12 +123,16 @@ def learned_reader(name, rng, *, rate):
 
 @section.tuning
 def tuning(rng):
-    def loss(name, rng, rate):
-        params, model = learned_reader(name, rng, rate=rate)
-        ids, answers = draw(rng, texts=500)
-        return nats(model(params, ids)[0], answers)
+    def of_two_starts(name, rng, rate):
+        """Some learn from one start and not from another: what is chosen has to do so from both."""
+        found = []
+        for _ in range(1 if section.quick else 2):
+            params, model = learned_reader(name, rng, rate=rate)
+            ids, answers = draw(rng, texts=500)
+            found.append(nats(model(params, ids)[0], answers))
+        return np.mean(found)
 
-    yield from tried(loss, CONTEXTS, (1e-2,) if section.quick else (1e-3, 3e-3, 1e-2, 3e-2), rng)
+    yield from tried(of_two_starts, CONTEXTS, (1e-2,) if section.quick else (1e-3, 3e-3, 1e-2, 3e-2), rng)
 
 
 @section.experiment
