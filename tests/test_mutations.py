@@ -5,7 +5,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from mutations import backward_mutants, handed_to
 from mutations_known import HARMLESS_BACKWARD
 
 from minitransformers import catalogue
@@ -21,6 +20,7 @@ from minitransformers.basics.chain import chain
 from minitransformers.basics.dropout import dropout
 from minitransformers.basics.linear import init_linear
 from minitransformers.foundation import bad, check_gradients, example, gradients, trusted
+from minitransformers.foundation.mistakes import backward_mutants, handed_to
 from minitransformers.linear_attention.linformer import Linformer
 from minitransformers.models.workbench.configuration import LanguageModelConfig
 from minitransformers.models.workbench.language_model import init_language_model

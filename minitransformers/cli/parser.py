@@ -48,6 +48,11 @@ def _concept_commands(command) -> None:
     add = command("show", "concepts:show", "show what a concept or procedure is: source, signature, ranges, equations", "show rms_norm").add_argument
     add("name", metavar="NAME", help="the concept or procedure")
 
+    add = command("exercise", "exercise:exercise", "write a concept without its backward, or check what was written into one", "exercise rms_norm").add_argument
+    add("name", nargs="?", metavar="NAME", help="the concept whose backward is to be written")
+    add("--out", type=Path, metavar="FILE", help="the file to write (default: exercise_NAME.py; a file that is there is not overwritten)")
+    add("--check", type=Path, metavar="FILE", help="say which gradient of this file is wrong, where, and the likely cause")
+
     add = command("bench", "concepts:bench", "time concepts on their examples, in float32, beside linear", "bench rms_norm layer_norm").add_argument
     add("names", nargs="*", metavar="NAME", help="chapters, concepts and procedures to time (default: all)")
     _seed(add)

@@ -151,7 +151,7 @@ def options():
                 yield name, action.option_strings[-1]
 
 
-TEXTS = {"--prompt", "--text", "--out", "--mixer", "--stack", "--channel", "--norm", "--position", "--chapter", "--role", "--option", "--stop"}
+TEXTS = {"--check", "--prompt", "--text", "--out", "--mixer", "--stack", "--channel", "--norm", "--position", "--chapter", "--role", "--option", "--stop"}
 
 
 def test_two_dashes_as_the_value_of_an_option_are_its_value(refuses, monkeypatch, tmp_path):
