@@ -9,10 +9,10 @@ import posixpath
 import re
 from collections.abc import Callable
 from functools import cache, partial
-from html import unescape
+from html import escape, unescape
 from pathlib import Path, PurePosixPath
 
-from _hooks import code_panel, equations, exhibits, figures, measured, museum, navigation, parts, results
+from _hooks import code_panel, equations, exhibits, figures, measured, museum, navigation, parts, practice, results, shapes, words
 from _hooks.prose import outside_code
 from _hooks.statements import in_words
 from mkdocs.config.defaults import MkDocsConfig
@@ -26,6 +26,7 @@ _log = logging.getLogger("mkdocs.hooks.minitransformers")
 _FORMULA = re.compile(r'<div class="arithmatex">(.*?)</div>', re.DOTALL)
 _TAG = re.compile(r"\\tag\{(\d+)\}")
 _ANCHOR = re.compile(r'<[^>]+\bid="([^"]+)"')
+GLOSSARY = "glossary.md"
 _JUMP = '<a class="jump" href="#source" data-search-exclude>Code</a>'
 
 
@@ -57,6 +58,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: ob
             problems += equations.problems_of_form(_text(form), markdown, _path(form, config))
         for problem in problems:
             warn(problem)
+        markdown = shapes.put_in(practice.put_in(markdown, exhibit.subjects), exhibit.subjects)
+    if Path(page.file.src_uri).name == "index.md" and (docs / page.file.src_uri).with_name("results").joinpath("results.json").is_file():
+        markdown = results.with_verdicts(markdown)
     furnished = outside_code(markdown, lambda prose: _furnish(prose, docs, Path(page.file.src_uri), warn))
     return measured.credit(furnished, PurePosixPath(page.file.src_uri), {} if _is_section(page) else measured.titles(docs))
 
@@ -64,6 +68,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: ob
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, **_: object) -> str:
     """Inline the figures and name the parts; where the page has a module, set the source beside the derivation."""
     html = parts.name_parts(figures.fill(html, (Path(config.docs_dir) / page.file.src_uri).parent))
+    if page.file.src_uri != GLOSSARY:
+        html = words.explain(html, words.explained(Path(config.docs_dir) / GLOSSARY))
     exhibit = exhibit_of(page, config)
     if exhibit is not None:
         forms = _forms(exhibit, config)
@@ -155,7 +161,19 @@ def _museum_line(page: Page, config: MkDocsConfig, exhibit: exhibits.Exhibit) ->
     measured = museum.load_checks(Path(config.docs_dir)).get(Path(page.file.src_uri).stem, {})
     headings = [item for title in page.toc for item in title.children]
     sections = [(item.title, item.id) for item in headings]
-    return museum.museum_line(exhibit.subjects, _path(exhibit.main, config), measured, sections)
+    return museum.museum_line(exhibit.subjects, _path(exhibit.main, config), measured, sections, _calls(page, config, exhibit))
+
+
+def _calls(page: Page, config: MkDocsConfig, exhibit: exhibits.Exhibit) -> list[str]:
+    """Links to the pages of what the module calls; several on one page are one."""
+    docs, own = Path(config.docs_dir), page.file.src_uri
+    found: dict[str, str] = {}
+    for entry in exhibits.called_by(exhibit.main, _entries()):
+        where = exhibits.page_of(entry, _entries(), docs)
+        if where and where != own:
+            address = posixpath.relpath(where.removesuffix(".md") + ".html", posixpath.dirname(own))
+            found.setdefault(where, f'<a href="{address}">{escape(entry.name)}</a>')
+    return list(found.values())
 
 
 def _link_formulas(html: str, listing: code_panel.Listing) -> str:

@@ -4,6 +4,7 @@ A page explains the entry of its own name, else the entries whose file has that 
 the file lies; another form of a concept shares the plain one's page. A module without an entry has the page of its path.
 """
 
+import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -58,6 +59,18 @@ def pages_of(entry: Entry, entries: Mapping[str, Entry]) -> tuple[str, ...]:
 def page_of(entry: Entry, entries: Mapping[str, Entry], docs: Path) -> str | None:
     """The page that explains the entry, as its path in the documentation, or None where nobody has written it."""
     return next((page for page in pages_of(entry, entries) if (docs / page).is_file()), None)
+
+
+def called_by(source: Source, entries: Mapping[str, Entry]) -> list[Entry]:
+    """The entries of other modules that a module imports by name and uses, in the order of the imports."""
+    tree = ast.parse(source.file.read_text(encoding="utf-8"))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    imported = [
+        (node.module or "", alias.name, alias.asname or alias.name)
+        for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]  # fmt: skip
+    found = (entries[name] for module, name, local in imported if local in used and name in entries and entries[name].module == module)
+    return list({entry.name: entry for entry in found}.values())
 
 
 def missing_pages(entries: Iterable[Entry], known: Mapping[str, Entry], docs: Path) -> list[str]:

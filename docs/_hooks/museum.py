@@ -1,5 +1,6 @@
 """The catalogue on the site: the line under a concept's title, and the tables of chapters and concepts."""
 
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,12 +72,15 @@ def checked(measured: Mapping[str, float]) -> str:
     return ", ".join(f'<span title="{MEASURES[name].exactly}">{text} {MEASURES[name].words}</span>' for name, text in found.items())
 
 
-def museum_line(entries: Sequence[Entry], path: str, measured: Mapping[str, float], sections: Iterable[tuple[str, str]]) -> str:
-    """Source, errors and file of what the page explains, and links to the page's sections."""
+def museum_line(
+    entries: Sequence[Entry], path: str, measured: Mapping[str, float], sections: Iterable[tuple[str, str]], made_of: Iterable[str] = ()
+) -> str:
+    """Source, errors, file and parts of what the page explains, and links to the page's sections."""
     facts = [("Source", "; ".join(dict.fromkeys(source_html(entry.source) for entry in entries)))]
     facts += [("Largest relative error", checked(measured))]
     if entries and all(entry.is_procedure for entry in entries):
         facts += [("Procedure", "it has no gradient" if len(entries) == 1 else "they have no gradient")]
+    facts += [("Calls", ", ".join(made_of))]
     facts += [("File", f'<a class="museum__file" href="#source">{escape(path)}</a>')]
     line = " ".join(f'<span class="museum__fact"><b>{name}</b> {value}</span>' for name, value in facts if value)
     links = "".join(f'<a href="#{anchor}">{name}</a>' for name, anchor in sections)
@@ -101,13 +105,18 @@ def concept_table(entries: Iterable[Entry], checks: Checks, link: Link) -> str:
 
 
 def catalogue_table(chapters: Mapping[str, str], entries: Iterable[Entry], docs: Path, link: Link) -> str:
-    """Chapters, their concepts and their procedures; `chapters` maps a chapter's name to its title, in reading order."""
+    """Chapters, their concepts and their procedures; `chapters` maps a chapter's name to its title, in reading order.
+
+    A chapter is told in the sentence that its package begins with.
+    """
     rows = ["| Chapter | Concepts |", "| --- | --- |"]
     by_chapter: dict[str, list[Entry]] = {}
     for entry in entries:
         by_chapter.setdefault(entry.chapter, []).append(entry)
     for chapter, title in chapters.items():
         head = f"[{title}]({chapter}/index.md)" if (docs / chapter / "index.md").is_file() else title
+        said = (importlib.import_module(f"minitransformers.{chapter}").__doc__ or "").strip().partition("\n")[0]
+        head += f"<br>{said}" if said else ""
         kinds = [[link(entry) for entry in by_chapter.get(chapter, []) if entry.is_procedure == kind] for kind in (False, True)]
         concepts, procedures = (" · ".join(links) for links in kinds)
         rows.append(f"| {head} | " + "<br>".join(filter(None, [concepts, procedures and f"*Procedures:* {procedures}"])) + " |")

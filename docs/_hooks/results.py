@@ -10,7 +10,7 @@ from typing import Any
 from _hooks import measured
 
 NUMBER = re.compile(r"\[\[(/?)([A-Za-z_][\w/-]*(?:\.[\w-]+)+)(?:\|([^\]]+))?\]\]")
-EXHIBIT = re.compile(r"^\[\[(claims|environment|table)(?::([\w-]+))?\]\][ \t]*$", re.MULTILINE)
+EXHIBIT = re.compile(r"^\[\[(claims|verdicts|environment|table)(?::([\w-]+))?\]\][ \t]*$", re.MULTILINE)
 _EXPONENT = re.compile(r"^(.*?)e([+-]\d+)$")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -90,6 +90,8 @@ def _guarded(found: re.Match[str], warn: Callable[[str], None], make: Callable[[
 def _exhibit(results: dict[str, Any], kind: str, name: str | None) -> str:
     if kind == "claims":
         return claims([claim for claim in results["claims"] if name in (None, claim.get("section"))])
+    if kind == "verdicts":
+        return verdicts(results)
     if kind == "environment":
         return environment(results)
     if name not in results.get("tables", {}):
@@ -103,7 +105,30 @@ def claims(entries: list[dict[str, Any]]) -> str:
 
 
 # How a card looks, by what became of the claim.
+_COUNTED = {"exact": "exact", "holds": "hold", "mixed": "mixed", "does not hold": "do not hold", "fails": "fail"}
 _LOOKS = {"holds": "holds", "exact": "holds", "mixed": "scale", "does not hold": "scale", "fails": "fails"}
+
+
+def verdicts(results: dict[str, Any]) -> str:
+    """How many claims came out how, and behind it a row for each, under the question of its section."""
+    rows = ["| Question | Claim | Verdict |", "| --- | --- | --- |"]
+    asked = ""
+    for claim in results["claims"]:
+        section = claim.get("section", "")
+        title = results.get("sections", {}).get(section, {}).get("title", section)
+        link = f"[{title}](measured/{section}.md)" if section != asked else ""
+        look = _LOOKS.get(claim.get("state", str(claim["verdict"])), "open")
+        rows.append(f'| {link} | {claim["name"]} | <span class="verdict verdict--{look}">{escape(str(claim["verdict"]))}</span> |'.replace("||", "| |"))
+        asked = section
+    states = [str(claim.get("state", claim["verdict"])) for claim in results["claims"]]
+    counts = ", ".join(f"{states.count(state)} {words}" for state, words in _COUNTED.items() if state in states)
+    table = "\n".join(f"    {row}" for row in rows)
+    return f'??? abstract "{len(states)} claims: {counts}"\n    <div class="verdicts" markdown="1">\n\n{table}\n\n    </div>\n'
+
+
+def with_verdicts(markdown: str) -> str:
+    """A chapter's first page with the verdicts before its first heading."""
+    return re.sub(r"^(?=## )", "[[verdicts]]\n\n", markdown, count=1, flags=re.MULTILINE)
 
 
 def _claim(claim: dict[str, Any]) -> str:

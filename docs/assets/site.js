@@ -11,6 +11,17 @@ function renderFormulas() {
   }
 }
 
+// A formula that is a little too long for a phone is set smaller; a longer one scrolls, its number in sight.
+const SMALLEST = 0.72;
+
+function fitFormulas() {
+  for (const formula of document.querySelectorAll("div.arithmatex")) {
+    formula.style.fontSize = "";
+    const share = formula.clientWidth / formula.scrollWidth;
+    if (share < 1) formula.style.fontSize = `${100 * Math.max(share - 0.01, SMALLEST)}%`;
+  }
+}
+
 const panel = document.querySelector(".panel");
 const addressed = (link) => document.getElementById(link.hash.slice(1));
 const shown = (element) => element.checkVisibility(); // neither in another form nor in a fold
@@ -138,6 +149,9 @@ function jumpToCodeAndBack() {
 }
 
 renderFormulas();
+fitFormulas();
+addEventListener("resize", fitFormulas);
+document.fonts?.ready.then(fitFormulas);
 openForms();
 followReader();
 followLinks();

@@ -1,8 +1,24 @@
-"""What a section cannot run without: published weights that may not be here."""
+"""What a section cannot run without: published weights and data that may not be here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from minitransformers.models.published import published_file
+
+
+def needs_data(*wanted: tuple[str, str]) -> Callable[[bool], str | None]:
+    """What says why a section on published data cannot run; each of wanted is the name of a set and what of it is read."""
+
+    def missing(quick: bool) -> str | None:
+        for name, role in wanted:
+            try:
+                published_file(name, role)
+            except ValueError as error:
+                return str(error)
+        return None
+
+    return missing
 
 
 def missing_smollm2(quick: bool) -> str | None:
