@@ -12,7 +12,7 @@ from functools import cache, partial
 from html import escape, unescape
 from pathlib import Path, PurePosixPath
 
-from _hooks import code_panel, equations, exhibits, figures, measured, museum, navigation, parts, practice, results, shapes, words
+from _hooks import book, code_panel, equations, exhibits, figures, measured, museum, navigation, parts, practice, results, shapes, words
 from _hooks.prose import outside_code
 from _hooks.statements import in_words
 from mkdocs.config.defaults import MkDocsConfig
@@ -27,6 +27,7 @@ _FORMULA = re.compile(r'<div class="arithmatex">(.*?)</div>', re.DOTALL)
 _TAG = re.compile(r"\\tag\{(\d+)\}")
 _ANCHOR = re.compile(r'<[^>]+\bid="([^"]+)"')
 GLOSSARY = "glossary.md"
+_content: dict[str, book.Chapter] = {}
 _JUMP = '<a class="jump" href="#source" data-search-exclude>Code</a>'
 
 
@@ -77,6 +78,22 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, **_: object)
         html = f'<div class="beside"><div class="beside__text">{text}</div>{code_panel.render(forms)}{_JUMP}</div>'
     page.present_anchor_ids = {*(page.present_anchor_ids or ()), *_ANCHOR.findall(html)}  # equations can be linked to
     return html
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Remember the page's content for the book; sections stand in it by what pages show of them."""
+    if not _is_section(page):
+        _content[page.file.src_uri] = book.Chapter(page.file.dest_uri, page.title or page.file.name, page.content or "")
+    return output
+
+
+def on_post_build(*, config: MkDocsConfig) -> None:
+    """Write the book, its pages in the order of the navigation."""
+    docs = Path(config.docs_dir)
+    chapters = [path for chapter in navigation.chapters(docs) for path in navigation.pages(docs, chapter)]
+    order = ["index.md", "one_step_by_hand.md", *chapters, *sorted(set(_content) - set(chapters) - {"index.md", "one_step_by_hand.md"})]
+    book.write(Path(config.site_dir), [_content[path] for path in order if path in _content], config.site_name)
+    _content.clear()
 
 
 def exhibit_of(page: Page, config: MkDocsConfig) -> exhibits.Exhibit | None:

@@ -30,7 +30,7 @@ const numbersOf = (element) => element.dataset.eq.split(" ");
 
 // Every equation and every line that bears one of the numbers.
 const bearers = (numbers) =>
-  [...document.querySelectorAll(".equation[data-eq], .panel .row[data-eq]")].filter((element) =>
+  [...(source.closest(".book__page") ?? document).querySelectorAll(".equation[data-eq], .panel .row[data-eq]")].filter((element) =>
     numbersOf(element).some((number) => numbers.includes(number)));
 
 let source = null; // the equation or line whose numbers are lit

@@ -66,6 +66,10 @@ def _chapter_commands(command) -> None:
     _seed(add)
     add("--json", action="store_true", help="print {chapter: results} as JSON to stdout, everything else to stderr")
 
+    add = command("notebook", "notebook:notebook", "write a section as a notebook, with what the pages say between its cells", "notebook norms/plane").add_argument
+    add("section", metavar="CHAPTER/SECTION", help="the section")
+    add("--out", type=Path, metavar="FILE", help="the file to write (default: CHAPTER_SECTION.ipynb; a file that is there is not overwritten)")
+
     add = command("tour", "chapters:tour", "run every chapter quickly, then build the site into ./site", "tour").add_argument
     add("--full", action="store_true", help="run the chapters in full, which renews docs/*/results")
 

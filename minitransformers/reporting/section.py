@@ -206,13 +206,22 @@ class Section:
         return {**stated, "measured": measured, **_verdict(claim.kind, held)}
 
     def main(self, argv: Sequence[str] | None = None) -> None:
-        """Run as a script: --quick --tune --seed N --json --out DIR. In a notebook: show, and write nothing."""
+        """Run as a script: --quick --tune --seed N --json --out DIR. In a notebook: show what a quick run finds, and write nothing."""
         if argv is None and Path(sys.argv[0]).resolve() != self.path:
-            self.measure()
+            self.measure(quick=True)
             return
         from minitransformers.reporting.run import run_sections
 
         raise SystemExit(run_sections([self], argv=argv, description=self.title, prog=f"chapters/{self.chapter}/{self.name}.py"))
+
+
+def _in_a_notebook() -> None:
+    """A section begins with ``Section(__file__, ...)``, and a notebook that opens it as it stands has no such name: it gets one."""
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()) is not None:
+        shell.user_ns.setdefault("__file__", "notebook/section.py")
+
+
+_in_a_notebook()
 
 
 def _verdict(kind: str, held: list[bool]) -> dict[str, str]:
