@@ -33,7 +33,7 @@ from minitransformers.attention.heads import check_scores
 from minitransformers.foundation import Backward, bad, concept, example, invalid
 
 _REJECTS = [
-    bad(mask=np.zeros((2, 4, 5), bool)), bad(mask=np.ones((3, 4, 5), bool)), bad(scores=np.full((2, 3, 4, 5), np.nan)),
+    bad(mask=np.zeros((2, 4, 5), bool)), bad(mask=np.ones((3, 4, 5), bool)), bad(mask=np.ones((7, 2, 4, 5), bool)), bad(scores=np.full((2, 3, 4, 5), np.nan)),
     bad(scores=np.full((2, 3, 4, 5), -np.inf)),
 ]  # fmt: skip
 

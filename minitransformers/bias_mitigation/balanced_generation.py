@@ -75,10 +75,11 @@ def balanced_texts(templates: Sequence[Sequence[str]], *, slots: dict) -> Balanc
             raise invalid("templates", got=f"{' '.join(template)!r}, which {'lacks' if slot in slots else 'has'} the slot {slot!r}", wants=f"{', '.join(slots)}")
     sizes = [len(templates), *map(len, slots.values())]
     factors = np.indices(sizes).reshape(len(sizes), -1).T    # (1) (2)
-    texts = []
+    texts: list[list[str]] = []
     for number, *digits in factors:
         filling = {f"{{{slot}}}": words[digit] for (slot, words), digit in zip(slots.items(), digits, strict=True)}
-        texts.append([str(filling.get(token, token)) for token in templates[number]])  # (3)
+        template = templates[int(number)]
+        texts.append([filling.get(token, token) for token in template])  # (3)
     return BalancedTexts(texts, np.ascontiguousarray(factors), ["template", *slots])
 
 

@@ -47,7 +47,7 @@ def data_sheet(data: bytes, *, name: str, groups: Sequence[str], answers: dict) 
         raise invalid("data", got="no bytes", wants="the bytes of the data set")
     if not name.strip():
         raise invalid("name", got=repr(name), wants="a name")
-    counts = {group: list(groups).count(group) for group in sorted(set(groups))}
+    counts = {group: list(groups).count(group) for group in sorted(groups)}
     if len(counts) < 2:
         raise invalid("groups", got=f"{len(counts)} groups", wants="at least 2, one for each row")
     if unknown := sorted(set(answers) - set(QUESTIONS)):

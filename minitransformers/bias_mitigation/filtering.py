@@ -59,7 +59,7 @@ def filter_texts(
     rows = np.bincount(groups.ravel())                               # (3)
     if empty == "raise" and not rows.all():
         raise invalid("groups", got=f"no text of group {int(np.argmin(rows))}", wants="at least one of each, or empty='nan'")
-    gone = np.bincount(groups.ravel(), weights=~kept.ravel(), minlength=len(rows))
+    gone = np.bincount(groups.ravel(), weights=~kept.ravel())
     dropped = np.where(rows > 0, gone / np.maximum(rows, 1), np.nan)  # (4)
     return FilteredTexts(kept, rows, dropped, float(np.nanmax(dropped) - np.nanmin(dropped)))  # (5)
 

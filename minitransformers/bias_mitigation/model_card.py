@@ -54,19 +54,19 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     return ["| " + " | ".join(map(shown, line)) + " |" for line in lines]
 
 
-def checksum(record: dict, name: str, *, argument: str = "run") -> str:
+def checksum(run: dict, name: str) -> str:
     """The sha256 of that name, 64 digits."""
-    found = field(record, name, str, argument=argument)
+    found = field(run, name, str)
     if not _SHA256.fullmatch(found):
-        raise invalid(f"{argument}.{name}", got=repr(found), wants="a sha256: 64 digits in lower-case hexadecimal")
+        raise invalid(f"run.{name}", got=repr(found), wants="a sha256: 64 digits in lower-case hexadecimal")
     return found
 
 
-def row_counts(record: dict, name: str, *, argument: str = "run") -> dict:
+def row_counts(run: dict, name: str) -> dict:
     """Rows of each group, at least two groups of at least 0 rows."""
-    found = field(record, name, dict, argument=argument)
+    found = field(run, name, dict)
     if len(found) < 2 or not all(type(count) is int and count >= 0 for count in found.values()):
-        raise invalid(f"{argument}.{name}", got=shown(found), wants="a whole number of rows for each of at least 2 groups")
+        raise invalid(f"run.{name}", got=shown(found), wants="a whole number of rows for each of at least 2 groups")
     return found
 
 

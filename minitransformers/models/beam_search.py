@@ -11,11 +11,14 @@ Wu et al.: no coverage penalty, and no pruning by distance.
     lp(n) = ((5 + n) / 6)^exponent                           (3)
     stop, where no live text can beat the worst of num_beams finished ones   (4)
 
+What ``processors`` (see sampling) make of log softmax is what (1) then sums: a token that they forbid, -inf, is never chosen, and a
+text that has no token left is dropped. The others keep what the model gives them: nothing is divided by what is left.
+
 The best that a live text can hope for in (4) is that all its other tokens are certain: log P(y), which is negative, over the
 largest lp of the lengths that are left.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -46,19 +49,35 @@ def length_penalty(length: int, *, exponent: float = 0.6) -> float:
     title="Beam search",
     source="Graves 2012, arXiv:1211.3711, section 2.5; Wu et al. 2016, arXiv:1609.08144, section 7",
     example=lambda rng: _example(rng),
-    rejects=[bad(end=7), bad(ids=np.zeros(0, int)), bad(step=lambda ids, state: (np.full((*ids.shape, 7), np.nan), state))],
-)
+    rejects=[
+        bad(end=7), bad(ids=np.zeros(0, int)), bad(step=lambda ids, state: (np.full((*ids.shape, 7), np.nan), state)),
+        bad(processors=(lambda log_p, ids: log_p - np.inf,)), bad("processors.1", processors=(lambda log_p, ids: log_p, lambda log_p, ids: log_p * np.nan)),
+    ],
+)  # fmt: skip
 def beam_search(
     step: Callable, ids: Int[Array, "positions"], *, num_tokens: Annotated[int, at_least(1)], num_beams: Annotated[int, at_least(1)] = 4,
-    end: Annotated[int, at_least(0)] | None = None, penalty: Callable = length_penalty,
+    end: Annotated[int, at_least(0)] | None = None, penalty: Callable = length_penalty, processors: Sequence[Callable] = (),
 ) -> list[Hypothesis]:  # fmt: skip
     """The best continuations of a prompt, at most num_beams of them, the best first.
 
     step(ids, state) -> logits, state is that of any model (kv_cache); each array in its state has the texts along its first axis.
     num_tokens is the longest that a continuation may be, its end included; end the token that ends one, None for no such token:
-    then the longest are compared. ``penalty(length)`` is (3); Hugging Face's is length**exponent.
+    then the longest are compared. ``penalty(length)`` is (3); Hugging Face's is length**exponent. Each of processors,
+    ``process(log_probabilities, ids)``, works on what the one before it made; ids are those of the prompt and the text so far,
+    a row for each beam.
     Ties go to the text that was better before, then to the smaller id. One beam is the greedy choice.
-    Raises ValueError where end is no id of the model's, and where a step gives no finite logit or NaN.
+    Raises ValueError where end is no id of the model's, where a step gives no finite logit or NaN, and where processors give NaN or
+    +inf, or leave no text at all.
+    """
+    return search(step, ids, num_tokens=num_tokens, num_beams=num_beams, end=end, penalty=penalty, processors=processors)
+
+
+def search(
+    step: Callable, ids: Array, *, num_tokens: int, num_beams: int, end: int | None, penalty: Callable, processors: Sequence[Callable],
+    rank: Callable = lambda continued, length: continued, chosen: Callable = lambda texts, length: None,
+) -> list[Hypothesis]:  # fmt: skip
+    """beam_search, of which two things are open: ``rank(continued, length)`` makes of the log-probabilities of all continuations what
+    they are chosen by, and ``chosen(texts, length)`` is told which live texts were.
     """
     past = prefill(step, ids[None])
     logits, state = past.logits, past.state
@@ -70,9 +89,10 @@ def beam_search(
     for length in range(1, num_tokens + 1):
         if np.isnan(logits).any() or not np.isfinite(logits.max(axis=-1)).all():
             raise invalid("step", got="logits that are NaN, or all -inf", wants="at least one finite logit for each text")
-        continued = totals[:, None] + log_softmax(logits.astype(np.float64))[0]  # (1)
+        log_p = _processed(log_softmax(logits.astype(np.float64))[0], ids, live, processors)
+        continued = totals[:, None] + log_p                  # (1)
         vocabulary = continued.shape[-1]
-        best = np.argsort(-continued, axis=None, kind="stable")[: 2 * num_beams]  # at least num_beams of them do not end
+        best = np.argsort(-rank(continued, length), axis=None, kind="stable")[: 2 * num_beams]  # at least num_beams of them do not end
         texts: list[list[int]] = []
         parents, sums = [], []
         for place in best:
@@ -88,6 +108,9 @@ def beam_search(
                 sums.append(total)
         finished = sorted(finished, key=lambda found: -found.score)[:num_beams]
         live, totals = texts, np.array(sums)
+        if not live and not finished:
+            raise invalid("processors", got="-inf for every token of every text", wants="a token that is left, such as the end")
+        chosen(live, length)
         if not live or length == num_tokens or (len(finished) == num_beams and _hopeless(totals, length, num_tokens, penalty, finished[-1].score)):
             break
         logits, state = step(np.array([text[-1:] for text in live]), rows_of(state, parents))
@@ -95,6 +118,16 @@ def beam_search(
     if live and length == num_tokens:                        # cut off, not ended
         finished += [Hypothesis(text, float(total) / penalty(length), float(total), False) for text, total in zip(live, totals, strict=True)]
     return sorted(finished, key=lambda found: -found.score)[:num_beams]
+
+
+def _processed(log_p: Array, ids: Array, live: list[list[int]], processors: Sequence[Callable]) -> Array:
+    """The log-probabilities after all processors, which see the prompt and what was written after it."""
+    texts = np.concatenate([np.tile(ids, (len(live), 1)), np.array(live, int).reshape(len(live), -1)], axis=1) if processors else None
+    for place, process in enumerate(processors):
+        log_p = process(log_p, texts)
+        if not (log_p < np.inf).all():                       # a NaN is not smaller, either
+            raise invalid(f"processors.{place}", got="NaN or +inf", wants="log-probabilities, -inf for what must not come")
+    return log_p
 
 
 def _hopeless(totals: Array, length: int, longest: int, penalty: Callable, worst: float) -> bool:

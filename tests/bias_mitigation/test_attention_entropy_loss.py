@@ -60,6 +60,15 @@ def test_padding_may_hold_anything_and_a_text_is_worth_the_same_however_it_is_pa
     np.testing.assert_allclose(out, np.mean(apart), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_text_of_padding_alone_counts_for_nothing(form):
+    mask = PADDING & np.array([True, False])[:, None, None]
+    with np.errstate(all="raise", under="ignore"):
+        out, backward = FORMS[form](SCORES, mask=mask)
+    np.testing.assert_allclose(out, FORMS[form](SCORES[:1], mask=PADDING[:1])[0], rtol=0, atol=1e-14)
+    assert np.all(backward(np.float64(1))[1] == 0)
+
+
 def test_even_attention_has_the_least_loss_and_no_gradient():
     for form in FORMS.values():
         out, backward = form(np.zeros((1, 2, 4, 6)))

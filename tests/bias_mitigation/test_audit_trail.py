@@ -71,7 +71,9 @@ def test_without_the_head_the_last_line_and_a_trail_written_anew_pass():
     last = TRAIL.replace(b"release", b"relapse")
     for other in (shorter, forged, last):
         assert other != TRAIL and verify_trail(other).sound
-        assert verify_trail(other, head=HEAD).problem == "the head is another"
+        verdict = verify_trail(other, head=HEAD)
+        assert (verdict.problem, verdict.broken_at) == ("the head is another", verdict.records - 1)
+    assert verify_trail(b"", head=HEAD).broken_at == 0
 
 
 def test_a_broken_trail_is_not_added_to():

@@ -9,38 +9,42 @@ from minitransformers.bias_mitigation.balanced_generation import balanced_texts,
 
 TEMPLATES = [["the", "{job}", "said", "that", "{who}", "left", "{when}"], ["{when}", "{who}", "met", "the", "{job}"]]
 SLOTS = {"job": ["nurse", "clerk", "cook"], "who": ["<g1>", "<g2>", "<g3>", "<g4>"], "when": ["today", "often"]}
-OUT = balanced_texts(TEMPLATES, slots=SLOTS)
 
 
-def test_texts_are_those_of_nested_loops():
+@pytest.fixture
+def out():
+    return balanced_texts(TEMPLATES, slots=SLOTS)
+
+
+def test_texts_are_those_of_nested_loops(out):
     expected = []
     for template in TEMPLATES:
         for job in SLOTS["job"]:
             for who in SLOTS["who"]:
                 for when in SLOTS["when"]:
                     expected.append(" ".join(template).replace("{job}", job).replace("{who}", who).replace("{when}", when).split())
-    assert OUT.texts == expected
-    assert OUT.names == ["template", "job", "who", "when"]
+    assert out.texts == expected
+    assert out.names == ["template", "job", "who", "when"]
 
 
-def test_every_text_is_another_one():
-    assert len({tuple(text) for text in OUT.texts}) == len(OUT.texts) == 2 * 3 * 4 * 2
+def test_every_text_is_another_one(out):
+    assert len({tuple(text) for text in out.texts}) == len(out.texts) == 2 * 3 * 4 * 2
 
 
 @pytest.mark.parametrize(("one", "other"), itertools.combinations(range(4), 2))
-def test_the_table_of_any_two_factors_is_constant_and_its_chi_square_zero(one, other):
-    table = factor_table(OUT.factors[:, one], OUT.factors[:, other])
-    assert len(np.unique(table.counts)) == 1 and table.counts.sum() == len(OUT.texts)
+def test_the_table_of_any_two_factors_is_constant_and_its_chi_square_zero(out, one, other):
+    table = factor_table(out.factors[:, one], out.factors[:, other])
+    assert len(np.unique(table.counts)) == 1 and table.counts.sum() == len(out.texts)
     assert table.chi_square == 0.0
 
 
-def test_several_factors_together_tell_nothing_of_another():
-    rest = OUT.factors[:, [0, 1, 3]] @ [6, 2, 1]
-    assert factor_table(rest, OUT.factors[:, 2]).chi_square == 0.0
+def test_several_factors_together_tell_nothing_of_another(out):
+    rest = out.factors[:, [0, 1, 3]] @ [6, 2, 1]
+    assert factor_table(rest, out.factors[:, 2]).chi_square == 0.0
 
 
-def test_factors_say_what_is_in_the_text():
-    for text, (_, job, who, when) in zip(OUT.texts, OUT.factors, strict=True):
+def test_factors_say_what_is_in_the_text(out):
+    for text, (_, job, who, when) in zip(out.texts, out.factors, strict=True):
         assert {SLOTS["job"][job], SLOTS["who"][who], SLOTS["when"][when]} <= set(text)
 
 
@@ -50,6 +54,12 @@ def test_texts_that_are_drawn_are_not_balanced():
     draws = [rng.integers(n, size=48) for n in (3, 4)]
     table = factor_table(*draws)
     assert table.chi_square > 1 and len(np.unique(table.counts)) > 1
+
+
+def test_pairs_that_never_meet_are_counted_as_none():
+    table = factor_table(np.array([0, 0, 1]), np.array([0, 1, 0]))
+    np.testing.assert_array_equal(table.counts, [[1, 1], [1, 0]])
+    assert table.chi_square == pytest.approx(0.75)
 
 
 def test_the_chi_square_is_scipy_s():

@@ -60,6 +60,7 @@ def test_a_model_that_ignores_the_token_gives_none_and_one_that_obeys_gives_its_
     assert control_information(np.stack([row, row + 3, row])) == pytest.approx(0, abs=1e-15)  # logits may differ by a constant
     obeys = np.where(np.eye(4, dtype=bool), 0.0, -np.inf)
     assert control_information(obeys) == pytest.approx(np.log(4), abs=1e-15)
+    assert control_information(np.pad(obeys, ((0, 0), (0, 2)), constant_values=-np.inf)) == pytest.approx(np.log(4), abs=1e-15)  # tokens that nobody gives
     assert control_information(np.where(np.eye(4, dtype=bool), 0.0, -800.0)) == pytest.approx(np.log(4), abs=1e-12)
 
 

@@ -25,6 +25,14 @@ def test_rows_and_checksum_are_computed_from_the_data():
     assert data_sheet(DATA + b" ", name="toy", groups=GROUPS, answers={}) != sheet
 
 
+def test_counts_belong_to_the_composition_sorted_and_escaped():
+    sheet = data_sheet(DATA, name="<toy>", groups=["<g2>", "<g1>", "<g2>"], answers={"composition": ["a <row>", None, None]})
+    begin, end = sheet.index("## Composition"), sheet.index("## Collection")
+    digest = hashlib.sha256(DATA).hexdigest()
+    expected = f"## Composition\n\n3 rows, sha256 {digest}\n\n| group | rows |\n| --- | --- |\n| &lt;g1> | 1 |\n| &lt;g2> | 2 |\n\n- What does a row stand for? a &lt;row>\n"
+    assert sheet.startswith("# Data sheet: &lt;toy>\n") and sheet[begin:end].startswith(expected) and "sha256" not in sheet[:begin] + sheet[end:]
+
+
 def test_answers_stand_behind_their_questions():
     answers = {section: [f"answer {section} {i}" for i in range(len(asked))] for section, asked in QUESTIONS.items()}
     sheet = data_sheet(DATA, name="toy", groups=GROUPS, answers=answers)

@@ -84,7 +84,7 @@ def test_what_it_does_not_know_is_refused_and_not_lost():
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"low": 0.9, "high": 0.8}, "run.metrics.0"), ({"rows": 0}, "run.metrics.0"), ({"value": float("nan")}, "finite"), ({"rows": "120"}, "run.metrics.0.rows"),
+        ({"low": 0.9, "high": 0.8}, "run.metrics.0"), ({"rows": 0}, "run.metrics.0"), ({"value": float("nan")}, "finite"), ({"low": -np.inf}, "finite"), ({"high": np.inf}, "finite"), ({"rows": "120"}, "run.metrics.0.rows"),
         ({"value": True}, "run.metrics.0.value"),
     ],
 )  # fmt: skip
@@ -96,3 +96,76 @@ def test_a_metric_that_cannot_be_is_refused(changes, names):
 def test_one_group_is_no_disaggregation():
     with pytest.raises(ValueError, match=r"run\.training_rows"):
         model_card({**RUN, "training_rows": {"<g1>": 3}})
+
+
+def test_the_whole_card_letter_by_letter():
+    rows = {"<g2>": 95, "<g1>": 120}
+    gaps = [{**METRICS[1], "name": "<gap>", "value": 0.5, "low": 0.25, "high": 0.75}]
+    run = {**RUN, "config": {"rate": "<r>", "d_model": 8}, "training_rows": rows, "evaluation_rows": rows, "mitigation": ["<step1>", "two"], "factors": "<x>"}
+    metrics = [*gaps, {**METRICS[1], "value": 0.5, "low": 0.25, "high": 1}, {**METRICS[0], "value": 0.5, "low": 0, "high": 0.75}]
+    assert model_card({**run, "metrics": metrics}) == f"""\
+# Model card: toy \\| two
+
+## Model details
+
+| what | value |
+| --- | --- |
+| code version | 0.1.0 |
+| seed | 0 |
+| configuration | d_model: 8, rate: &lt;r> |
+| environment | numpy: 2.0, threads: 1 |
+
+Steps taken against bias: &lt;step1>, two.
+
+## Intended use
+
+not provided
+
+## Factors
+
+Groups: &lt;g1>, &lt;g2>.
+
+&lt;x>
+
+## Metrics
+
+&lt;gap>, accuracy. Intervals and sample sizes stand beside each value.
+
+## Evaluation data
+
+| group | rows |
+| --- | --- |
+| &lt;g1> | 120 |
+| &lt;g2> | 95 |
+
+## Training data
+
+sha256 {64 * "0"}
+
+| group | rows |
+| --- | --- |
+| &lt;g1> | 120 |
+| &lt;g2> | 95 |
+
+## Quantitative analyses
+
+| metric | group | value | interval | rows |
+| --- | --- | --- | --- | --- |
+| &lt;gap> | &lt;g2> | 0.5 | 0.25 to 0.75 | 95 |
+| accuracy | &lt;g1> | 0.5 | 0 to 0.75 | 120 |
+| accuracy | &lt;g2> | 0.5 | 0.25 to 1 | 95 |
+
+## Ethical considerations
+
+not provided
+
+## Caveats and recommendations
+
+not provided
+"""
+
+
+def test_rows_of_one_metric_and_group_stay_in_the_order_of_the_record():
+    twice = [{**METRICS[0], "rows": n} for n in (9, 3)]
+    card = model_card({**RUN, "metrics": twice})
+    assert card.index("| 9 |") < card.index("| 3 |")

@@ -65,6 +65,11 @@ def test_without_a_tag_her_is_refused():
         neutralise_words(["saw", "her"], neutral=NEUTRALISE)
 
 
+def test_it_may_guess_and_it_may_keep_a_name():
+    guess = neutral_map(NEUTRAL, tagged=NEUTRAL_TAGGED, guess=True, keep=[["Man", "Island"]])
+    assert neutralise_words(["his", "Man", "Island", "Man"], neutral=guess) == ["their", "Man", "Island", "Person"]
+
+
 def test_a_target_that_is_itself_replaced_is_refused():
     """Else doing it twice would change more: the check is what the property rests on."""
     with pytest.raises(ValueError, match="the target 'he'"):

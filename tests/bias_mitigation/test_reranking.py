@@ -45,6 +45,7 @@ def test_it_cannot_find_what_was_not_among_the_candidates():
 def test_of_equals_the_earlier_comes_first():
     assert rerank(np.array([-1.0, -1.0, -1.0]), np.array([0.5, 0.5, 0.0]), price=0.0, n=3).order.tolist() == [0, 1, 2]
     assert rerank(np.array([-1.0, -2.0]), np.array([1.0, 0.0]), price=1.0, n=2).order.tolist() == [0, 1]
+    assert rerank(-np.ones(50), np.arange(50) % 2.0, price=1.0, n=50).order.tolist() == [*range(0, 50, 2), *range(1, 50, 2)]
 
 
 def test_a_bonus_for_bias_would_be_told():

@@ -57,6 +57,11 @@ def test_one_number_for_all_heads_is_another_scale():
     np.testing.assert_allclose(own, scaled_dot_product_attention(QUERY, KEY, VALUE, scale=0.4 * 6**-0.5)[0], rtol=0, atol=1e-13)
 
 
+def test_beta_multiplies_what_scale_made():
+    own, _ = tempered_attention(InverseTemperature(np.array([0.5])), QUERY, KEY, VALUE, scale=0.8)
+    np.testing.assert_allclose(own, scaled_dot_product_attention(QUERY, KEY, VALUE, scale=0.4)[0], rtol=0, atol=1e-13)
+
+
 def test_it_is_the_scalable_softmax_whose_scale_is_zero():
     own, own_backward = tempered_softmax(InverseTemperature(BETA), SCORES, mask=MASK)
     other, other_backward = scalable_softmax(ScalableSoftmax(np.zeros(3), BETA), SCORES, mask=MASK)
@@ -129,6 +134,11 @@ def test_the_checker_refuses_a_backward_that_forgets(forgotten):
 def test_negative_temperatures_are_refused():
     with pytest.raises(ValueError, match=r"params\.beta: got numbers from -0\.1"):
         tempered_softmax(InverseTemperature(np.full(1, -0.1)), SCORES)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="mask: got shape"):
+        tempered_softmax(InverseTemperature(np.ones(1)), SCORES, mask=np.ones((7, 3, 4, 5), bool))
 
 
 @pytest.mark.parity

@@ -130,6 +130,43 @@ def test_windows_and_grouped_queries_follow_the_beams_too():
         assert hypothesis.log_probability == pytest.approx(log_probability(step, [1, 2, 3, 4, 5], hypothesis.ids), abs=1e-10)
 
 
+def test_processors_see_the_prompt_and_the_text_and_what_they_make_is_what_is_summed():
+    seen = []
+
+    def halved(log_p, ids):
+        seen.append(ids.copy())
+        return log_p / 2
+
+    def never_two(log_p, ids):
+        return np.where(np.arange(3) == 2, -np.inf, log_p)
+
+    settings = {"num_tokens": 4, "num_beams": 81, "penalty": partial(length_penalty, exponent=0.0)}
+    found = beam_search(toy(), np.array([2, 0]), processors=(halved, never_two), **settings)
+    texts = [(text, p / 2) for text, p in every_text(toy(), [2, 0], 4, 3, None) if 2 not in text]
+    assert {tuple(h.ids) for h in found} == {tuple(text) for text, _ in texts} and len(found) == 16
+    known = {tuple(text): p for text, p in texts}
+    assert all(h.log_probability == pytest.approx(known[tuple(h.ids)], abs=1e-12) for h in found)
+    assert [ids.shape for ids in seen] == [(1, 2), (2, 3), (4, 4), (8, 5)] and all(np.all(ids[:, :2] == [2, 0]) for ids in seen)
+
+
+def test_without_processors_or_with_one_that_changes_nothing_the_bits_are_the_same(model):
+    step = partial(gpt2_step, model, num_heads=3)
+    plain = beam_search(step, np.array([3, 1, 4]), num_tokens=8, num_beams=3, end=4)
+    assert beam_search(step, np.array([3, 1, 4]), num_tokens=8, num_beams=3, end=4, processors=(lambda log_p, ids: log_p,)) == plain
+
+
+def test_a_text_without_a_token_left_is_dropped_and_without_a_text_left_the_call_is_refused():
+    def nothing_after_zero(log_p, ids):
+        return np.where(ids[:, -1:] == 0, -np.inf, log_p)
+
+    found = beam_search(toy(), np.array([1]), num_tokens=4, num_beams=3, processors=(nothing_after_zero,))
+    assert len(found) == 3 and all(0 not in hypothesis.ids[:-1] for hypothesis in found)
+    with pytest.raises(ValueError, match="processors: got -inf for every token of every text"):
+        beam_search(toy(), np.array([0]), num_tokens=4, processors=(nothing_after_zero,))
+    with pytest.raises(ValueError, match=r"processors\.1: got NaN or \+inf"):
+        beam_search(toy(), np.array([1]), num_tokens=4, processors=(nothing_after_zero, lambda log_p, ids: np.full_like(log_p, np.nan)))
+
+
 @pytest.mark.parametrize("changes", [{"num_beams": 0}, {"num_tokens": 0}, {"end": 3}, {"end": -1}, {"ids": np.zeros(0, int)}, {"ids": np.array([0.5])}])
 def test_bad_settings_are_refused_by_name(changes):
     with pytest.raises(ValueError, match=f"^{next(iter(changes))}"):
