@@ -12,7 +12,21 @@ from functools import cache, partial
 from html import escape, unescape
 from pathlib import Path, PurePosixPath
 
-from _hooks import book, code_panel, equations, exhibits, figures, measured, museum, navigation, parts, practice, results, shapes, words
+from _hooks import (
+    book,
+    code_panel,
+    equations,
+    exhibits,
+    figures,
+    measured,
+    museum,
+    navigation,
+    parts,
+    practice,
+    results,
+    shapes,
+    words,
+)
 from _hooks.prose import outside_code
 from _hooks.statements import in_words
 from mkdocs.config.defaults import MkDocsConfig
