@@ -10,7 +10,7 @@ import numpy as np
 
 from minitransformers import LanguageModelConfig, Linear, init_language_model, trees
 from minitransformers.attention.grouped_query_attention import pool_heads
-from minitransformers.reporting import Section, counted_pairs, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, counted_pairs, listed, mean_and_spread, processor_seconds, size_and_time
 from minitransformers.training.fit import fit
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
@@ -99,14 +99,11 @@ def experiment(rng):
 
 
 # %%
-def told(found, when, *ways):
-    return ", ".join(f"{how} {mean_and_spread(found['bits'][how][when])}" for how in ways)
-
-
 @section.claim(
     "Trained heads are a better start for shared keys than random ones",
     paper="Ainslie et al. 2023, arXiv:2305.13245, section 3.3: heads that keep what was learned do better than new ones",
-    measured=lambda found: f"{mean_and_spread(found['bits'][FOUR]['end'])} bits before; at once {told(found, 'at once', *WAYS)}; then {told(found, 'end', *WAYS)}",
+    measured=lambda found: f"{mean_and_spread(found['bits'][FOUR]['end'])} bits before; "
+    f"at once {listed(found['bits'], WAYS, 'at once')}; then {listed(found['bits'], WAYS, 'end')}",
 )
 def better_than_random(found):
     """The mean and the first head both need at least 0.1 bits a character less than random ones, at once and after 5 % more training."""
@@ -116,7 +113,7 @@ def better_than_random(found):
 @section.claim(
     "Is the mean of a group's heads the best start, at once?",
     paper="Ainslie et al. 2023, arXiv:2305.13245, sections 2.1 and 3.3: mean pooling before the first head before random",
-    measured=lambda found: told(found, "at once", "mean", "first"),
+    measured=lambda found: listed(found["bits"], ("mean", "first"), "at once"),
 )
 def mean_at_once(found):
     """Before any more training the mean needs at least 0.1 bits a character less than the first head."""
@@ -126,7 +123,7 @@ def mean_at_once(found):
 @section.claim(
     "Is the mean of a group's heads the best start, after 5 % more training?",
     paper="Ainslie et al. 2023, arXiv:2305.13245, section 3.3: after uptraining, mean pooling before the first head before random",
-    measured=lambda found: told(found, "end", "mean", "first"),
+    measured=lambda found: listed(found["bits"], ("mean", "first"), "end"),
 )
 def mean_in_the_end(found):
     """After 5 % more training the mean needs at least 0.03 bits a character less than the first head."""
@@ -137,9 +134,9 @@ def mean_in_the_end(found):
 def report(found):
     rows = []
     for name in (*WAYS, FOUR, DELETED):
-        of, size, seconds = found["bits"][name], found["parameters"][name]["end"].mean(), found["seconds"][name]["end"].mean()
+        of = found["bits"][name]
         at_once = mean_and_spread(of["at once"]) if name in WAYS else None
-        rows.append([name, at_once, mean_and_spread(of["end"]), section.rates[name], int(size), float(f"{seconds:.1f}")])
+        rows.append([name, at_once, mean_and_spread(of["end"]), section.rates[name], *size_and_time(found, name, "end")])
     rows.append(["counted pairs of characters", None, f"{counted_pairs(corpus):.2f}", *[None] * 3])
     columns = ["key heads from", "bits a character at once", "after training", "rate", "parameters", "processor seconds"]
     section.table("uptraining", columns, rows)

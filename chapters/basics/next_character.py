@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 import minitransformers as mt
-from minitransformers.reporting import Section, bits, lines, mean_and_spread, processor_seconds
+from minitransformers.reporting import Section, bits, lines, mean_and_spread, processor_seconds, size_and_time
 from minitransformers.reporting.networks import network, side_by_side
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, labelled_loss
@@ -130,8 +130,7 @@ def joins(found):
 def report(found):
     rows = []
     for name in CONTESTANTS:
-        size, seconds = (np.mean(of(found, name, measure)) for measure in ("parameters", "seconds"))
-        rows.append([name, section.rates[name], int(size), float(f"{seconds:.1f}"), mean_and_spread(of(found, name), ".3f")])
+        rows.append([name, section.rates[name], *size_and_time(found, name), mean_and_spread(of(found, name), ".3f")])
     for name, number in zip(("pairs of characters, counted", "pairs, counted on the very text that is judged"), (PAIRS, JUDGED), strict=True):
         rows.append([name, None, characters**2, None, f"{number:.3f}"])
     section.table("next_character", ["model", "learning rate", "parameters", "processor seconds", "bits a character"], rows)

@@ -3,5 +3,5 @@
 from minitransformers.reporting import run_chapter
 
 if __name__ == "__main__":
-    order = ["pruning", "heads", "neurons", "bits", "minilm", "smollm2", "low_rank", "comera", "teachers", "order", "sizes", "speed"]
+    order = ["pruning", "heads", "neurons", "bits", "minilm", "smollm2", "low_rank", "comera", "comera_noise", "teachers", "order", "sizes", "sparse_time", "speed"]
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

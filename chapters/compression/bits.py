@@ -13,11 +13,11 @@ import numpy as np
 
 from minitransformers.compression.calibration import least_error_magnitude
 from minitransformers.compression.fake_quantize import Latent, change_by, fake_quantize
-from minitransformers.compression.learned_step import Stepped, init_step, learned_step
-from minitransformers.compression.quantize import dequantize_symmetric, largest_magnitude, quantize_symmetric
-from minitransformers.reporting import Section, counted_pairs, lines, mean_and_spread, tried
+from minitransformers.compression.quantize import largest_magnitude
+from minitransformers.reporting import Section, counted_pairs, lines, matrices, mean_and_spread, tried
 from minitransformers.reporting import smaller as of
 from minitransformers.reporting.base import load_base
+from minitransformers.reporting.changes import above_zero, stepped
 
 section = Section(__file__, __doc__, kind="trained")
 BITS, STEPS = (8, 4, 3, 2), 200
@@ -29,19 +29,14 @@ CLIPS = {LARGEST: largest_magnitude, ERROR: least_error_magnitude}
 
 
 def rounded(bits, clip):
-    return of.at_matrices(lambda weight: dequantize_symmetric(quantize_symmetric(weight, bits=bits, clip=clip)), load_base())
-
-
-def above_zero(weight, step, *, bits):
-    """A step that an update has taken to zero or below stays a little above it."""
-    return learned_step(weight, np.maximum(step, 1e-4), bits=bits)
+    return of.at_matrices(partial(matrices.rounded, bits=bits, clip=clip), load_base())
 
 
 WAYS = {  # what is trained in the place of a weight, and what makes the weight of it
     FLOAT: (lambda weight, bits: weight, None),
     THROUGH: (lambda weight, bits: Latent(weight), fake_quantize),
     FITTED: (lambda weight, bits: Latent(weight), partial(fake_quantize, clip=partial(least_error_magnitude, candidates=10))),
-    LEARNED: (lambda weight, bits: Stepped(weight, init_step(weight, bits=bits, axis=-2)), above_zero),
+    LEARNED: (lambda weight, bits: stepped(weight, bits=bits), above_zero),
 }
 TRIED = {FLOAT: (32,), THROUGH: BITS, FITTED: BITS[2:], LEARNED: BITS}  # with four bits and more both bounds are the same thing
 TRAINED = {f"{way}, {bits} bits" if way != FLOAT else FLOAT: (way, bits) for way in WAYS for bits in TRIED[way]}

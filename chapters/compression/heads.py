@@ -12,52 +12,18 @@ from itertools import combinations
 
 import numpy as np
 
-from minitransformers.attention.core import causal_attention
 from minitransformers.attention.multi_head_attention import multi_head_attention
-from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.compression.gated_heads import HeadGates, gated_heads
-from minitransformers.compression.head_pruning import head_importance, heads_by_width, without_heads
+from minitransformers.compression.head_pruning import heads_by_width, without_heads
 from minitransformers.reporting import Section, dots, mean_and_spread
 from minitransformers.reporting import adaptation as at
+from minitransformers.reporting.importance import LAYERED, LEFT_OUT, REVERSE, SIZE, SLOPE, SUMMED, head_scores
 
 section = Section(__file__, __doc__, kind="trained")
 BASE_STEPS, RECOVERY, RATE, SEEN = 900, 100, 1e-3, 64
 DROPPED = (2, 4)
-SLOPE, LAYERED, SUMMED, SIZE, LEFT_OUT, REVERSE = "slope", "slope, a norm a layer", "slope of the whole batch", "size of weights", "loss without it", "slope, reversed"
 SCORES = (SLOPE, LAYERED, SUMMED, SIZE, LEFT_OUT, REVERSE)
 KEYS = {"slope": SLOPE, "layered": LAYERED, "summed": SUMMED, "size": SIZE, "out": LEFT_OUT, "reverse": REVERSE}
 WHOLE, BEST = "nothing taken out", "the best of all choices"
-
-
-# %% Slopes by gates, a row for each text
-def gated(model, gates, ids, targets):
-    """The loss of each text with these gates (layers, texts, heads), and its slopes by them (texts, layers, heads)."""
-    blocks = [block._replace(attention=block.attention._replace(core=HeadGates(own, None))) for block, own in zip(model.blocks, gates, strict=True)]
-    logits, backward = at.reader(model._replace(blocks=blocks), ids, core=partial(gated_heads, core=causal_attention))
-    losses, loss_backward = cross_entropy(logits, targets=targets, reduction="none")
-    slopes = backward(loss_backward(np.ones_like(losses))).blocks
-    return losses, np.stack([block.attention.core.gates for block in slopes], axis=1)
-
-
-def scores_of(model, ids, targets):
-    """By name, how much each head matters, (layers, heads)."""
-    ones = np.ones((at.LAYERS, len(ids), at.HEADS), np.float32)
-    losses, slopes = gated(model, ones, ids, targets)
-    found = {SLOPE: head_importance(slopes), LAYERED: head_importance(slopes, per_layer=True), SUMMED: np.abs(slopes.mean(axis=0))}
-    found[SIZE] = np.stack([sizes(block.attention) for block in model.blocks])
-    found[LEFT_OUT] = np.zeros((at.LAYERS, at.HEADS))
-    for place in np.ndindex(at.LAYERS, at.HEADS):
-        without = ones.copy()
-        without[place[0], :, place[1]] = 0
-        found[LEFT_OUT][place] = gated(model, without, ids, targets)[0].mean() - losses.mean()
-    return {**found, REVERSE: -found[SLOPE]}
-
-
-def sizes(attention):
-    """The norm of all numbers that a head has to itself."""
-    columns = [part.weight.reshape(at.WIDTH, at.HEADS, -1) for part in attention[:3]]
-    rows = attention.output.weight.reshape(at.HEADS, -1, at.WIDTH).swapaxes(0, 1)
-    return np.sqrt(sum(np.square(part).sum(axis=(0, 2)) for part in [*columns, rows]))
 
 
 # %% All choices, and the model after one
@@ -85,10 +51,8 @@ smaller = partial(at.reader, attention=partial(heads_by_width, attention=multi_h
 
 @section.experiment
 def experiment(rng):
-    language = at.language() if section.quick else at.Language(*rng.normal(0, 1.2, size=(2, at.SYMBOLS, at.SYMBOLS)))
-    settings = {"steps": BASE_STEPS, "peak": at.PEAK, "count": at.BATCH, "length": at.CONTEXT}
-    model = at.load_reader() if section.quick else at.fine_tuned(at.init_reader(rng), at.reader, language, rng, **settings)
-    scores = scores_of(model, *at.draw(language, rng, count=SEEN))
+    language, model = at.own_reader(rng, steps=None if section.quick else BASE_STEPS)
+    scores = head_scores(model, *at.draw(language, rng, count=SEEN))
     yield WHOLE, 0, {"lost": at.left(model, at.reader, language)}
     for number in DROPPED[:1] if section.quick else DROPPED:
         lost = {chosen: at.left(without(model, chosen), smaller, language, count=128) for chosen in choices(number)}

@@ -7,16 +7,16 @@ read. Then they learn on for some updates, thin as they are.
 """
 
 # %%
+from functools import partial
+
 import numpy as np
 
-from minitransformers.compression.low_rank_linear import break_even_rank, low_rank_weight, svd_factors
-from minitransformers.compression.weighted_svd import weighted_svd
+from minitransformers.compression.low_rank_linear import low_rank_weight
 from minitransformers.foundation import trees
 from minitransformers.peft.targets import targets
-from minitransformers.reporting import Section, counted_pairs, lines, mean_and_spread, tried
+from minitransformers.reporting import Section, counted_pairs, lines, matrices, mean_and_spread, tried
 from minitransformers.reporting import smaller as of
-from minitransformers.reporting.base import BATCH, LENGTH, SETTINGS, load_base
-from minitransformers.reporting.observed import observed
+from minitransformers.reporting.base import load_base
 
 section = Section(__file__, __doc__, kind="trained")
 SHARES, STEPS, WINDOWS = (0.3, 0.5, 0.75, 0.9), 200, 64
@@ -28,28 +28,12 @@ RECOVERED = {LATER.format(way) + f", {share:.0%}": (way, share) for way in (PLAI
 
 def thin(way, share, rng):
     """The base with thin matrices in the place of its own, and the share of numbers that they hold."""
-    base, held = load_base(), [0, 0]
-    inputs = {}
-    if way == WEIGHTED:
-        read = (of.corpora()[True].batch(rng, batch_size=BATCH, context=LENGTH)[0] for _ in range(WINDOWS // BATCH))
-        inputs = observed(base, read, **SETTINGS)
-    chosen, leaves = set(targets(base, of.MATRICES)), []
-    for path, leaf in trees.leaves(base):
-        if path in chosen:
-            rank = max(1, int(share * break_even_rank(*leaf.shape)))
-            # X^T X is all that counts of the inputs, and its root is as good as they are
-            factors = weighted_svd(leaf, root_of(inputs[path].gram), rank=rank) if way == WEIGHTED else svd_factors(leaf, rank=rank)
-            held[0] += leaf.size
-            held[1] += sum(part.size for part in factors)
-            leaf = factors
-        leaves.append(leaf)
-    return trees.unflatten(base, leaves), held[1] / held[0]
-
-
-def root_of(gram):
-    """X with X^T X = gram, up to what rounding took."""
-    values, vectors = np.linalg.eigh(gram.astype(np.float64))
-    return (np.sqrt(np.maximum(values, 0))[:, None] * vectors.T).astype(gram.dtype)
+    base = load_base()
+    tree = of.at_matrices(partial(matrices.thin, share=share), base, of.base_inputs(rng, windows=WINDOWS) if way == WEIGHTED else None)
+    chosen = set(targets(base, of.MATRICES))
+    whole = sum(leaf.size for path, leaf in trees.leaves(base) if path in chosen)
+    rest = trees.count_parameters(base) - whole
+    return tree, (trees.count_parameters(tree) - rest) / whole
 
 
 def settings(reported):

@@ -7,48 +7,21 @@ smaller, learns on for a while, beside the whole one. Each seed has a language a
 """
 
 # %%
-from functools import partial
-
 import numpy as np
 
-from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.basics.feed_forward import feed_forward
-from minitransformers.basics.gelu import gelu
-from minitransformers.compression.gated_neurons import NeuronGates, gated_neurons
 from minitransformers.compression.layer_pruning import block_influence, without_layers
 from minitransformers.compression.neuron_pruning import without_neurons
-from minitransformers.foundation import slot
 from minitransformers.models.gpt2 import gpt2_block
 from minitransformers.reporting import Section, lines, mean_and_spread
 from minitransformers.reporting import adaptation as at
+from minitransformers.reporting.importance import BUSY, LOT, REVERSE, SIZE, SLOPE, SUMMED, unit_scores
 
 section = Section(__file__, __doc__, kind="trained")
 BASE_STEPS, RECOVERY, RATE, SEEN, DRAWS = 900, 100, 1e-3, 64, 5
 SHARES = (0.5, 0.75)
-SLOPE, SUMMED, SIZE, BUSY, LOT, REVERSE = "slope", "slope of the whole batch", "size of weights", "spread of activation and size", "by lot", "slope, reversed"
 SCORES = (SLOPE, SUMMED, SIZE, BUSY, LOT, REVERSE)
 KEYS = {"slope": SLOPE, "summed": SUMMED, "size": SIZE, "busy": BUSY, "lot": LOT, "reverse": REVERSE}
 WHOLE = "nothing taken out"
-
-
-def scores_of(model, ids, targets, rng):
-    """By name, how much each hidden unit matters, (layers, units)."""
-    ones = np.ones((len(ids), 1, at.HIDDEN), np.float32)
-    blocks = [block._replace(feed_forward=block.feed_forward._replace(activation=NeuronGates(ones))) for block in model.blocks]
-    active = []
-
-    def watched(params, hidden):
-        """The gated activation, and a note of what the units do."""
-        active.append(gelu(hidden)[0].reshape(-1, at.HIDDEN))
-        return gated_neurons(params, hidden, activation=slot(gelu))
-
-    logits, backward = at.reader(model._replace(blocks=blocks), ids, feed_forward=partial(feed_forward, activation=watched))
-    losses, loss_backward = cross_entropy(logits, targets=targets, reduction="none")
-    slopes = np.stack([block.feed_forward.activation.gates[:, 0] for block in backward(loss_backward(np.ones_like(losses))).blocks])
-    up, down = (np.stack([getattr(block.feed_forward, part).weight for block in model.blocks]) for part in ("up", "down"))
-    reads, writes = np.linalg.norm(up, axis=1), np.linalg.norm(down, axis=2)
-    found = {SLOPE: np.abs(slopes).mean(axis=1), SUMMED: np.abs(slopes.mean(axis=1)), SIZE: reads * writes, LOT: rng.random(reads.shape)}
-    return {**found, BUSY: np.stack([part.std(axis=0) for part in active]) * writes, REVERSE: -found[SLOPE]}
 
 
 def without(model, scores, share):
@@ -70,11 +43,9 @@ def states_of(model, ids):
 
 @section.experiment
 def experiment(rng):
-    language = at.language() if section.quick else at.Language(*rng.normal(0, 1.2, size=(2, at.SYMBOLS, at.SYMBOLS)))
-    settings = {"steps": BASE_STEPS, "peak": at.PEAK, "count": at.BATCH, "length": at.CONTEXT}
-    model = at.load_reader() if section.quick else at.fine_tuned(at.init_reader(rng), at.reader, language, rng, **settings)
+    language, model = at.own_reader(rng, steps=None if section.quick else BASE_STEPS)
     ids, targets = at.draw(language, rng, count=SEEN)
-    scores = scores_of(model, ids, targets, rng)
+    scores = unit_scores(model, ids, targets, rng)
 
     def after(params):
         return at.left(at.fine_tuned(params, at.reader, language, rng, steps=5 if section.quick else RECOVERY, peak=RATE), at.reader, language)

@@ -12,13 +12,13 @@ import numpy as np
 
 from minitransformers.compression.calibration import least_error_magnitude
 from minitransformers.compression.fake_quantize import Latent, change_by, fake_quantize
-from minitransformers.compression.magnitude_pruning import global_magnitude_masks
+from minitransformers.compression.magnitude_pruning import apply_masks, global_magnitude_masks
 from minitransformers.compression.masked_weight import MaskedWeight, masked_weight
-from minitransformers.compression.quantize import dequantize_symmetric, quantize_symmetric
-from minitransformers.foundation import reparameterize, trees
-from minitransformers.reporting import Section, counted_pairs, dots, mean_and_spread, tried
+from minitransformers.foundation import reparameterize
+from minitransformers.reporting import Section, counted_pairs, dots, matrices, mean_and_spread, tried
 from minitransformers.reporting import smaller as of
 from minitransformers.reporting.base import load_base
+from minitransformers.reporting.changes import masked_and_rounded
 
 section = Section(__file__, __doc__, kind="trained")
 SPARSITY, BITS, STEPS, FEW = 0.5, 3, 200, 96
@@ -33,29 +33,15 @@ RUNS |= {f"{DURING}, {source}, {FEW} windows": (DURING, source, FEW) for source 
 
 # %% Pruning, rounding, and learning under either
 def pruned(params):
-    masks = global_magnitude_masks(params, sparsity=SPARSITY, patterns=of.MATRICES)
-    return trees.unflatten(params, [leaf if mask is None else np.where(mask, leaf, 0) for leaf, mask in leaves_with(params, masks)])
-
-
-def leaves_with(params, masks):
-    """Each leaf, and its mask or None."""
-    by_path = dict(trees.leaves(masks))
-    return [(leaf, by_path.get(path)) for path, leaf in trees.leaves(params)]
+    return apply_masks(params, masks=global_magnitude_masks(params, sparsity=SPARSITY, patterns=of.MATRICES))
 
 
 def rounded(params):
-    return of.at_matrices(lambda weight: dequantize_symmetric(quantize_symmetric(weight, bits=BITS, clip=least_error_magnitude)), params)
-
-
-def rounded_where_not_zero(own, *, base):
-    """Straight through a rounding and a mask: a change."""
-    weight, mask_backward = masked_weight(own, base=base)
-    out, backward = fake_quantize(weight, bits=BITS)
-    return out, lambda dout: mask_backward(backward(dout))
+    return of.at_matrices(partial(matrices.rounded, bits=BITS, clip=least_error_magnitude), params)
 
 
 LEARNING = {  # what is trained for each weight, and the change that makes the weight
-    PRUNED: (MaskedWeight, masked_weight), AFTER: (MaskedWeight, masked_weight), DURING: (MaskedWeight, rounded_where_not_zero),
+    PRUNED: (MaskedWeight, masked_weight), AFTER: (MaskedWeight, masked_weight), DURING: (MaskedWeight, partial(masked_and_rounded, bits=BITS)),
     ROUNDED: (Latent, change_by(partial(fake_quantize, bits=BITS))), BEFORE: (Latent, change_by(partial(fake_quantize, bits=BITS))),
 }  # fmt: skip
 
@@ -70,17 +56,11 @@ def made(name, rng, *, rate, reported=False):
     params = of.learned(of.at_matrices(begin, start), rng, steps=5 if section.quick else STEPS, rate=rate, **learning)
     tree, _ = reparameterize(params, base=start, change=change)
     tree = rounded(tree) if pipeline == AFTER else pruned(tree) if pipeline == BEFORE else tree
-    return asked(tree, reported), np.mean([np.count_nonzero(leaf) / leaf.size for leaf in matrices(tree)])
+    return asked(tree, reported), of.share_left(tree)
 
 
 def asked(tree, reported=True):
     return of.bits_of(tree, base=tree, reported=reported, windows=16 if section.quick else None)
-
-
-def matrices(tree):
-    found = []
-    of.at_matrices(lambda weight: found.append(weight) or weight, tree)
-    return found
 
 
 @section.tuning

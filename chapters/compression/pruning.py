@@ -11,13 +11,13 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.compression.magnitude_pruning import magnitude_mask, sparsity_at
-from minitransformers.compression.masked_weight import MaskedWeight, masked_weight
-from minitransformers.compression.movement_pruning import init_movement_pruning, movement_pruning
+from minitransformers.compression.masked_weight import MaskedWeight
+from minitransformers.compression.movement_pruning import init_movement_pruning
 from minitransformers.foundation import reparameterize, trees
 from minitransformers.peft.targets import targets
 from minitransformers.reporting import Section, lines, mean_and_spread, tried
 from minitransformers.reporting import adaptation as at
+from minitransformers.reporting.changes import Sparser
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 
@@ -28,34 +28,17 @@ DENSE, MAGNITUDE, ONCE, MOVEMENT, RANDOM = "all weights", "magnitude", "magnitud
 KEYS = {"magnitude": MAGNITUDE, "once": ONCE, "movement": MOVEMENT, "random": RANDOM}
 
 
-# %% A change for reparameterize: change(own, base=leaf), whose share of zeros rises as the model learns
-class Pruned:
-    """Weights under masks of the sparsity that a step asks for. ``scores(weight, base, seed)`` are what a mask goes by."""
-
-    def __init__(self, kept, steps, scores, seed):
-        self.final, self.steps, self.scores, self.seed = 1 - kept, steps, scores, seed
-        self.follow(0)
-
-    def follow(self, step, *_):
-        """From all weights to the last share of them in the middle half of the updates."""
-        self.sparsity = sparsity_at(step, final=self.final, start=self.steps // 8, duration=self.steps // 2)
-
-    def __call__(self, own, *, base):
-        if self.scores is None:
-            return movement_pruning(own, sparsity=self.sparsity)
-        return masked_weight(own, mask=magnitude_mask(self.scores(own.weight, base, self.seed), sparsity=self.sparsity))
-
-
-def by_lot(weight, base, seed):
+# %% What a mask goes by: scores(weight, base)
+def by_lot(weight, base, *, seed):
     """Scores that are drawn once for each matrix: its old numbers are a part of the seed."""
     return np.random.default_rng([seed, *base[0].view(np.uint32)]).random(base.shape)
 
 
-WAYS = {
-    MAGNITUDE: (MaskedWeight, lambda weight, base, seed: weight),
-    ONCE: (MaskedWeight, lambda weight, base, seed: base),
-    MOVEMENT: (init_movement_pruning, None),
-    RANDOM: (MaskedWeight, by_lot),
+WAYS = {  # what is trained for a weight, and the scores, given a seed
+    MAGNITUDE: (MaskedWeight, lambda seed: lambda weight, base: weight),
+    ONCE: (MaskedWeight, lambda seed: lambda weight, base: base),
+    MOVEMENT: (init_movement_pruning, lambda seed: None),
+    RANDOM: (MaskedWeight, lambda seed: partial(by_lot, seed=seed)),
 }
 RUNS = {DENSE: (DENSE, 1.0), **{f"{way}, {kept:.0%} stay": (way, kept) for way in WAYS for kept in KEPT}}
 
@@ -65,18 +48,13 @@ def learned(name, rng, *, rate, language):
     way, kept = RUNS[name]
     base, steps = at.load_reader(), 10 if section.quick else STEPS
     chosen = set(targets(base, EVERYWHERE))
-    change, begin = (None, None) if way == DENSE else (Pruned(kept, steps, WAYS[way][1], rng.integers(2**32)), WAYS[way][0])
+    begin, change = None, None
+    if way != DENSE:
+        begin, scores = WAYS[way]
+        change = Sparser(kept, steps, scores=scores(rng.integers(2**32)))
     params = trees.unflatten(base, [begin(leaf) if begin and path in chosen else leaf for path, leaf in trees.leaves(base)])
-
-    def run(params, ids):
-        tree, back = reparameterize(params, base=base, change=change)
-        logits, backward = at.reader(tree, ids)
-        return logits, lambda dlogits: back(backward(dlogits))
-
-    watch = None if change is None else change.follow
-    params = fit(params, Labelled(run, partial(at.draw, language)), steps=steps, peak=rate, rng=rng, watch=watch)
-    if change is not None:
-        change.follow(steps)
+    task = Labelled(at.reader_of(base, change), partial(at.draw, language))
+    params = fit(params, task, steps=steps, peak=rate, rng=rng, watch=None if change is None else change.follow)
     tree, _ = reparameterize(params, base=base, change=change)
     share = [np.count_nonzero(leaf) / leaf.size for path, leaf in trees.leaves(tree) if path in chosen]
     return at.left(tree, at.reader, language), float(np.mean(share))

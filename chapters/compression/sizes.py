@@ -1,234 +1,150 @@
 """One model, every way of making it smaller: bytes, bits a character, tokens a second.
 
-Li et al. 2024, arXiv:2402.05964, sort the ways: fewer weights, fewer bits a weight, smaller parts, thinner matrices. A small Llama of 115,000
-numbers goes every way that this chapter has. Where a way learns, it learns for as many updates as all others that do, with a rate of its own.
-Bytes are counted as they would be stored: codes packed, steps in 16 bits, a mask a bit a place, and what is not made smaller in 16 bits.
+Li et al. 2024, arXiv:2402.05964, sort the ways: fewer weights, fewer bits a weight, smaller parts, thinner matrices. A small Llama of 155,000
+numbers goes every way of this chapter (minitransformers/reporting/ways.py). Inputs, where a way looks at them, are those of 64 windows of what the
+model has read. Whatever learns has as many updates, and a rate of its own. Bytes are counted as they would be stored: codes packed, steps in 16
+bits, a mask a bit a place, and all that is not made smaller in 16 bits.
 """
 
 # %%
-from functools import partial
-
 import numpy as np
 
-from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.compression.calibration import least_error_magnitude
-from minitransformers.compression.fake_quantize import change_by
-from minitransformers.compression.layer_pruning import without_layers
-from minitransformers.compression.learned_step import Stepped, init_step, learned_step
-from minitransformers.compression.low_rank_linear import break_even_rank, low_rank_weight, svd_factors
-from minitransformers.compression.magnitude_pruning import magnitude_mask
-from minitransformers.compression.masked_weight import MaskedWeight, masked_weight
-from minitransformers.compression.n_m_sparsity import n_m_mask
-from minitransformers.compression.neuron_pruning import neuron_importance, without_neurons
-from minitransformers.compression.quantize import dequantize_symmetric, quantize_symmetric
-from minitransformers.foundation import reparameterize, trees
-from minitransformers.models.llama import llama
-from minitransformers.peft.nf4 import dequantize_nf4, quantize_nf4
-from minitransformers.reporting import Section, counted_pairs, mean_and_spread, processor_seconds, tried
+from minitransformers.reporting import Section, counted_pairs, mean_and_spread, tried
 from minitransformers.reporting import smaller as of
-from minitransformers.reporting.base import SETTINGS, load_base
+from minitransformers.reporting.figures import front, named_points
+from minitransformers.reporting.ways import FLOAT, STUDENT, WAYS, made
 
 section = Section(__file__, __doc__, kind="trained")
 STEPS = 200
+RATES = {name: way.learning.rates for name, way in WAYS.items() if way.learning is not None}
+THREE, TWO, MIXED = "3 bits, learned", "2 bits, learned", "half, magnitude, 3 bits, learned"
+PARTS = ["half of the heads, learned", "half of the units, learned", "two layers of three, learned"]
+HALVED = [name for name in RATES if name not in (THREE, TWO, MIXED, STUDENT)]
 
 
-# %% Ways: what the model begins as, what makes its weights, and the bits that a matrix takes
-def stored(weight, bits):
-    """So many bits a number, and a step of 16 bits for each column."""
-    return bits * weight.size + 16 * weight.shape[1]
-
-
-def rounded(bits):
-    return of.at_matrices(lambda weight: dequantize_symmetric(quantize_symmetric(weight, bits=bits, clip=least_error_magnitude)), load_base())
-
-
-def halves(weight):
-    return weight.astype(np.float16).astype(np.float32)
-
-
-def pruned(mask_of):
-    return of.at_matrices(lambda weight: np.where(mask_of(weight), weight, 0), load_base())
-
-
-def fewer_units(rng):
-    """Without the half of each layer's hidden units whose gates the loss of a batch depends on least."""
-    base = load_base()
-    ids, targets = of.corpora()[True].batch(rng, batch_size=64, context=64)
-    logits, backward = llama(base, ids=ids, **SETTINGS)
-    gradients = backward(cross_entropy(logits, targets=targets)[1](np.float32(1.0)))
-    blocks = []
-    for block, own in zip(base.blocks, gradients.blocks, strict=True):
-        scores = neuron_importance(block.feed_forward, own.feed_forward)
-        kept = np.argsort(-scores, kind="stable")[: len(scores) // 2]
-        blocks.append(block._replace(feed_forward=without_neurons(block.feed_forward, kept=[int(unit) for unit in kept])))
-    return base._replace(blocks=blocks)
-
-
-def fewer_layers(rng):
-    """Without the middle of three layers."""
-    base = load_base()
-    return base._replace(blocks=without_layers(base.blocks, kept=[0, 2]))
-
-
-def thin(weight):
-    return svd_factors(weight, rank=int(0.5 * break_even_rank(*weight.shape)))
-
-
-def above_zero(weight, step, *, bits):
-    return learned_step(weight, np.maximum(step, 1e-4), bits=bits)
-
-
-def stepped(weight, *, bits):
-    return Stepped(weight, init_step(weight, bits=bits, axis=-2))
-
-
-def masked_and_stepped(own, *, base):
-    """Three bits for each number that is not zero: straight through a mask and a learned step."""
-    masked, mask_backward = masked_weight(MaskedWeight(own.weight), base=base)
-    out, backward = above_zero(masked, own.step, bits=3)
-
-    def back(dout):
-        dmasked, dstep = backward(dout)
-        return Stepped(mask_backward(dmasked).weight, dstep)
-
-    return out, back
-
-
-def half(weight):
-    return magnitude_mask(weight, sparsity=0.5)
-
-
-def pairs(weight):
-    return n_m_mask(weight, n=2, m=4)
-
-
-FLOAT = "floats of 32 bits"
-AS_THEY_ARE = {  # the model, and bits of a matrix
-    FLOAT: (load_base, lambda weight: 32 * weight.size),
-    "floats of 16 bits": (lambda: of.at_matrices(halves, load_base()), lambda weight: 16 * weight.size),
-    **{f"{bits} bits": (partial(rounded, bits), partial(stored, bits=bits)) for bits in (8, 4, 3)},
-    "NF4": (lambda: of.at_matrices(lambda weight: dequantize_nf4(quantize_nf4(weight)), load_base()), lambda weight: (4 + 16 / 64) * weight.size),
-}
-LEARNED = {  # the model that learning begins with, what is trained for a weight, the change that makes the weight, and bits of a matrix
-    "3 bits, learned": (lambda rng: load_base(), partial(stepped, bits=3), change_by(partial(above_zero, bits=3)), partial(stored, bits=3)),
-    "2 bits, learned": (lambda rng: load_base(), partial(stepped, bits=2), change_by(partial(above_zero, bits=2)), partial(stored, bits=2)),
-    "half pruned, learned": (lambda rng: pruned(half), MaskedWeight, masked_weight, lambda weight: (8 + 1) * weight.size),
-    "2 of 4, learned": (lambda rng: pruned(pairs), MaskedWeight, masked_weight, lambda weight: (8 + 1) * weight.size),
-    "half pruned, 3 bits, learned": (lambda rng: pruned(half), partial(stepped, bits=3), masked_and_stepped, lambda weight: stored(weight, 1.5 + 1)),
-    "half of the units, learned": (fewer_units, None, None, lambda weight: 16 * weight.size),
-    "two layers of three, learned": (fewer_layers, None, None, lambda weight: 16 * weight.size),
-    "thin, half of the numbers, learned": (lambda rng: load_base(), thin, low_rank_weight, lambda weight: 8 * weight.size),
-}
-
-
-def learned(name, rng, *, rate, reported=False):
-    """The model with its weights made, after the updates."""
-    begin, train, change, _ = LEARNED[name]
-    start = begin(rng)
-    params = start if train is None else of.at_matrices(train, start)
-    params = of.learned(params, rng, steps=5 if section.quick else STEPS, rate=rate, base=start, change=change, reported=reported)
-    return reparameterize(params, base=start, change=change)[0]
-
-
-def asked(tree, reported=True):
-    return of.bits_of(tree, base=tree, reported=reported, windows=16 if section.quick else None)
-
-
-def kilobytes(name, tree):
-    bits_of_matrix, bits = {**AS_THEY_ARE, **LEARNED}[name][-1], 0
-    chosen = set(of.targets(tree, of.MATRICES))
-    for path, leaf in trees.leaves(tree):
-        bits += bits_of_matrix(leaf) if path in chosen else (32 if name == FLOAT else 16) * leaf.size
-    return bits / 8000
+# %%
+def went(name, rng, *, rate, reported):
+    """Of the model at the end of a way: its kilobytes, the bits a character that it needs, and the tokens that it reads in a second."""
+    tree, kilobytes = made(WAYS[name], rng, steps=8 if section.quick else STEPS, rate=rate, reported=reported)
+    return {"kilobytes": kilobytes, **of.bits_and_pace(WAYS[name].model, tree, reported=reported, windows=16 if section.quick else None)}
 
 
 @section.tuning
 def tuning(rng):
-    rates = (1e-3,) if section.quick else (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    yield from tried(lambda name, rng, rate: asked(learned(name, rng, rate=rate), False), LEARNED, rates, rng)
+    rates = dict.fromkeys(RATES, (1e-3,)) if section.quick else RATES
+    yield from tried(lambda name, rng, rate: went(name, rng, rate=rate, reported=False)["bits"], rates, rates, rng)
 
 
 @section.experiment
 def experiment(rng):
-    for name in {**AS_THEY_ARE, **LEARNED}:
-        tree = AS_THEY_ARE[name][0]() if name in AS_THEY_ARE else learned(name, rng, rate=section.rates[name], reported=True)
-        with processor_seconds() as spent:
-            bits = asked(tree)
-        tokens = 16 * 64 if section.quick else len(of.corpora()[True].validation)
-        yield name, 0, {"bits": bits, "kilobytes": kilobytes(name, tree), "speed": tokens / spent()}
+    for name in WAYS:
+        yield name, 0, went(name, rng, rate=section.rates.get(name), reported=True)
 
 
 # %%
-def of_name(found, measure, name):
-    return found[measure][name][0]
+def mean(found, measure, name):
+    return float(np.mean(found[measure][name][0]))
 
 
-def told(found, *names):
-    return "; ".join(f"{name}: {np.mean(of_name(found, 'kilobytes', name)):.0f} kB, {mean_and_spread(of_name(found, 'bits', name), '.3f')}" for name in names)
+def cost(found, name):
+    """Bits a character more than the floats need."""
+    return found["bits"][name][0] - found["bits"][FLOAT][0]
 
 
-def front(found):
-    """The names of which no other has fewer bytes and fewer bits a character, in the means over seeds."""
-    points = {name: (np.mean(of_name(found, "kilobytes", name)), np.mean(of_name(found, "bits", name))) for name in found["bits"]}
-    return [name for name, own in points.items() if not any(other[0] <= own[0] and other[1] < own[1] for other in points.values())]
+def told(*names):
+    return lambda found: "; ".join(f"{name}: {mean(found, 'kilobytes', name):.0f} kB, {mean_and_spread(found['bits'][name][0], '.3f')}" for name in (FLOAT, *names))
+
+
+def points(found):
+    return {name: (mean(found, "kilobytes", name), mean(found, "bits", name)) for name in WAYS}
 
 
 @section.claim(
     "Do three bits a weight cost less than half of the weights?", paper="Kuzmin et al. 2023, arXiv:2307.02973, abstract: in most settings quantisation is better than pruning",
-    measured=lambda found: told(found, "4 bits", "3 bits, learned", "half pruned, learned", "2 of 4, learned", "thin, half of the numbers, learned"),
+    measured=told(THREE, *HALVED),
 )  # fmt: skip
 def bits_first(found):
-    """Three bits that learned are fewer bytes than a half that was pruned, thinned or left out, and fewer bits a character."""
-    others = [name for name in LEARNED if "bits" not in name]
-    own = "3 bits, learned"
-    return all(of_name(found, "kilobytes", own) < of_name(found, "kilobytes", name) and of_name(found, "bits", own) < of_name(found, "bits", name) for name in others)
+    """Three bits that learned are fewer bytes than a half that was pruned, thinned or left out, whichever way, and fewer bits a character."""
+    return all(found[measure][THREE][0] < found[measure][name][0] for name in HALVED for measure in ("kilobytes", "bits"))
 
 
 @section.claim(
     "Half pruned with three bits is better than two bits for all", paper="Han et al. 2015, arXiv:1510.00149: pruned first, then quantised",
-    measured=lambda found: told(found, "3 bits, learned", "half pruned, 3 bits, learned", "2 bits, learned"),
+    measured=told(THREE, MIXED, TWO),
 )  # fmt: skip
 def both(found):
     """It needs fewer bits a character, with at most 1.15 times the bytes."""
-    one, other = "half pruned, 3 bits, learned", "2 bits, learned"
-    return of_name(found, "bits", one) < of_name(found, "bits", other) and of_name(found, "kilobytes", one) <= 1.15 * of_name(found, "kilobytes", other)
+    return found["bits"][MIXED][0] < found["bits"][TWO][0] and found["kilobytes"][MIXED][0] <= 1.15 * found["kilobytes"][TWO][0]
 
 
 @section.claim(
-    "Only smaller parts are faster here", paper="Li et al. 2024, arXiv:2402.05964, table 1: the others want kernels of their own",
-    measured=lambda found: "; ".join(f"{name} {np.mean(of_name(found, 'speed', name)) / np.mean(of_name(found, 'speed', FLOAT)):.2f}" for name in found["speed"] if "units" in name or "layers" in name) + " of the floats' tokens a second",
-    kind="timed",
+    "Do three bits cost less with a look at the inputs?", paper="Frantar et al. 2022, arXiv:2210.17323, table 3; Lin et al. 2023, arXiv:2306.00978, table 4",
+    measured=told("3 bits", "3 bits, GPTQ", "3 bits, AWQ", THREE),
+)  # fmt: skip
+def a_look(found):
+    """GPTQ and AWQ cost at most 0.8 of what rounding costs."""
+    return max(cost(found, name) for name in ("3 bits, GPTQ", "3 bits, AWQ")) <= 0.8 * cost(found, "3 bits")
+
+
+@section.claim(
+    "Inputs of eight bits cost nothing here, and leave nothing to smooth",
+    paper="Dettmers et al. 2022, arXiv:2208.07339, section 3: features that break it come with models of 6.7 billion numbers", measured=told(*(name for name in WAYS if name.startswith("8 bits, inputs"))),
+)  # fmt: skip
+def inputs_too(found):
+    """Eight bits for weights and inputs cost at most 0.005 bits a character, plainly, with SmoothQuant and with LLM.int8."""
+    return max(cost(found, name) for name in WAYS if name.startswith("8 bits, inputs")) <= 0.005
+
+
+@section.claim(
+    "Does a half that inputs choose need no learning?", paper="Sun et al. 2023, arXiv:2306.11695, abstract: no retraining or weight update",
+    measured=told(*(f"{kept}, {way}" for kept in ("half", "2 of 4") for way in ("magnitude", "Wanda", "magnitude, learned"))),
+)  # fmt: skip
+def no_learning(found):
+    """Half of the weights, and two of each four, cost at most 1.5 times what those that magnitude chooses cost after learning."""
+    return all(cost(found, f"{kept}, Wanda") <= 1.5 * cost(found, f"{kept}, magnitude, learned") for kept in ("half", "2 of 4"))
+
+
+@section.claim(
+    "Are trains of cores better than two thin matrices of as many numbers?", paper="Yang et al. 2024 (CoMERA), arXiv:2405.14377, abstract: high compression without loss, from random cores",
+    measured=told("thin, learned", "thin, by inputs, learned", "tensor train, learned"),
+)  # fmt: skip
+def trains(found):
+    """They cost at most 0.95 of what the matrices cost that plain truncation begins with, as they do."""
+    return cost(found, "tensor train, learned") <= 0.95 * cost(found, "thin, learned")
+
+
+@section.claim(
+    "Is a student of half the width worth its bytes, after as many updates?", paper="no paper: students learn as long as their teachers did; Hinton et al. 2015, arXiv:1503.02531",
+    measured=told(TWO, "half of the units, learned", STUDENT),
+)  # fmt: skip
+def students(found):
+    """It needs fewer bits a character than the model of two bits a weight, which is smaller."""
+    return found["bits"][STUDENT][0] < found["bits"][TWO][0]
+
+
+@section.claim(
+    "Are smaller parts faster, each of them?", paper="Li et al. 2024, arXiv:2402.05964, table 1: the others want kernels of their own", kind="timed",
+    measured=lambda found: "; ".join(f"{name} {mean(found, 'speed', name) / mean(found, 'speed', FLOAT):.2f}" for name in (*PARTS, STUDENT)) + " of the floats' tokens a second",
 )  # fmt: skip
 def smaller_parts(found):
-    """Half of the units and two layers of three each read at least 1.15 times as many tokens a second as the whole model."""
-    return min(of_name(found, "speed", name) for name in ("half of the units, learned", "two layers of three, learned")) >= 1.15 * of_name(found, "speed", FLOAT)
+    """Half of the heads, half of the units, two layers of three and the student read at least 1.15 times as many tokens a second as the whole model."""
+    return min(found["speed"][name][0] for name in (*PARTS, STUDENT)) >= 1.15 * found["speed"][FLOAT][0]
 
 
 @section.report
 def report(found):
-    best = front(found)
-    rows = [["pairs of bytes counted", "", f"{counted_pairs(of.corpora()[True]):.3f}", "", ""]]
-    for name in found["bits"]:
-        rate = f"{section.rates[name]:g}" if name in LEARNED else ""
-        size, speed = np.mean(of_name(found, "kilobytes", name)), np.mean(of_name(found, "speed", name))
-        rows.append([name + (" *" if name in best else ""), f"{size:.0f}", mean_and_spread(of_name(found, "bits", name), ".3f"), f"{speed:,.0f}", rate])
+    rows, best = [["pairs of bytes counted", "", f"{counted_pairs(of.corpora()[True]):.3f}", "", ""]], front(points(found))
+    for name, (kilobytes, bits) in points(found).items():
+        row = [f"{kilobytes:.0f}", mean_and_spread(found["bits"][name][0], ".3f"), f"{mean(found, 'speed', name):,.0f}", f"{section.rates[name]:g}" if name in RATES else ""]
+        rows.append([name + (" *" if name in best else ""), *row])
+        section.values("sizes." + "_".join(name.replace(",", "").replace(".", "_").split()), {"kilobytes": kilobytes, "bits": bits})
     section.table("sizes", ["way (* none is smaller and better)", "kilobytes", "bits a character", "tokens a processor second", "learning rate"], rows)
-    keys = {"three": "3 bits, learned", "two": "2 bits, learned", "half": "half pruned, learned", "both": "half pruned, 3 bits, learned", "units": "half of the units, learned", "thin": "thin, half of the numbers, learned"}
-    for key, name in keys.items():
-        section.values(f"sizes.{key}", {"kilobytes": np.mean(of_name(found, "kilobytes", name)), "bits": np.mean(of_name(found, "bits", name))})
-    section.values("sizes", {"kilobytes": np.mean(of_name(found, "kilobytes", FLOAT)), "bits": np.mean(of_name(found, "bits", FLOAT)), "steps": STEPS})
+    section.value("sizes.steps", STEPS)
 
 
-@section.figure("sizes", size=(6.4, 4))
+@section.figure("sizes", size=(6.4, 5))
 def picture(ax, found):
-    best, points = front(found), {}
-    for name in found["bits"]:
-        x, y = np.mean(of_name(found, "kilobytes", name)), np.mean(of_name(found, "bits", name))
-        points[name] = x, y
-        ax.plot(x, y, "o" if name in best else "x", color="C0" if name in best else "C1")
-        ax.annotate(name.removesuffix(", learned"), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    ax.plot(*zip(*sorted(points[name] for name in best), strict=True), color="C0", linewidth=1)
-    ax.set(xlabel="kilobytes", ylabel="bits a character", xscale="log")
+    named_points(ax, points(found), xlabel="kilobytes", ylabel="bits a character", xscale="log")
 
 
 if __name__ == "__main__":

@@ -12,78 +12,32 @@ from functools import partial
 import numpy as np
 
 from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.compression.awq import awq
 from minitransformers.compression.calibration import least_error_magnitude
-from minitransformers.compression.gptq import gptq_blocked
-from minitransformers.compression.magnitude_pruning import magnitude_mask
-from minitransformers.compression.n_m_sparsity import n_m_mask
-from minitransformers.compression.quantize import dequantize_symmetric, in_groups, largest_magnitude, quantize_symmetric
-from minitransformers.compression.wanda import wanda_mask, wanda_scores
-from minitransformers.foundation import trees
 from minitransformers.models.llama import llama
 from minitransformers.models.llama_gguf import load_llama_gguf
 from minitransformers.models.published import published_file
 from minitransformers.models.tokenizers.byte_pair_encoding import byte_pair_encode
-from minitransformers.peft.nf4 import dequantize_nf4, quantize_nf4
-from minitransformers.reporting import Section, bits, dots, mean_and_spread
+from minitransformers.reporting import Section, bits, dots, matrices, mean_and_spread
 from minitransformers.reporting.needs import missing_smollm2
 from minitransformers.reporting.observed import observed
+from minitransformers.reporting.smaller import side_by_side
 
 section = Section(__file__, __doc__, kind="trained", needs=missing_smollm2)
 GROUP, WINDOW, READ, ASKED = 64, 256, 8, 2                   # weights that share a step; tokens; windows to calibrate with; windows to ask about
 FILE = "as its file has it"
 ROUNDED, FITTED, GPTQ, AWQ, NF4 = "rounded", "rounded, least error", "GPTQ", "AWQ", "NF4"
 MAGNITUDE, WANDA, HALF, PAIRS = "magnitude", "Wanda", "half", "2 of 4"
-TOGETHER = (("attention.query", "attention.key", "attention.value"), ("attention.output",), ("feed_forward.gate", "feed_forward.up"), ("feed_forward.down",))
-
-
-# %% Smaller matrices: make(weight, inputs), where weight is all that is multiplied with the same inputs, side by side
-def rounded(weight, inputs, *, bits, clip=largest_magnitude):
-    return dequantize_symmetric(quantize_symmetric(in_groups(weight, size=GROUP), bits=bits, clip=clip)).reshape(weight.shape)
-
-
-def by_gptq(weight, inputs, *, bits):
-    return dequantize_symmetric(gptq_blocked(weight, gram=inputs.gram, bits=bits, group=GROUP)).reshape(weight.shape)
-
-
-def by_awq(weight, inputs, *, bits):
-    """The weight with which a model computes whose inputs are divided by the factors: in the norm in front, or as they come."""
-    quantize = partial(quantize_symmetric, bits=bits)
-    found = awq(weight, magnitudes=inputs.mean_magnitudes, gram=inputs.gram, quantize=lambda own: quantize(in_groups(own, size=GROUP)), candidates=8)
-    return dequantize_symmetric(found.weight).reshape(weight.shape) / found.factors[:, None]
-
-
-def in_nf4(weight, inputs):
-    return dequantize_nf4(quantize_nf4(weight))
-
-
-def where(weight, inputs, *, mask):
-    return np.where(mask(weight, inputs), weight, 0)
-
-
 MASKS = {
-    (MAGNITUDE, HALF): lambda weight, inputs: magnitude_mask(weight, sparsity=0.5),
-    (WANDA, HALF): lambda weight, inputs: wanda_mask(weight, norms=inputs.norms, sparsity=0.5),
-    (MAGNITUDE, PAIRS): lambda weight, inputs: n_m_mask(weight, n=2, m=4),
-    (WANDA, PAIRS): lambda weight, inputs: n_m_mask(wanda_scores(weight, norms=inputs.norms), n=2, m=4),
-}
-WAYS = {ROUNDED: rounded, FITTED: partial(rounded, clip=least_error_magnitude), GPTQ: by_gptq, AWQ: by_awq}
-ARMS = {(ROUNDED, "8 bits"): partial(rounded, bits=8), (NF4, "4 bits"): in_nf4}
+    (MAGNITUDE, HALF): matrices.half, (WANDA, HALF): matrices.wanda_half, (MAGNITUDE, PAIRS): matrices.pairs, (WANDA, PAIRS): matrices.wanda_pairs,
+}  # fmt: skip
+WAYS = {  # make(weight, inputs), where weight is all that is multiplied with the same inputs, side by side
+    ROUNDED: partial(matrices.rounded, group=GROUP), FITTED: partial(matrices.rounded, group=GROUP, clip=least_error_magnitude),
+    GPTQ: partial(matrices.by_gptq, group=GROUP), AWQ: partial(matrices.by_awq, group=GROUP, candidates=8),
+}  # fmt: skip
+ARMS = {(ROUNDED, "8 bits"): partial(WAYS[ROUNDED], bits=8), (NF4, "4 bits"): matrices.in_nf4}
 ARMS |= {(name, f"{bits} bits"): partial(make, bits=bits) for bits in (4, 3) for name, make in WAYS.items()}
-ARMS |= {name: partial(where, mask=mask) for name, mask in MASKS.items()}
+ARMS |= {name: partial(matrices.masked, mask=mask) for name, mask in MASKS.items()}
 SIZE = {"8 bits": 8 + 32 / GROUP, "4 bits": 4 + 32 / GROUP, "3 bits": 3 + 32 / GROUP, HALF: 16 / 2 + 1, PAIRS: 16 / 2 + 1}  # bits a weight; what is not rounded in 16
-
-
-def smaller(base, inputs, make):
-    """The model with its 210 matrices made smaller."""
-    arrays = dict(trees.leaves(base))
-    for block in range(len(base.blocks)):
-        for parts in TOGETHER:
-            paths = [f"blocks.{block}.{part}.weight" for part in parts]
-            cuts = np.cumsum([arrays[path].shape[1] for path in paths])[:-1]
-            made = make(np.concatenate([arrays[path] for path in paths], axis=1), inputs[paths[0]])
-            arrays.update(zip(paths, np.split(made, cuts, axis=1), strict=True))
-    return trees.unflatten(base, arrays.values())
 
 
 # %% What is read, and what is asked
@@ -110,7 +64,7 @@ def experiment(rng):
     asked = windows(unknown, ASKED, rng)
     yield FILE, "4 bits", {"bits": bits_a_token(base, settings, asked)}
     for (name, size), make in ARMS.items():
-        yield name, size, {"bits": bits_a_token(smaller(base, inputs, make), settings, asked)}
+        yield name, size, {"bits": bits_a_token(side_by_side(make, base, inputs), settings, asked)}
 
 
 # %%

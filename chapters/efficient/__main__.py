@@ -8,5 +8,5 @@ that many texts live in.
 from minitransformers.reporting import run_chapter
 
 if __name__ == "__main__":
-    order = ["scaling", "traffic", "tile_size", "decoding", "sharing", "places", "paging"]
+    order = ["tiles", "scaling", "traffic", "tile_size", "decoding", "sharing", "places", "paging"]
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

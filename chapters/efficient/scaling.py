@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 import minitransformers as mt
-from minitransformers.reporting import Section, fitted_exponent, lines, peak_megabytes, shortest_times, ticks_at
+from minitransformers.reporting import Section, growth, lines, one_seed, peak_megabytes, shortest_times, ticks_at
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="timed")
@@ -40,11 +40,6 @@ def passes(name, arrays, dout):
 @section.experiment
 def experiment(rng):
     hold_blas()                                              # one thread, so that its own time is all there is
-    for n in (1, TILE - 1, TILE, 2 * TILE + 1):
-        *arrays, dout = rng.normal(size=(4, 2, n, WIDTH))
-        for dense, tiles in PAIRS:
-            both = zip(*(gradients(FORMS[name], arrays, dout) for name in (dense, tiles)), strict=True)
-            yield tiles, n, {"difference": max(np.abs(a - b).max() for a, b in both)}
     for n in LENGTHS[1:4] if section.quick else LENGTHS:
         *arrays, dout = rng.standard_normal((4, 1, n, WIDTH), np.float32)
         names = [name for pair in (PAIRS if n < LENGTHS[-1] else PAIRS[:1]) for name in pair]
@@ -57,20 +52,9 @@ def experiment(rng):
 
 
 # %%
-def single(found, measure, name):
-    """The numbers of the one seed there is, by length."""
-    return {n: float(np.ravel(of)[0]) for n, of in found[measure][name].items()}
-
-
-def exponent(found, measure, name):
-    """The fitted power over the longest three lengths: below, what a call costs whatever its length still shows."""
-    last = list(single(found, measure, name).items())[-3:]
-    return fitted_exponent(*zip(*last, strict=True))
-
-
 def share(found, measure, pair, n=None):
     """What tiles take of what the dense form takes, at a length or at the longest."""
-    dense, tiles = (single(found, measure, name) for name in pair)
+    dense, tiles = (one_seed(found[measure][name]) for name in pair)
     return tiles[n or max(tiles)] / dense[n or max(dense)]
 
 
@@ -79,18 +63,7 @@ def shares(found, pair):
 
 
 def told(found, measure):
-    return ", ".join(f"{name} {exponent(found, measure, name):.2f}" for name in FORMS)
-
-
-@section.claim(
-    "Tiles give what all scores at once give",
-    paper="Dao et al. 2022, arXiv:2205.14135, theorem 1: the algorithm returns softmax(Q K^T) V",
-    kind="exact",
-    measured=lambda found: f"{max(max(single(found, 'difference', name).values()) for name in found['difference']):.0e} apart",
-)
-def same(found):
-    """Output and gradients to 1e-12 in float64, where a text is shorter than a tile, fills it, or leaves one position over."""
-    return all(of < 1e-12 for name in found["difference"] for of in found["difference"][name].values())
+    return ", ".join(f"{name} {growth(found[measure][name]):.2f}" for name in FORMS)
 
 
 @section.claim(
@@ -101,7 +74,7 @@ def same(found):
 )
 def memory(found):
     """Exponents of the peak, forward and backward, over the longest three lengths: at most 1.1 in tiles, and 2 to within 0.15 else."""
-    powers = {name: exponent(found, "megabytes", name) for name in FORMS}
+    powers = {name: growth(found["megabytes"][name]) for name in FORMS}
     return all(powers[tiles] <= 1.1 and abs(powers[dense] - 2) < 0.15 for dense, tiles in PAIRS)
 
 
@@ -112,7 +85,7 @@ def memory(found):
 )
 def time(found):
     """Exponents of the time, forward and backward, over the longest three lengths: 1.5 to 2.2 in tiles, and at least 1.9 else."""
-    powers = {name: exponent(found, "seconds", name) for name in FORMS}
+    powers = {name: growth(found["seconds"][name]) for name in FORMS}
     return all(1.5 < powers[tiles] < 2.2 and powers[dense] > 1.9 for dense, tiles in PAIRS)
 
 
@@ -140,19 +113,20 @@ def as_quick(found):
 def report(found):
     rows = []
     for n in found["seconds"][DENSE]:
-        cells = [1e3 * single(found, "seconds", DENSE)[n], 1e3 * single(found, "seconds", TILES)[n], share(found, "seconds", PAIRS[0], n)]
-        cells += [single(found, "megabytes", DENSE)[n], single(found, "megabytes", TILES)[n], share(found, "megabytes", PAIRS[0], n)]
+        cells = []
+        for measure, factor in (("seconds", 1e3), ("megabytes", 1)):
+            cells += [*(factor * one_seed(found[measure][name])[n] for name in PAIRS[0]), share(found, measure, PAIRS[0], n)]
         rows.append([n, *(float(f"{cell:.3g}") for cell in cells)])
     section.table("flash", ["positions", "ms, dense", "tiles", "ratio", "MiB, dense", "in tiles", "of it"], rows)
     for pair, short in zip(PAIRS, ("back", "both"), strict=True):
         for name, form in zip(pair, ("dense", "tiles"), strict=True):
-            section.values(f"flash.{short}.{form}", {"time": exponent(found, "seconds", name), "memory": exponent(found, "megabytes", name)})
+            section.values(f"flash.{short}.{form}", {"time": growth(found["seconds"][name]), "memory": growth(found["megabytes"][name])})
         shares = {"time": share(found, "seconds", pair), "forward": share(found, "forward", pair), "memory": share(found, "megabytes", pair)}
         section.values(f"flash.{short}", {**shares, "longest": max(found["seconds"][pair[0]])})
         quicker = [n for n in found["seconds"][pair[1]] if share(found, "seconds", pair, n) < 1]
         if quicker:
             section.value(f"flash.{short}.from", min(quicker))
-    section.values("flash", {"difference": max(max(single(found, "difference", name).values()) for name in found["difference"]), "tile": TILE, "width": WIDTH})
+    section.values("flash", {"tile": TILE, "width": WIDTH})
 
 
 @section.figure("flash", size=(7.6, 3.2), ncols=2)

@@ -14,6 +14,7 @@ import numpy as np
 import minitransformers as mt
 from minitransformers.foundation import trees
 from minitransformers.reporting import Section, lines
+from minitransformers.training.needles import surprising_pairs
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="arithmetic")
@@ -49,25 +50,8 @@ FORMS = {
 
 
 # %% Texts with pairs in them, and questions at the end
-def unit(rng, *shape):
-    rows = rng.normal(size=shape)
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def token(address, value):
-    return np.concatenate([address, value, np.zeros_like(address)], axis=-1)
-
-
-def draw(rng, *, pairs):
-    """Texts, the values of the pairs, which pair each question is about, and where the pairs stand."""
-    x = np.tile(token(*unit(rng, 2, TRIALS, PERIOD, PART)), (1, LENGTH // PERIOD, 1))
-    address, value = unit(rng, 2, TRIALS, pairs, PART)
-    places = np.stack([np.sort(rng.choice(np.arange(4 * PERIOD, LENGTH - 3 * WINDOW), pairs, replace=False)) for _ in range(TRIALS)])
-    asked, trial = rng.permuted(np.tile(np.arange(pairs), (TRIALS, 1)), axis=1), np.arange(TRIALS)[:, None]
-    x[trial, places] = token(address, value)
-    x[:, -pairs:] = 0
-    x[:, -pairs:, 2 * PART :] = address[trial, asked]
-    return x.astype(np.float32), value.astype(np.float32), asked, places
+sizes = {"batch_size": TRIALS, "length": LENGTH, "part": PART, "period": PERIOD}
+draw = partial(surprising_pairs, **sizes, first=4 * PERIOD, last=LENGTH - 3 * WINDOW)
 
 
 def kept_among(x, places):
@@ -80,7 +64,7 @@ def kept_among(x, places):
 def experiment(rng):
     hold_blas()
     for pairs in PAIRS[1::2] if section.quick else PAIRS:
-        x, value, asked, places = draw(rng, pairs=pairs)
+        x, value, asked, places = draw(rng, num_pairs=pairs)
         for name, form in FORMS.items():
             read = form(x)[0][:, -pairs:, PART : 2 * PART]
             yield name, pairs, {"right": ((read @ value.swapaxes(-1, -2)).argmax(-1) == asked).mean()}
@@ -142,7 +126,7 @@ def report(found):
 @section.figure("eidetic", size=(6, 5.4), nrows=2)
 def picture(axes, found):
     above, below = axes
-    x, _, _, places = draw(np.random.default_rng(section.seed), pairs=8)
+    x, _, _, places = draw(np.random.default_rng(section.seed), num_pairs=8)
     surprise, spots = mt.innovation(x, mt.mamba(LAYER.ssm, x)[0])[0][0], places[0]
     shown = np.arange(4 * PERIOD, LENGTH - WINDOW)
     above.plot(shown, surprise[shown], color="#808080", linewidth=1.0, label="innovation")

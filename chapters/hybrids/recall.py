@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 
 import minitransformers as mt
-from minitransformers.reporting import Section, apart, lines, mean_and_spread, nats, processor_seconds
-from minitransformers.reporting.networks import behind_norm, hidden_for, network, with_the_word_before
+from minitransformers.reporting import Section, apart, by_pairs, mean_and_spread, mean_nats, processor_seconds, size_and_time, tried
+from minitransformers.reporting.networks import behind_norm, hidden_for, init_the_word_before, network, with_the_word_before
 from minitransformers.training.fit import fit
 from minitransformers.training.synthetic import few_first, packed_recall
 from minitransformers.training.task import Labelled, accuracy
@@ -40,7 +40,7 @@ BODIES = {
 
 
 def fresh_body(rng, name, hidden):
-    convolution = mt.init_causal_convolution(rng, WIDTH, width=2)
+    convolution = init_the_word_before(rng, WIDTH)
     if name == ZAMBA:
         body = mt.init_zamba(rng, WIDTH, num_layers=2, num_heads=2, every=1, d_state=4, d_hidden=hidden)
         return body._replace(shared=[body.shared[0]._replace(prepare=convolution)])
@@ -51,37 +51,28 @@ def fresh_body(rng, name, hidden):
     return [(mt.init_rms_norm(rng, WIDTH), part) for part in (mixer, mt.init_gated_feed_forward(rng, WIDTH, d_hidden=hidden))]
 
 
-def fresh(rng, name):
-    """Parameters, and how many they are."""
-    body = fresh_body(rng, name, hidden_for(PARAMETERS, partial(fresh_body, rng, name)))
-    ends = mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, WORDS)
-    return [mt.init_embedding(rng, WORDS, WIDTH, std=0.5), body, *ends], mt.trees.count_parameters(body)
-
-
 draw = partial(packed_recall, vocabulary_size=WORDS)
 
 
 def trained(name, rng, *, rate):
     """The trained model, as a function of ids, and how many parameters its layers have."""
+    body = fresh_body(rng, name, hidden_for(PARAMETERS, partial(fresh_body, rng, name)))
+    ends = mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, WORDS)
+    params = [mt.init_embedding(rng, WORDS, WIDTH, std=0.5), body, *ends]
     steps = 5 if section.quick else 3 * STEPS if name == LONGER else STEPS
-    known, model, (params, size) = iter(few_first(steps, len(PAIRS))), network(BODIES[name], mt.rms_norm, mt.linear), fresh(rng, name)
+    known, model = iter(few_first(steps, len(PAIRS))), network(BODIES[name], mt.rms_norm, mt.linear)
     task = Labelled(model, lambda rng: draw(rng, batch_size=16, num_pairs=int(rng.choice(PAIRS[: next(known)]))))
-    return partial(model, fit(params, task, steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02)), size
+    params = fit(params, task, steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02)
+    return partial(model, params), mt.trees.count_parameters(body)
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    for name in BODIES:
-        for rate in (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2):
-            own = np.random.default_rng(rng.integers(2**32))
-            yield name, rate, {"loss": lost(trained(name, own, rate=rate)[0], own)}
+    def lost(name, own, *, rate):
+        answer, _ = trained(name, own, rate=rate)
+        return mean_nats(answer, (draw(own, batch_size=128, num_pairs=pairs) for pairs in PAIRS))
 
-
-def lost(answer, rng):
-    """Nats a question, a mean over the numbers of pairs."""
-    drawn = (draw(rng, batch_size=128, num_pairs=pairs) for pairs in PAIRS)
-    return np.mean([nats(answer(ids)[0], targets) for ids, targets in drawn])
+    yield from tried(lost, BODIES, (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), rng, alike=False)
 
 
 @section.experiment
@@ -137,9 +128,8 @@ def room(found):
 def report(found):
     rows = []
     for name in BODIES:
-        right, size, seconds = found["right"][name], *(np.mean(found[measure][name]["training"]) for measure in ("parameters", "seconds"))
-        shares = [mean_and_spread(100 * right[pairs], ".1f") for pairs in PAIRS]
-        rows.append([name, KEPT[name], int(size), float(f"{seconds:.1f}"), *shares])
+        shares = [mean_and_spread(100 * found["right"][name][pairs], ".1f") for pairs in PAIRS]
+        rows.append([name, KEPT[name], *size_and_time(found, name, "training"), *shares])
     rows.append(["any value of the text", "", None, None, *(f"{100 / pairs:.1f}" for pairs in PAIRS)])
     section.table("recall", ["mixer", "numbers kept", "parameters", "processor seconds", *(f"{pairs} pairs, %" for pairs in PAIRS)], rows)
     section.values("recall", {"steps": STEPS, "longer": 3 * STEPS, "keys": WORDS // 2 - 1, "most": PAIRS[-1]})
@@ -150,9 +140,7 @@ def report(found):
 
 @section.figure("recall", size=(7.2, 3.2))
 def picture(ax, found):
-    lines(ax, found["right"])
-    ax.plot(PAIRS, [1 / pairs for pairs in PAIRS], "--", color="#808080", label="any value of the text")
-    ax.set(xlabel="pairs", ylabel="right", ylim=(0, 1.05), xticks=PAIRS)
+    by_pairs(ax, found["right"], PAIRS)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 

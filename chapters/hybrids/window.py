@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 
 import minitransformers as mt
-from minitransformers.reporting import Section, apart, lines, mean_and_spread, nats, processor_seconds
-from minitransformers.reporting.networks import behind_norm, hidden_for, network, with_the_word_before
+from minitransformers.reporting import Section, apart, by_pairs, mean_and_spread, mean_nats, processor_seconds, size_and_time, tried
+from minitransformers.reporting.networks import behind_norm, hidden_for, init_the_word_before, network, with_the_word_before
 from minitransformers.training.fit import fit
 from minitransformers.training.synthetic import few_first, packed_recall
 from minitransformers.training.task import Labelled, accuracy
@@ -28,26 +28,17 @@ PLACES = [(where, pairs) for where in (NEAR, FAR) for pairs in PAIRS]
 
 
 # %% Models: mixers behind their norms, then a feed-forward network as wide as makes all models equally large
-def init_window(rng):
-    params = mt.init_sliding_window_attention(rng, WIDTH, num_heads=1)
-    return params._replace(prepare=mt.init_causal_convolution(rng, WIDTH, width=2))
-
-
 state = partial(mt.init_mamba, d_model=WIDTH, d_state=1), mt.mamba
-window = init_window, partial(mt.sliding_window_attention, num_heads=1, window=WINDOW, prepare=with_the_word_before)
+window = (
+    lambda rng: mt.init_sliding_window_attention(rng, WIDTH, num_heads=1)._replace(prepare=init_the_word_before(rng, WIDTH)),
+    partial(mt.sliding_window_attention, num_heads=1, window=WINDOW, prepare=with_the_word_before),
+)
 MIXERS = {MAMBA: [state], WINDOWS: [window, window], SAMBA: [state, window], FAR_FIRST: [state, window]}
 
 
 def fresh_body(rng, name, hidden):
     parts = [*(init(rng) for init, _ in MIXERS[name]), mt.init_gated_feed_forward(rng, WIDTH, d_hidden=hidden)]
     return [(mt.init_rms_norm(rng, WIDTH), part) for part in parts]
-
-
-def fresh(rng, name):
-    """Parameters, and how many the layers have."""
-    body = fresh_body(rng, name, hidden_for(PARAMETERS, partial(fresh_body, rng, name)))
-    ends = mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, WORDS)
-    return [mt.init_embedding(rng, WORDS, WIDTH, std=0.5), *body, *ends], mt.trees.count_parameters(body)
 
 
 # %% The task, and lessons in it
@@ -57,31 +48,29 @@ def draw(rng, where, pairs, batch_size):
 
 def trained(name, rng, *, rate):
     """The trained model, as a function of ids, and how many parameters its layers have."""
-    steps = 5 if section.quick else STEPS
-    lessons, (params, size) = enumerate(few_first(steps, len(PAIRS))), fresh(rng, name)
+    body = fresh_body(rng, name, hidden_for(PARAMETERS, partial(fresh_body, rng, name)))
+    ends = mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, WORDS)
+    params = [mt.init_embedding(rng, WORDS, WIDTH, std=0.5), *body, *ends]
     model = network(*(behind_norm(mixer) for _, mixer in MIXERS[name]), behind_norm(mt.gated_feed_forward), mt.rms_norm, mt.linear)
+    steps = 5 if section.quick else STEPS
+    lessons = enumerate(few_first(steps, len(PAIRS)))
 
     def batch(rng):
         step, known = next(lessons)
         pairs, where = rng.choice(PAIRS[:known]), rng.choice([FAR] if name == FAR_FIRST and step / steps < 0.3 else [NEAR, FAR])
         return draw(rng, where, int(pairs), batch_size=16)
 
-    return partial(model, fit(params, Labelled(model, batch), steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02)), size
-
-
-def lost(answer, rng):
-    """Nats a question, a mean over the numbers of pairs, near and far."""
-    drawn = (draw(rng, *place, batch_size=128) for place in PLACES)
-    return np.mean([nats(answer(ids)[0], targets) for ids, targets in drawn])
+    params = fit(params, Labelled(model, batch), steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02)
+    return partial(model, params), mt.trees.count_parameters(body)
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    for name in MIXERS:
-        for rate in (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2):
-            starts = [np.random.default_rng(seed) for seed in rng.integers(2**32, size=1 if section.quick else 2)]  # one may be lucky
-            yield name, rate, {"loss": np.mean([lost(trained(name, own, rate=rate)[0], own) for own in starts])}
+    def lost(name, own, *, rate):
+        answer, _ = trained(name, own, rate=rate)
+        return mean_nats(answer, (draw(own, *place, batch_size=128) for place in PLACES))
+
+    yield from tried(lost, MIXERS, (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2), rng, alike=False, starts=2)
 
 
 @section.experiment
@@ -139,15 +128,12 @@ def far_first(found):
 
 @section.report
 def report(found):
-    rows = []
-    for name in MIXERS:
-        size, seconds = (np.mean(found[measure][name]["training"]) for measure in ("parameters", "seconds"))
-        shares = [mean_and_spread(100 * found["right"][name][place], ".0f") for place in PLACES]
-        rows.append([name, int(size), float(f"{seconds:.1f}"), *shares])
+    shares = {name: [mean_and_spread(100 * of[place], ".0f") for place in PLACES] for name, of in found["right"].items()}
+    rows = [[name, *size_and_time(found, name, "training"), *shares[name]] for name in MIXERS]
     rows.append(["any value of the text", None, None, *(f"{100 / pairs:.0f}" for _, pairs in PLACES)])
     section.table("window", ["model", "parameters", "processor seconds", *(f"{pairs}, {where}, %" for where, pairs in PLACES)], rows)
-    spread = apart(np.mean(of["training"]) for of in found["parameters"].values())
-    section.values("window", {"steps": STEPS, "window": WINDOW, "gap": GAP, "spread": spread})
+    section.values("window", {"steps": STEPS, "window": WINDOW, "gap": GAP})
+    section.value("window.spread", apart(np.mean(of["training"]) for of in found["parameters"].values()))
     for key, name in {"mamba": MAMBA, "windows": WINDOWS, "samba": SAMBA, "far_first": FAR_FIRST}.items():
         section.values(f"window.{key}", {where: 100 * np.mean(of(found, name, where)) for where in (NEAR, FAR)})
 
@@ -155,10 +141,8 @@ def report(found):
 @section.figure("window", size=(7.6, 3), ncols=2, sharey=True)
 def picture(axes, found):
     for ax, where in zip(axes, (NEAR, FAR), strict=True):
-        lines(ax, {name: {pairs: found["right"][name][where, pairs] for pairs in PAIRS} for name in MIXERS})
-        ax.plot(PAIRS, [1 / pairs for pairs in PAIRS], "--", color="#808080", label="any value of the text")
-        ax.set(xlabel=f"pairs, {where}", ylim=(0, 1.05), xticks=PAIRS)
-    axes[0].set(ylabel="right")
+        curves = {name: {pairs: found["right"][name][where, pairs] for pairs in PAIRS} for name in MIXERS}
+        by_pairs(ax, curves, PAIRS, xlabel=f"pairs, {where}", ylabel="right" if where == NEAR else "")
     axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 import minitransformers as mt
-from minitransformers.reporting import Section, lines, mean_and_spread, nats
+from minitransformers.reporting import Section, by_pairs, listed, mean_nats, tried
 from minitransformers.reporting.networks import behind_norm, convolved, network
 from minitransformers.training.fit import fit
 from minitransformers.training.synthetic import packed_recall
@@ -52,10 +52,9 @@ def init_linear_attention(rng, size):
     return mt.RecurrentAttention(query, key, value, output, recurrence=(init_convolutions(rng, size), mt.init_rms_norm(rng, WIDTH)))
 
 
-attention = partial(mt.multi_head_attention, num_heads=1, core=partial(convolved, inner=mt.softmax_attention))
 linear_attention = partial(mt.recurrent_attention, num_heads=1, recurrence=partial(convolved, inner=summed))
 MIXERS = {
-    ATTENTION: (init_attention, attention),
+    ATTENTION: (init_attention, partial(mt.multi_head_attention, num_heads=1, core=partial(convolved, inner=mt.softmax_attention))),
     **{LINEAR[size]: (partial(init_linear_attention, size=size), linear_attention) for size in SIZES},
     MAMBA: (partial(mt.init_mamba, d_model=WIDTH, d_state=4), mt.mamba),
 }
@@ -66,29 +65,23 @@ STATE = {ATTENTION: "64 a token", **{LINEAR[size]: size * WIDTH for size in SIZE
 draw = partial(packed_recall, vocabulary_size=WORDS)
 
 
-def fresh(rng, mixer):
-    words, mixed = mt.init_embedding(rng, WORDS, WIDTH, std=0.5), (mt.init_rms_norm(rng, WIDTH), MIXERS[mixer][0](rng))
-    return [words, mixed, mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, WORDS, std=START)]
-
-
 def trained(mixer, rng, *, rate):
     """The trained model, as a function of ids. Numbers of pairs are added, evenly, until three fifths of the steps."""
-    steps = 5 if section.quick else STEPS
+    (init, mix), steps = MIXERS[mixer], 5 if section.quick else STEPS
+    words, mixed = mt.init_embedding(rng, WORDS, WIDTH, std=0.5), (mt.init_rms_norm(rng, WIDTH), init(rng))
+    params = [words, mixed, mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, WORDS, std=START)]
     known = iter([min(len(PAIRS), 1 + int(len(PAIRS) * step / (0.6 * steps))) for step in range(steps)])
-    model = network(behind_norm(MIXERS[mixer][1]), mt.rms_norm, mt.linear)
+    model = network(behind_norm(mix), mt.rms_norm, mt.linear)
     task = Labelled(model, lambda rng: draw(rng, batch_size=32, num_pairs=int(rng.choice(PAIRS[: next(known)]))))
-    return partial(model, fit(fresh(rng, mixer), task, steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02))
+    return partial(model, fit(params, task, steps=steps, peak=rate, rng=rng, warmup=1 / 12, floor=0.02))
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    for mixer in MIXERS:
-        for rate in (3e-3, 1e-2) if section.quick else (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2):
-            own = np.random.default_rng(rng.integers(2**32))
-            answer = trained(mixer, own, rate=rate)
-            ids, targets = draw(own, batch_size=256, num_pairs=16)
-            yield mixer, rate, {"loss": nats(answer(ids)[0], targets)}
+    def lost(mixer, own, *, rate):
+        return mean_nats(trained(mixer, own, rate=rate), [draw(own, batch_size=256, num_pairs=16)])
+
+    yield from tried(lost, MIXERS, (3e-3, 1e-2) if section.quick else (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2), rng, alike=False)
 
 
 @section.experiment
@@ -102,14 +95,10 @@ def experiment(rng):
 
 
 # %%
-def told(found, *mixers):
-    return "; ".join(f"{mixer} {', '.join(mean_and_spread(found['right'][mixer][pairs]) for pairs in ASKED)}" for mixer in mixers)
-
-
 @section.claim(
     "Attention recalls every pair, and a fixed state fewer the more there are",
     paper="Arora et al. 2023, arXiv:2312.04927, section 4: attention solves recall at every width, a recurrence as far as its state is large",
-    measured=lambda found: f"right of {', '.join(map(str, ASKED))} pairs: {told(found, ATTENTION, LINEAR[8])}",
+    measured=lambda found: f"right of {', '.join(map(str, ASKED))} pairs: {listed(found['right'], (ATTENTION, LINEAR[8]), [*ASKED])}",
 )
 def all_pairs(found):
     """Attention at least 0.99 at 16 pairs; linear attention with N = 8 at least 0.9 at 4 pairs, and less by 0.05 or more at 16."""
@@ -120,7 +109,7 @@ def all_pairs(found):
 @section.claim(
     "A larger state recalls more",
     paper="Arora et al. 2024 (Based), arXiv:2402.18668, section 3: recall grows with the state, whatever the recurrence",
-    measured=lambda found: told(found, *LINEAR.values()),
+    measured=lambda found: listed(found["right"], LINEAR.values(), [*ASKED]),
 )
 def larger(found):
     """With N = 16 at least 0.95 at 16 pairs, with N = 4 at most 0.75 and less by 0.2 or more."""
@@ -131,7 +120,7 @@ def larger(found):
 @section.claim(
     "Does the smallest state bind keys to values from every start?",
     paper="no paper: a model that has learned nothing but to name some value of the text is right once in as many pairs",
-    measured=lambda found: f"{told(found, LINEAR[4], MAMBA)}; naming any value {', '.join(f'{1 / pairs:.2f}' for pairs in ASKED)}",
+    measured=lambda found: f"{listed(found['right'], (LINEAR[4], MAMBA), [*ASKED])}; naming any value {', '.join(f'{1 / pairs:.2f}' for pairs in ASKED)}",
 )
 def binds(found):
     """With N = 4 and after so short a training linear attention and Mamba are right in 0.2 more of 4 pairs than naming any value is."""
@@ -151,9 +140,7 @@ def report(found):
 
 @section.figure("recall", size=(7.2, 3.2))
 def picture(ax, found):
-    lines(ax, found["right"])
-    ax.plot(ASKED, [1 / pairs for pairs in ASKED], "--", color="#808080", label="any value of the text")
-    ax.set(xlabel="pairs", ylabel="right", ylim=(0, 1.05), xticks=ASKED)
+    by_pairs(ax, found["right"], ASKED)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 

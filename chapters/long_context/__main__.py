@@ -3,5 +3,5 @@
 from minitransformers.reporting import run_chapter
 
 if __name__ == "__main__":
-    order = ["chunks", "retrieval", "graph", "recall", "reach", "text", "replay"]
+    order = ["chunks", "retrieval", "graph", "recall", "asked_last", "reach", "methods", "text", "telling", "replay"]
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

@@ -7,117 +7,33 @@ neighbour comes before or after, or all at once, as a hierarchical Transformer d
 """
 
 # %%
-from functools import partial
-
 import numpy as np
 
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.basics.gelu import gelu
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.basics.relu import relu
-from minitransformers.long_context.encoder_block import encoder_block, init_encoder_block
-from minitransformers.long_context.sentence_graph import init_sentence_graph, sentence_graph
-from minitransformers.positional.learned import init_learned, learned
 from minitransformers.reporting import Section, dots, mean_and_spread, nats, tried
+from minitransformers.reporting.neighbours import (
+    ALONE,
+    CONTEXTS,
+    EDGES,
+    KINDS,
+    NO_PLACES,
+    PLACES,
+    draw_neighbours,
+    init_reader,
+    reader_with,
+)
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, accuracy
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
-SENTENCES, LENGTH, NOISE, WIDTH, HEADS, STEPS, BATCH, ASKED = 12, 6, 38, 32, 2, 300, 64, 2000
-ALONE, EDGES, KINDS, PLACES, NO_PLACES = "each alone", "edges to neighbours", "edges of two kinds", "a Transformer over sentences", "the same without places"
+STEPS, ASKED = 300, 2000
 KEYS = {"alone": ALONE, "edges": EDGES, "kinds": KINDS, "places": PLACES, "without": NO_PLACES}
 ALONE_AT_BEST, EDGES_AT_BEST = 1 / 11, 6 / 11                # a guess among eleven; a guess between two but at the text's start
 
 
-def draw(rng, *, texts=BATCH):
-    ids = rng.integers(NOISE, size=(texts, SENTENCES, LENGTH))
-    cue = rng.integers(SENTENCES - 1, size=texts)
-    ids[np.arange(texts), cue, rng.integers(LENGTH, size=texts)] = NOISE
-    return ids, cue + 1
-
-
-def edges_of(texts):
-    """From each sentence to itself and its neighbours, sorted by target: sources, targets, and a kind (0 before, 1 itself, 2 after)."""
-    steps = np.array([-1, 0, 1])
-    source = np.arange(SENTENCES)[:, None] + steps
-    inside = (source >= 0) & (source < SENTENCES)
-    own = [source[inside], np.repeat(np.arange(SENTENCES), inside.sum(axis=1)), np.broadcast_to([0, 1, 2], source.shape)[inside]]
-    shift = SENTENCES * np.arange(texts)[:, None]
-    return (own[0] + shift).ravel(), (own[1] + shift).ravel(), np.tile(own[2], texts)
-
-
-# %% What a sentence learns of the others: context(params, h) -> z, backward
-def alone(params, h):
-    return h, lambda dz: (None, dz)
-
-
-def graph(params, h, *, kinds):
-    sources, targets, kind = edges_of(len(h))
-    out, backward = sentence_graph(params, h.reshape(-1, WIDTH), sources=sources, targets=targets, kinds=kind if kinds else None)
-    z, active_backward = gelu(out)
-
-    def back(dz):
-        dparams, dh = backward(active_backward(dz.reshape(-1, WIDTH)))
-        return dparams, dh.reshape(h.shape)
-
-    return z.reshape(h.shape), back
-
-
-def over_sentences(params, h):
-    places, block = params
-    x, places_backward = learned(places, h) if places is not None else (h, lambda dx: (None, dx))
-    z, block_backward = encoder_block(block, x, num_heads=HEADS)
-
-    def back(dz):
-        dblock, dx = block_backward(dz)
-        dplaces, dh = places_backward(dx)
-        return (dplaces, dblock), dh
-
-    return z, back
-
-
-CONTEXTS = {
-    ALONE: (lambda rng: None, alone),
-    EDGES: (lambda rng: init_sentence_graph(rng, WIDTH, num_heads=HEADS), partial(graph, kinds=False)),
-    KINDS: (lambda rng: init_sentence_graph(rng, WIDTH, num_heads=HEADS, kinds=3), partial(graph, kinds=True)),
-    PLACES: (lambda rng: (init_learned(rng, max_positions=SENTENCES, d_model=WIDTH), init_encoder_block(rng, WIDTH, num_heads=HEADS, d_hidden=WIDTH)), over_sentences),
-    NO_PLACES: (lambda rng: (None, init_encoder_block(rng, WIDTH, num_heads=HEADS, d_hidden=WIDTH)), over_sentences),
-}
-
-
-# %% The reader: words to sentences, what they learn of each other, a score for each
-def fresh(name, rng):
-    words = init_embedding(rng, NOISE + 1, WIDTH, std=1.0)
-    return [words, init_linear(rng, WIDTH, WIDTH), CONTEXTS[name][0](rng), init_linear(rng, 2 * WIDTH, WIDTH), init_linear(rng, WIDTH, 1)]
-
-
-def reader(params, ids, *, context):
-    words, lift, own, inner, outer = params
-    e, words_backward = embedding(words, ids=ids)
-    lifted, lift_backward = linear(lift, e)
-    active, active_backward = relu(lifted)
-    h = active.mean(axis=-2)
-    z, context_backward = context(own, h)
-    hidden, inner_backward = linear(inner, np.concatenate([h, z], axis=-1))
-    rectified, rectified_backward = relu(hidden)
-    scores, outer_backward = linear(outer, rectified)
-
-    def backward(dscores):
-        douter, drectified = outer_backward(dscores[..., None])
-        dinner, dboth = inner_backward(rectified_backward(drectified))
-        down, dh = context_backward(dboth[..., WIDTH:])
-        dh = dh + dboth[..., :WIDTH]                         # h is read by the scorer and by the context
-        dactive = np.broadcast_to(dh[..., None, :] / LENGTH, active.shape)
-        dlift, de = lift_backward(active_backward(dactive))
-        return [words_backward(de), dlift, down, dinner, douter]
-
-    return scores[..., 0], backward
-
-
 def learned_reader(name, rng, *, rate):
-    model = partial(reader, context=CONTEXTS[name][1])
-    params = fit(fresh(name, rng), Labelled(model, draw), steps=5 if section.quick else STEPS, peak=rate, rng=rng)
+    model = reader_with(name)
+    params = fit(init_reader(name, rng), Labelled(model, draw_neighbours), steps=5 if section.quick else STEPS, peak=rate, rng=rng)
     return params, model
 
 
@@ -128,7 +44,7 @@ def tuning(rng):
         found = []
         for _ in range(1 if section.quick else 2):
             params, model = learned_reader(name, rng, rate=rate)
-            ids, answers = draw(rng, texts=500)
+            ids, answers = draw_neighbours(rng, texts=500)
             found.append(nats(model(params, ids)[0], answers))
         return np.mean(found)
 
@@ -140,7 +56,7 @@ def experiment(rng):
     hold_blas()
     for name in CONTEXTS:
         params, model = learned_reader(name, rng, rate=section.rates[name])
-        ids, answers = draw(rng, texts=100 if section.quick else ASKED)
+        ids, answers = draw_neighbours(rng, texts=100 if section.quick else ASKED)
         yield name, 0, {"right": accuracy(model(params, ids)[0], answers)}
 
 

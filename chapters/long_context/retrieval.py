@@ -9,78 +9,27 @@ they are, or each replaced by its synonym. A reader sees ten sentences, the firs
 # %%
 import numpy as np
 
-from minitransformers.basics.embedding import Embedding, embedding
 from minitransformers.basics.log_softmax import log_softmax
 from minitransformers.basics.softmax import softmax
-from minitransformers.long_context.bm25 import bm25, bm25_index
-from minitransformers.long_context.dense_retriever import dense_retriever
-from minitransformers.long_context.retrieve_then_read import retrieve_then_read
 from minitransformers.reporting import Section, mean_and_spread, tried
+from minitransformers.reporting.questions import (
+    ANSWERS,
+    by_answers,
+    by_pairs,
+    by_vectors,
+    by_words,
+    draw_questions,
+    init_tables,
+    other_words,
+    read,
+)
 from minitransformers.training.fit import fit
-from minitransformers.training.task import FromLoss
 
 section = Section(__file__, __doc__, kind="trained")
-WORDS, ANSWERS, SENTENCES, LENGTH, ASKED, WIDTH, READ = 800, 8, 200, 12, 4, 64, 10
-QUESTIONS, STEPS, BATCH, SHARPNESS, SURE = 200, 200, 128, 0.05, 0.95
+SENTENCES, READ, QUESTIONS, STEPS = 200, 10, 200, 200
 FIRST, SAME, OTHER = "the first ten", "BM25, the same words", "BM25, synonyms"
 UNTRAINED, PAIRS, ONLY, FOREIGN = "vectors, untrained", "vectors, taught by pairs", "vectors, taught by answers alone", "vectors taught by pairs, the same words"
 KEYS = {"first": FIRST, "same": SAME, "other": OTHER, "untrained": UNTRAINED, "pairs": PAIRS, "only": ONLY, "foreign": FOREIGN}
-
-
-# %% Texts and questions
-def draw(rng, synonyms, *, texts, sentences):
-    """Words (texts, sentences, 12), an answer each, which sentence is asked for, and the question with words replaced (texts, 4)."""
-    words = rng.integers(WORDS, size=(texts, sentences, LENGTH))
-    asked = rng.integers(sentences, size=texts)
-    places = np.argsort(rng.random((texts, LENGTH)), axis=1)[:, :ASKED]
-    same = np.take_along_axis(words[np.arange(texts), asked], places, axis=1)
-    return words, rng.integers(ANSWERS, size=(texts, sentences)), asked, same, synonyms[same]
-
-
-def read(answers):
-    """What a reader says of each sentence, as log-probabilities of the answers: sure of what stands there, and never quite."""
-    rest = (1 - SURE) / (ANSWERS - 1)
-    return np.log(np.where(np.arange(ANSWERS) == answers[..., None], SURE, rest))
-
-
-# %% Vectors: the mean of a text's words, in a table for questions and one for sentences
-def init_tables(rng):
-    return [Embedding((rng.standard_normal((WORDS, WIDTH)) / np.sqrt(WIDTH)).astype(np.float32)) for _ in range(2)]
-
-
-def encoded(table, ids):
-    vectors, backward = embedding(table, ids=ids)
-    count = ids.shape[-1]
-    return vectors.mean(axis=-2), lambda dout: backward(np.repeat(dout[..., None, :] / count, count, axis=-2))
-
-
-def by_pairs(rng, synonyms):
-    """The loss of finding the sentence of each question among those of all."""
-
-    def loss(tables):
-        words, _, _, _, question = draw(rng, synonyms, texts=BATCH, sentences=1)
-        (asks, asks_backward), (says, says_backward) = encoded(tables[0], question), encoded(tables[1], words[:, 0])
-        value, backward = dense_retriever(asks, says, temperature=SHARPNESS)
-        dasks, dsays = backward(np.float32(1.0))
-        return value, [asks_backward(dasks), says_backward(dsays)]
-
-    return FromLoss(loss)
-
-
-def by_answers(rng, synonyms):
-    """The loss of the answer, over the sentences of a text of 32; nobody says which of them has it."""
-
-    def loss(tables):
-        words, answers, asked, _, question = draw(rng, synonyms, texts=BATCH // 2, sentences=32)
-        (asks, asks_backward), (says, says_backward) = encoded(tables[0], question), encoded(tables[1], words)
-        scores = (says @ asks[..., None])[..., 0] / SHARPNESS
-        right = np.take_along_axis(answers, asked[:, None], axis=1)
-        log_probs = np.take_along_axis(read(answers), right[..., None], axis=-1).astype(np.float32)  # (texts, sentences, 1)
-        value, backward = retrieve_then_read(scores, log_probs)
-        dscores = backward(np.float32(1.0))[0] / SHARPNESS
-        return value, [asks_backward((dscores[..., None] * says).sum(axis=1)), says_backward(dscores[..., None] * asks[:, None])]
-
-    return FromLoss(loss)
 
 
 WAYS = {PAIRS: (by_pairs, STEPS), ONLY: (by_answers, 3 * STEPS)}
@@ -102,33 +51,13 @@ def judged(scores, answers, asked):
     return {"first": found[:, 0].mean(), "found": found.any(axis=1).mean(), "right": (said == right).mean()}
 
 
-def by_words(words, questions, rng):
-    """BM25's scores, and of equals in an order by lot."""
-    scores = np.array([bm25(bm25_index(list(text)), question) for text, question in zip(words, questions, strict=True)])
-    return scores + 1e-9 * rng.random(scores.shape)
-
-
-def by_vectors(tables, words, questions):
-    asks, says = encoded(tables[0], questions)[0], encoded(tables[1], words)[0]
-    unit = [part / np.linalg.norm(part, axis=-1, keepdims=True) for part in (asks, says)]
-    return (unit[1] @ unit[0][..., None])[..., 0] / SHARPNESS
-
-
-def other_words(rng):
-    """A synonym for each word, never itself."""
-    order = rng.permutation(WORDS)
-    synonyms = np.empty(WORDS, int)
-    synonyms[order] = np.roll(order, 1)
-    return synonyms
-
-
 @section.tuning
 def tuning(rng):
     synonyms = other_words(rng)
 
     def loss(name, rng, rate):
         tables = taught(name, rng, synonyms, rate=rate)
-        words, _, asked, _, question = draw(rng, synonyms, texts=QUESTIONS, sentences=SENTENCES)
+        words, _, asked, _, question = draw_questions(rng, synonyms, texts=QUESTIONS, sentences=SENTENCES)
         log_p, _ = log_softmax(by_vectors(tables, words, question))
         return -log_p[np.arange(QUESTIONS), asked].mean()
 
@@ -139,7 +68,7 @@ def tuning(rng):
 def experiment(rng):
     synonyms = other_words(rng)
     tables = {UNTRAINED: init_tables(rng), **{name: taught(name, rng, synonyms, rate=section.rates[name]) for name in WAYS}}
-    words, answers, asked, same, question = draw(rng, synonyms, texts=20 if section.quick else QUESTIONS, sentences=SENTENCES)
+    words, answers, asked, same, question = draw_questions(rng, synonyms, texts=20 if section.quick else QUESTIONS, sentences=SENTENCES)
     places = -np.arange(SENTENCES)[None] * 1e-3 + np.zeros((len(words), 1))
     scores = {FIRST: places, SAME: by_words(words, same, rng), OTHER: by_words(words, question, rng)}
     scores |= {name: by_vectors(of, words, question) for name, of in tables.items()}

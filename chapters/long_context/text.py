@@ -7,25 +7,16 @@ time; then the validation text, with memories of other lengths than it learned w
 """
 
 # %%
-import time
-from functools import partial
-
 import numpy as np
 
-from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.basics.embedding import embedding, init_embedding
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.long_context.transformer_xl import init_transformer_xl, transformer_xl
-from minitransformers.long_context.transformer_xl_layer import transformer_xl_pre_norm_layer
-from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting import Section, bits, counted_pairs, lines, mean_and_spread, processor_seconds, tried
+from minitransformers.reporting import Section, counted_pairs, lines, mean_and_spread, processor_seconds, tried
+from minitransformers.reporting.streams import LENGTH, Streams, bits_in_streams, init_model
 from minitransformers.training.fit import fit
-from minitransformers.training.task import Task
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
-STREAMS, LENGTH, WIDTH, HEADS, LAYERS, MEMORY, STEPS = 16, 32, 64, 2, 2, 32, 600
+MEMORY, STEPS = 32, 600
 WITHOUT, WITH, AS_LONG, DELETED = "without a memory", "with a memory", "with a memory, as much time", "its own position alone"
 RUNS = {WITHOUT: (0, STEPS), WITH: (MEMORY, STEPS), AS_LONG: (MEMORY, STEPS * 3 // 4), DELETED: (None, STEPS // 2)}  # memory, updates
 LENGTHS = (0, 8, 16, 32, 64, 128)
@@ -34,69 +25,15 @@ corpus = Corpus.load(context=LENGTH)
 apart = Corpus.from_text(corpus.train_text, context=LENGTH)  # rates are chosen without the validation part
 
 
-# %% The model of a segment
-def model(params, ids, memory, *, length):
-    """Logits, the next memory, and backward. length is how many positions a memory holds; None: a token at a time, alone."""
-    words, stack, norm, head = params
-    x, words_backward = embedding(words, ids=ids)
-    cut = x if length is not None else x.reshape(-1, 1, WIDTH)
-    (out, memory), stack_backward = transformer_xl(
-        stack, cut, memory=memory if length else None, memory_length=max(length or 1, 1), num_heads=HEADS, layer=transformer_xl_pre_norm_layer
-    )
-    normed, norm_backward = layer_norm(norm, out.reshape(x.shape))
-    logits, head_backward = linear(head, normed)
-
-    def backward(dlogits):
-        dhead, dnormed = head_backward(dlogits)
-        dnorm, dout = norm_backward(dnormed)
-        dstack, dx = stack_backward((dout.reshape(out.shape), None))
-        return words_backward(dx.reshape(x.shape)), dstack, dnorm, dhead
-
-    return logits, memory, backward
-
-
-class Streams(Task):
-    """A text as streams that are read side by side, segment after segment, each with the memory of the one before."""
-
-    def __init__(self, ids, length, rng):
-        self.length, self.memory, self.place = length, None, 0
-        span = (len(ids) - 1) // STREAMS
-        begins = rng.integers(len(ids) - 1) + span * np.arange(STREAMS)
-        self.ids = np.take(ids, begins[:, None] + np.arange(span), mode="wrap")
-
-    def batch(self, rng):
-        if self.place + LENGTH >= self.ids.shape[1]:
-            self.place, self.memory = 0, None
-        part = self.ids[:, self.place : self.place + LENGTH + 1]
-        self.place += LENGTH
-        return part[:, :-1], part[:, 1:]
-
-    def loss(self, params, batch, *, rng):
-        ids, targets = batch
-        logits, self.memory, backward = model(params, ids, self.memory, length=self.length)
-        total, loss_backward = cross_entropy(logits, targets=targets, reduction="sum")
-        return (total, targets.size), lambda dloss: backward(loss_backward(dloss[0]))
-
-
 def learned(name, rng, text, *, rate):
     length, steps = RUNS[name]
-    size = text.vocabulary.size
-    params = init_embedding(rng, size, WIDTH, std=0.5), init_transformer_xl(rng, WIDTH, num_layers=LAYERS, num_heads=HEADS), init_layer_norm(rng, WIDTH), init_linear(rng, WIDTH, size)
-    settings = {"warmup": 0.05, "floor": 0.05}
-    return fit(params, Streams(text.train, length, rng), steps=3 if section.quick else steps, peak=rate, rng=rng, **settings)
+    params = init_model(rng, text.vocabulary.size)
+    return fit(params, Streams(text.train, length, rng), steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.05, floor=0.05)
 
 
 def bits_of(params, text, length):
-    """Of the whole validation part, in streams, each segment with a memory of so many positions before it."""
-    ids = text.validation[: len(text.validation) // STREAMS * STREAMS].reshape(STREAMS, -1)
-    memory, nats, count = None, 0.0, 0
-    for start in range(0, (4 if section.quick else 10**6) * LENGTH, LENGTH):
-        part = ids[:, start : start + LENGTH + 1]
-        if part.shape[1] < 2:
-            break
-        logits, memory, _ = model(params, part[:, :-1], memory, length=length)
-        nats, count = nats + float(cross_entropy(logits, targets=part[:, 1:], reduction="sum")[0]), count + part[:, 1:].size
-    return bits(nats / count)
+    """Of the whole validation part, each segment with a memory of so many positions before it."""
+    return bits_in_streams(params, text.validation, length, segments=4 if section.quick else None)
 
 
 @section.tuning
@@ -116,22 +53,6 @@ def experiment(rng):
         yield name, "learned", {"seconds": spent(), "updates": steps}
         for other in LENGTHS if length else (length,):
             yield name, -1 if other is None else other, {"bits": bits_of(params, corpus, other)}
-        if name == WITH:
-            yield name, "read", {"faster": faster(params)}
-
-
-def faster(params):
-    """How many times as long a character takes that is told from a window read anew, of as many positions as two layers reach."""
-    window, text = LAYERS * MEMORY + LENGTH, corpus.validation[:4096]
-    read = partial(model, params, length=MEMORY)
-    seconds = []
-    for ids, memory, told in ((text[None, :LENGTH], read(text[None, MEMORY : 2 * MEMORY], None)[1], LENGTH), (text[None, :window], None, 1)):
-        read(ids, memory)
-        began = time.process_time()
-        for _ in range(3 if section.quick else 50):
-            read(ids, memory)
-        seconds.append((time.process_time() - began) / told)
-    return seconds[1] / seconds[0]
 
 
 # %%
@@ -179,15 +100,6 @@ def fragmented(found):
     return found["bits"][WITH][0] > at_own(found, WITHOUT)
 
 
-@section.claim(
-    "A character is told at least five times as fast as from a window that is read anew", paper="Dai et al. 2019, arXiv:1901.02860, table 9: 363 to 1,874 times", kind="timed",
-    measured=lambda found: f"{mean_and_spread(found['faster'][WITH]['read'], '.0f')} times, at a reach of {LAYERS * MEMORY} positions before the segment",
-)  # fmt: skip
-def told_fast(found):
-    """At least five times."""
-    return found["faster"][WITH]["read"] >= 5
-
-
 @section.report
 def report(found):
     rows = [["pairs of characters counted", "", f"{counted_pairs(corpus):.3f}", "", ""]]
@@ -199,7 +111,7 @@ def report(found):
     section.table("memory_length", ["positions of memory in evaluation", *map(str, LENGTHS)], [[name, *(mean_and_spread(found["bits"][name][n], ".3f") for n in LENGTHS)] for name in (WITH, AS_LONG)])
     for key, name in KEYS.items():
         section.value(f"text.{key}", at_own(found, name).mean())
-    section.values("text", {"faster": found["faster"][WITH]["read"].mean(), "taken": found["bits"][WITH][0].mean(), "longest": found["bits"][WITH][128].mean()})
+    section.values("text", {"taken": found["bits"][WITH][0].mean(), "longest": found["bits"][WITH][128].mean()})
 
 
 @section.figure("memory_length", size=(5, 3))

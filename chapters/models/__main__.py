@@ -7,5 +7,8 @@ bits a character on it: how many yes-or-no answers one still needs for each char
 from minitransformers.reporting import run_chapter
 
 if __name__ == "__main__":
-    order = ["fresh", "recipes", "parts", "sizes", "depth_and_width", "recurrence", "recurrence_time", "fine_tuning", "objectives", "distillation", "translation", "prefixes", "in_context", "cache", "curves"]
+    order = [
+        "fresh", "recipes", "parts", "sizes", "depth_and_width", "recurrence", "waiting", "recurrence_time", "fine_tuning", "labels", "objectives",
+        "distillation", "translation", "alignment", "translation_time", "prefixes", "several_tasks", "in_context", "copying", "cache", "curves",
+    ]  # fmt: skip
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

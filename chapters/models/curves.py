@@ -12,13 +12,12 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from minitransformers import trees
 from minitransformers.models.gpt2 import gpt2, gpt2_weights, init_gpt2
 from minitransformers.models.llama import init_llama, llama, llama_weights
 from minitransformers.reporting import Section, lines, processor_seconds
+from minitransformers.reporting.pytorch import decaying, their_losses, with_weights
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
-from minitransformers.training.schedule import warmup_cosine
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
@@ -43,7 +42,7 @@ def fresh(name, rng, dtype):
     return init_gpt2(rng, context=LENGTH, **sizes) if name == GPT2 else init_llama(rng, num_kv_heads=2, d_hidden=HIDDEN, tied=True, **sizes)
 
 
-def theirs(name, params, dtype):
+def theirs(name, params):
     """Hugging Face's model with the same weights."""
     import torch
     import transformers
@@ -61,11 +60,7 @@ def theirs(name, params, dtype):
             rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=LENGTH, **shared,
         )  # fmt: skip
         model = transformers.LlamaForCausalLM(config)
-    weights = {key: torch.tensor(array) for key, array in MODELS[name][1](params).items()}
-    model = model.to({np.float64: torch.float64, np.float32: torch.float32}[dtype])
-    absent, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected and all(key == "lm_head.weight" or key.endswith((".attn.bias", ".masked_bias")) for key in absent), (absent, unexpected)
-    return model
+    return with_weights(model, MODELS[name][1](params))
 
 
 def our_curve(name, params, task, rng):
@@ -74,25 +69,9 @@ def our_curve(name, params, task, rng):
     return losses
 
 
-def their_curve(name, params, task, rng, dtype):
-    import torch
-
-    model = theirs(name, params, dtype)
-    marked = set(trees.decayed(params))
-    flags = MODELS[name][1](trees.unflatten(params, [np.full(leaf.shape, path in marked) for path, leaf in trees.leaves(params)]))
-    groups = [{"params": [p for key, p in model.named_parameters() if flags[key].any() == decays], "weight_decay": DECAY * decays} for decays in (True, False)]
-    optimizer, losses = torch.optim.AdamW(groups, lr=PEAK), []
-    for step in range(1, STEPS + 1):
-        ids, targets = (torch.tensor(array) for array in task.batch(rng))
-        loss = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(step, peak=PEAK, steps=STEPS, warmup=round(0.1 * STEPS))
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+def their_curve(name, params, task, rng):
+    decays = decaying(params, MODELS[name][1])
+    return their_losses(theirs(name, params), task.batch, rng, steps=STEPS, peak=PEAK, weight_decay=DECAY, decays=decays)
 
 
 @section.experiment
@@ -106,7 +85,7 @@ def experiment(rng):
             with processor_seconds() as spent:
                 ours = our_curve(name, params, task, np.random.default_rng(start))
             yield f"{name}, {precision}", "all", {"seconds": spent()}
-            reference = their_curve(name, params, task, np.random.default_rng(start), dtype)
+            reference = their_curve(name, params, task, np.random.default_rng(start))
             for step, (a, b) in enumerate(zip(ours, reference, strict=True), 1):
                 yield f"{name}, {precision}", step, {"loss": a, "theirs": b, "gap": abs(a - b)}
 

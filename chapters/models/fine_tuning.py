@@ -13,8 +13,8 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.models.llama import llama_body
-from minitransformers.reporting import Section, base, level, lines, mean_and_spread, processor_seconds, ticks_at
-from minitransformers.reporting.base import SETTINGS, SIZES, balanced_accuracy
+from minitransformers.reporting import Section, base, entries, level, lines, mean_and_spread, processor_seconds, ticks_at, tried
+from minitransformers.reporting.base import SETTINGS, SIZES
 from minitransformers.training.classification import Classification
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
@@ -27,62 +27,49 @@ pretrained, corpus = base.load_base(), base.base_corpus()
 
 
 # %% Lines, and which of five entries each is from
-known, unknown = base.labelled_lines(shortest=SHORTEST, longest=LONGEST)
+known, unknown = entries.labelled_lines(shortest=SHORTEST, longest=LONGEST)
 CLASSES = int(known.labels.max()) + 1
 
 
 def padded(texts):
     """Bytes (texts, LONGEST), and a weight for each that makes sums means."""
-    ids, real = base.padded(texts, LONGEST)
-    return ids, (real / real.sum(axis=1, keepdims=True)).astype(np.float32)
+    ids, real = entries.padded(texts, LONGEST)
+    return ids, entries.shares_of(real)
 
 
-def classifier(params, inputs):
-    """A head that reads the mean of a body's hidden states. Padding stands behind a line, where nobody sees it."""
-    (body, head), (ids, weight) = params, inputs
-    states, body_backward = llama_body(body, ids=ids, **SETTINGS)
-    logits, head_backward = mt.linear(head, np.einsum("nt,ntd->nd", weight, states))
-
-    def backward(dlogits):
-        dhead, dmean = head_backward(dlogits)
-        return body_backward(weight[..., None] * dmean[:, None, :]), dhead
-
-    return logits, backward
-
-
-def means(texts):
-    """What a head would read of the base model."""
-    through = pretrained, mt.Linear(np.eye(SIZES["d_model"], dtype=np.float32), None)
-    return np.concatenate([classifier(through, padded(texts[start : start + 64]))[0] for start in range(0, len(texts), 64)])
+def states(ids, real):
+    """What a head would read the mean of, in the base model."""
+    return llama_body(pretrained, ids=ids, **SETTINGS)[0]
 
 
 # %% The four ways
 def trained(way, rng, *, number, rate, held=None):
     """Whose share of right answers on held-out lines, every entry counting alike; and the parameters, where all of them learn."""
-    texts, labels = base.chosen_lines(known, number, rng)
+    chosen = entries.chosen_lines(known, number, rng)
     asked, truth = held or unknown
     if way == COUNTED:
-        return balanced_accuracy(base.by_trigrams(texts, labels, asked), truth), None
+        return entries.balanced_accuracy(entries.by_trigrams(*chosen, asked), truth), None
     steps = 3 if section.quick else STEPS
     if way == PROBE:
-        answers = base.linear_probe(means(texts), labels, means(asked), least=1e-3, rng=rng, steps=steps, peak=rate, batch_size=BATCH)
-        return balanced_accuracy(answers, truth), None
-    train, test = padded(texts), padded(asked)
+        probe = {"least": 1e-3, "rng": rng, "steps": steps, "peak": rate, "batch_size": BATCH}
+        return entries.probed(states, chosen, held or unknown, length=LONGEST, **probe), None
+    train, test = padded(chosen.lines), padded(asked)
     params = pretrained if way == FULL else mt.init_llama(rng, **SIZES, std=0.1), mt.init_linear(rng, SIZES["d_model"], CLASSES)
-    task = Classification(classifier, (train, labels), (test, truth), batch_size=BATCH)
+    task = Classification(entries.classifier, (train, chosen.labels), (test, truth), batch_size=BATCH)
     params = fit(params, task, steps=steps, peak=rate, rng=rng, warmup=0.1, weight_decay=0.1)
-    return balanced_accuracy(classifier(params, test)[0].argmax(-1), truth), params
+    return entries.balanced_accuracy(entries.classifier(params, test)[0].argmax(-1), truth), params
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
     cut = rng.permutation(len(known.labels))[:300]               # lines that may be learned from, and are not asked about later
-    held = [known.lines[i] for i in cut], known.labels[cut]
-    for way in (SCRATCH, PROBE, FULL):
-        for rate in (1e-2,) if section.quick else (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1):
-            starts = [np.random.default_rng(seed) for seed in rng.integers(2**32, size=1 if section.quick else 2)]
-            yield way, rate, {"loss": 1 - np.mean([trained(way, own, number=TUNED, rate=rate, held=held)[0] for own in starts])}
+    held = entries.Labelled([known.lines[i] for i in cut], known.labels[cut])
+    rates = (1e-2,) if section.quick else (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+
+    def lost(way, own, *, rate):
+        return 1 - trained(way, own, number=TUNED, rate=rate, held=held)[0]
+
+    yield from tried(lost, (SCRATCH, PROBE, FULL), rates, rng, alike=False, starts=2)
 
 
 @section.experiment
@@ -101,9 +88,9 @@ def experiment(rng):
 
 
 # %%
-def told(found, *ways, numbers=LABELS):
-    each = (f"{way} {', '.join(mean_and_spread(found['right'][way][n]) for n in numbers)}" for way in ways)
-    return f"right with {', '.join(map(str, numbers))} labels: {'; '.join(each)}"
+def told(found, *ways):
+    each = (f"{way} {', '.join(mean_and_spread(found['right'][way][n]) for n in LABELS)}" for way in ways)
+    return f"right with {', '.join(map(str, LABELS))} labels: {'; '.join(each)}"
 
 
 @section.claim(

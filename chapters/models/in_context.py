@@ -2,8 +2,8 @@
 
 Brown et al. 2020, arXiv:2005.14165, section 2 (zero-, one- and few-shot) and section 3: what a model is shown in its prompt it can use, without
 any update. The questions are the status codes of HTTP, whose phrases Python's standard library knows: four phrases stand to choose from. Asked in
-two ways: as a sentence to go on with, whose phrase is scored (cloze, per token), and as a list of A to D, whose letter is scored. And, with
-random tokens that no text has, copying: what follows a token that stood there before? SmolLM2-135M runs in plain NumPy, out of its 4-bit file.
+two ways: as a sentence to go on with, whose phrase is scored (cloze, per token), and as a list of A to D, whose letter is scored. SmolLM2-135M runs
+in plain NumPy, out of its 4-bit file.
 """
 
 # %%
@@ -12,20 +12,16 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.log_softmax import log_softmax
-from minitransformers.models.llama import llama, llama_step
+from minitransformers.models.llama import llama_step
 from minitransformers.models.llama_gguf import load_llama_gguf
 from minitransformers.models.published import published_file
 from minitransformers.models.tokenizers.byte_pair_encoding import byte_pair_encode
 from minitransformers.reporting import Section, level, lines, mean_and_spread
 from minitransformers.reporting.needs import missing_smollm2
 
-LETTERS = "ABCD"
-
-
 section = Section(__file__, __doc__, kind="trained", needs=missing_smollm2)
-SHOTS, QUESTIONS, COPIED, CLOZE, CHOICE = (0, 1, 2, 4, 8), 20, 24, "a sentence to go on with", "a letter of four"
+SHOTS, QUESTIONS, LETTERS, CLOZE, CHOICE = (0, 1, 2, 4, 8), 20, "ABCD", "a sentence to go on with", "a letter of four"
 STATUSES = [(status.value, status.phrase) for status in http.HTTPStatus]
 
 
@@ -86,14 +82,6 @@ class Scorer:
             found.append(int(np.argmax(scores)) == best)
         return np.mean(found)
 
-    def nats_of_copy(self, rng):
-        """Of random tokens, and of the same once more behind them."""
-        ids = rng.integers(1000, 40_000, size=(1, COPIED))
-        twice = np.concatenate([ids, ids], axis=1)
-        logits, _ = llama(self.model.params, ids=twice, **self.model.settings)
-        losses, _ = cross_entropy(logits[:, :-1], targets=twice[:, 1:], reduction="none")
-        return losses[0, : COPIED - 1].mean(), losses[0, COPIED:].mean()
-
 
 @section.experiment
 def experiment(rng):
@@ -103,8 +91,6 @@ def experiment(rng):
     for way in (CLOZE, CHOICE):
         for shots in SHOTS:
             yield way, shots, {"right": scorer.right(shown[:shots], asked, way)}
-    first, again = scorer.nats_of_copy(rng)
-    yield "copying", 0, {"first": first, "again": again}
 
 
 # %%
@@ -142,23 +128,12 @@ def sentence_is_easier(found):
     return found["right"][CLOZE][8] >= found["right"][CHOICE][8] + 0.15
 
 
-@section.claim(
-    "It copies what no text has",
-    paper="Olsson et al. 2022, arXiv:2209.11895: induction heads go on as the text went on before",
-    measured=lambda found: f"nats a random token: {mean_and_spread(found['first']['copying'][0])}, the second time {mean_and_spread(found['again']['copying'][0])}",
-)
-def copies(found):
-    """The second time a row of random tokens comes, each costs at most a quarter of what it cost the first time."""
-    return found["again"]["copying"][0] <= found["first"]["copying"][0] / 4
-
-
 @section.report
 def report(found):
     rows = [[way, *(mean_and_spread(100 * found["right"][way][shots], ".0f") for shots in SHOTS)] for way in (CLOZE, CHOICE)]
     section.table("in_context", ["asked as", *(f"{shots} examples, %" for shots in SHOTS)], [*rows, ["a guess", *["25"] * len(SHOTS)]])
     for key, way in {"cloze": CLOZE, "choice": CHOICE}.items():
         section.values(f"in_context.{key}", {f"n{shots}": 100 * np.mean(found["right"][way][shots]) for shots in SHOTS})
-    section.values("in_context.copy", {when: np.mean(found[when]["copying"][0]) for when in ("first", "again")})
     section.value("in_context.questions", QUESTIONS)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.attention.masks import causal_mask
-from minitransformers.attention.prepare import on_both
-from minitransformers.reporting import Section, base, dots, mean_and_spread, nats, processor_seconds
-from minitransformers.reporting.networks import behind_norm, network
+from minitransformers.reporting import Section, dots, entries, mean_and_spread, nats, processor_seconds, tried
+from minitransformers.reporting.base import base_corpus
+from minitransformers.reporting.bodies import body, init_body
 from minitransformers.training.fit import fit
 from minitransformers.training.objectives import causal, masked, prefix, spans
 from minitransformers.training.task import IGNORED, Labelled
@@ -25,28 +25,14 @@ section = Section(__file__, __doc__, kind="trained")
 LENGTH, WIDTH, HEADS, LAYERS, BATCH, STEPS, LABELS = 48, 48, 4, 2, 8, 600, 240
 VOCABULARY, MASK = 288, 256                                  # bytes, the mask, and sentinels at the end
 CAUSAL, PREFIX, MASKED, SPANS, NONE, COUNTED = "causal", "prefix", "masked", "span corruption", "none", "counted trigrams"
-corpus = base.base_corpus()
+corpus = base_corpus()
 windows = {part: np.lib.stride_tricks.sliding_window_view(ids, LENGTH) for part, ids in (("train", corpus.train), ("held", corpus.validation))}
-known, unknown = base.labelled_lines(shortest=20, longest=LENGTH)
+known, unknown = entries.labelled_lines(shortest=20, longest=LENGTH)
 CLASSES = int(known.labels.max()) + 1
 
 
 # %% One body; who sees whom is a mask
-def fresh(rng):
-    body = []
-    for _ in range(LAYERS):
-        body += [(mt.init_rms_norm(rng, WIDTH), mt.init_multi_head_attention(rng, WIDTH, num_heads=HEADS, std=0.1)),
-                 (mt.init_rms_norm(rng, WIDTH), mt.init_gated_feed_forward(rng, WIDTH, std=0.1))]  # fmt: skip
-    words = mt.init_embedding(rng, VOCABULARY, WIDTH, std=0.1)
-    return [words, *body, mt.init_rms_norm(rng, WIDTH), mt.init_linear(rng, WIDTH, VOCABULARY)]
-
-
-def model(params, inputs, *, head=True):
-    """Logits; without the head the hidden states below it."""
-    ids, mask = inputs
-    attention = partial(mt.multi_head_attention, num_heads=HEADS, core=mt.softmax_attention, prepare=on_both(mt.rope_fast), mask=mask)
-    parts = [behind_norm(attention), behind_norm(mt.gated_feed_forward)] * LAYERS + [mt.rms_norm, mt.linear][: 1 + head]
-    return network(*parts)(params[: 1 + len(parts)], ids)
+model = partial(body, num_heads=HEADS)
 
 
 # %% What is read, who sees whom, and what is asked
@@ -60,7 +46,7 @@ def asked(name, part, rng, *, size=BATCH):
 
 
 def trained(name, rng, *, rate):
-    params = fresh(rng)
+    params = init_body(rng, VOCABULARY, WIDTH, num_layers=LAYERS, num_heads=HEADS)
     if name == NONE:
         return params
     task = Labelled(model, lambda rng: asked(name, "train", rng))
@@ -73,40 +59,29 @@ def loss_of(params, name, rng):
     return nats(model(params, inputs)[0], targets)
 
 
-def means(params, name, texts):
-    """The mean hidden state of each line, read as the body has learned to read."""
-    found = []
-    for start in range(0, len(texts), 64):
-        ids, real = base.padded(texts[start : start + 64], LENGTH, fill=MASK)
-        sees = real[:, None, None, :] & (causal_mask(LENGTH) if name == CAUSAL else True)
-        hidden, _ = model(params, (ids, sees), head=False)
-        found.append(((hidden * real[..., None]).sum(axis=1) / real.sum(axis=1, keepdims=True)).astype(np.float32))
-    return np.concatenate(found)
-
-
 def sorted_rightly(params, name, rng):
-    """How many lines a linear map on the frozen body sorts rightly, all entries counting alike."""
-    texts, labels = base.chosen_lines(known, LABELS, rng)
-    train, test = means(params, name, texts), means(params, name, unknown.lines)
-    answers = base.linear_probe(train, labels, test, least=1e-6, rng=rng, steps=150, peak=3e-2, batch_size=32)
-    return base.balanced_accuracy(answers, unknown.labels)
+    """How many lines a linear map on the frozen body sorts rightly, all entries counting alike. The body reads as it has learned to."""
+
+    def states(ids, real):
+        sees = real[:, None, None, :] & (causal_mask(LENGTH) if name == CAUSAL else True)
+        return model(params, (ids, sees), head=False)[0]
+
+    probe = {"least": 1e-6, "rng": rng, "steps": 150, "peak": 3e-2, "batch_size": 32}
+    return entries.probed(states, entries.chosen_lines(known, LABELS, rng), unknown, length=LENGTH, fill=MASK, **probe)
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    for name in OBJECTIVES:
-        for rate in (1e-2,) if section.quick else (6e-4, 1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2):
-            own = np.random.default_rng(rng.integers(2**32))
-            yield name, rate, {"loss": loss_of(trained(name, own, rate=rate), name, own)}
+    rates = (1e-2,) if section.quick else (6e-4, 1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2)
+    yield from tried(lambda name, own, *, rate: loss_of(trained(name, own, rate=rate), name, own), OBJECTIVES, rates, rng, alike=False)
 
 
 @section.experiment
 def experiment(rng):
     hold_blas()
     start = rng.integers(2**32)                              # the same first weights and the same lines with labels for all
-    counted = base.by_trigrams(*base.chosen_lines(known, LABELS, np.random.default_rng(start + 1)), unknown.lines)
-    yield COUNTED, "all", {"right": base.balanced_accuracy(counted, unknown.labels)}
+    counted = entries.by_trigrams(*entries.chosen_lines(known, LABELS, np.random.default_rng(start + 1)), unknown.lines)
+    yield COUNTED, "all", {"right": entries.balanced_accuracy(counted, unknown.labels)}
     for name in (*OBJECTIVES, NONE):
         with processor_seconds() as spent:
             params = trained(name, np.random.default_rng(start), rate=section.rates.get(name))
@@ -143,21 +118,6 @@ def helps(found):
 def both_directions(found):
     """Masked language modelling and span corruption both sort at least 0.02 more of the lines rightly than the causal objective."""
     return min(of(found, MASKED), of(found, SPANS)) >= of(found, CAUSAL) + 0.02
-
-
-@section.claim(
-    "Labels a position",
-    paper="counted: what a window of 48 tokens is asked, over all its positions",
-    kind="exact",
-    measured=lambda found: ", ".join(f"{name} {np.mean(of(found, name, 'labels')):.3f}" for name in OBJECTIVES),
-)
-def labels_counted(found):
-    """47 of 48 for the causal objective; 9 of 52 for span corruption (7 tokens are taken, and each side has 2 sentinels); 0.15 within 0.01
-    for the masked one; half for a prefix, within 0.05.
-    """
-    each = {name: of(found, name, "labels") for name in OBJECTIVES}
-    counted = np.isclose(each[CAUSAL], 47 / 48) and np.isclose(each[SPANS], 9 / 52)
-    return counted and abs(each[MASKED] - 0.15) < 0.01 and abs(each[PREFIX] - 0.5) < 0.05
 
 
 @section.report

@@ -3,45 +3,32 @@
 Raffel et al. 2020, arXiv:1910.10683, section 2.1: every task is a text, and a prefix says which is meant. One T5 has read verses in either English,
 that of the 1390s and that of 2000, behind one of two prefixes, "old: " and "modern: ", and learned to write what the prefix says: to translate, or
 to repeat. The source does not tell which. It was trained once (minitransformers/reporting/translators.py). Which English a text is in is told by
-counted trigrams. Beside it: the other prefix, none, and the Transformer of the translations, which has learned one of the four tasks alone.
+counted trigrams. Beside it: the other prefix, and none.
 """
 
 # %%
-from functools import partial
-
 import numpy as np
 
 from minitransformers import trees
-from minitransformers.efficient.kv_cache import decode
 from minitransformers.models.t5 import t5, t5_step
-from minitransformers.models.transformer import transformer, transformer_step
 from minitransformers.reporting import Section, bits, mean_and_spread
-from minitransformers.reporting.base import by_trigrams
-from minitransformers.reporting.translators import LETTERS, NOW, SETTINGS, STEPS, THEN, load_translator, load_two_way, nats, prefix
-from minitransformers.reporting.verses import END, chrf, decoded, encoded, load_verses, pairs
+from minitransformers.reporting.entries import by_trigrams
+from minitransformers.reporting.translators import LETTERS, NOW, STEPS, THEN, greedy, load_two_way, nats, prefix
+from minitransformers.reporting.verses import chrf, decoded, encoded, load_verses
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
-VERSES, LONGEST = 100, 48
+VERSES = 100
 OLD, NEW, NONE = "old", "modern", "none"
 PREFIXES = {OLD: prefix(THEN), NEW: prefix(NOW), NONE: []}
 TASKS = {(OLD, NEW): "old into modern", (NEW, OLD): "modern into old", (OLD, OLD): "old, repeated", (NEW, NEW): "modern, repeated"}  # what is read, and asked
 known, unknown = ([verse for verse in verses if max(len(verse.then), len(verse.now)) <= LETTERS["t5"]] for verses in load_verses())
-params, alone = load_two_way(), load_translator()
+params = load_two_way()
 
 
 # %%
 def other(english):
     return NEW if english == OLD else OLD
-
-
-def written(step, model, sources):
-    """The most likely token each time, 50 texts at once."""
-    texts = []
-    for start in range(0, len(sources), 50):
-        some = pairs(sources[start : start + 50], [[END]] * len(sources[start : start + 50]))
-        texts += decode(partial(step, model, source=some.source, mask=some.mask, **SETTINGS), some.target, num_tokens=LONGEST)[0].tolist()
-    return [decoded(ids) for ids in texts]
 
 
 def share_modern(texts):
@@ -61,7 +48,7 @@ def experiment(rng):
     texts = dict(truth)                                      # and what is written, by what is read and the prefix
     for read in (OLD, NEW):
         for told, ahead in PREFIXES.items():
-            texts[read, told] = written(t5_step, params, [[*ahead, *source] for source in ids[read]])
+            texts[read, told] = greedy(t5_step, params, [[*ahead, *source] for source in ids[read]])
     modern = share_modern(texts)
     for english in (OLD, NEW):
         yield "truth", english, {"modern": modern[english]}
@@ -75,8 +62,6 @@ def experiment(rng):
         exact = [a == b for a, b in zip(texts[read, asked], truth[asked], strict=True)]
         yield "right", task, {"exact": np.mean(exact)}
         yield "source", task, {"like": chrf(truth[read], truth[asked])}
-    task, letters = TASKS[OLD, NEW], sum(len(text) + 1 for text in truth[NEW])
-    yield "alone", task, {"bits": bits(nats(transformer, alone, ids[OLD], ids[NEW])) / letters, "like": chrf(written(transformer_step, alone, ids[OLD]), truth[NEW])}
 
 
 # %%
@@ -130,36 +115,24 @@ def translates(found):
     return all(found["like"]["right"][TASKS[pair]] >= found["like"]["source"][TASKS[pair]] + 2 for pair in ((OLD, NEW), (NEW, OLD)))
 
 
-@section.claim(
-    "Is one model for four tasks as good at one of them as a model that learned it alone?",
-    paper="Raffel et al. 2020, arXiv:1910.10683, section 3.5.2: learning several tasks at once does a little worse on most",
-    measured=lambda found: f"bits a character, old into modern: {mean_and_spread(found['bits']['right'][TASKS[OLD, NEW]])}; alone {mean_and_spread(found['bits']['alone'][TASKS[OLD, NEW]])}",
-)
-def as_well(found):
-    """At most 0.1 bits a character more than the Transformer that has learned nothing else, in fewer updates."""
-    return found["bits"]["right"][TASKS[OLD, NEW]] <= found["bits"]["alone"][TASKS[OLD, NEW]] + 0.1
-
-
 @section.report
 def report(found):
     costs = [[task, f'"{asked}: "', *(mean_and_spread(found["bits"][way][task]) for way in ("right", "wrong", "none"))] for (_, asked), task in TASKS.items()]
-    costs.append([f"{TASKS[OLD, NEW]}, a Transformer for this alone", None, mean_and_spread(found["bits"]["alone"][TASKS[OLD, NEW]]), None, None])
     section.table("prefixes", ["task", "its prefix", "bits a character", "behind the other prefix", "behind none"], costs)
     likes = []
     for (read, asked), task in TASKS.items():
         cells = (mean_and_spread(found["like"][way][task], ".1f") for way in ("right", "source"))
         likes.append([task, *cells, mean_and_spread(100 * asked_for(found, read, asked), ".0f"), mean_and_spread(100 * asked_for(found, read, asked, told=NONE), ".0f")])
-    likes.append([f"{TASKS[OLD, NEW]}, a Transformer for this alone", mean_and_spread(found["like"]["alone"][TASKS[OLD, NEW]], ".1f"), None, None, None])
     section.table("prefixes_like", ["task", "chrF", "the source as it is", "in the English asked for, %", "without a prefix, %"], likes)
     for way in ("right", "wrong", "none"):
         section.values(f"prefixes.{way}", {"_".join(pair): np.mean(found["bits"][way][task]) for pair, task in TASKS.items()})
     section.values("prefixes.modern", {f"{read}_{told}": 100 * np.mean(found["modern"][read][told]) for read in (OLD, NEW) for told in PREFIXES})
     section.values("prefixes.sorted", {english: 100 * np.mean(found["modern"]["truth"][english]) for english in (OLD, NEW)})
     section.values("prefixes.chrf", {"_".join(pair): np.mean(found["like"]["right"][task]) for pair, task in TASKS.items()})
-    section.values("prefixes", {"alone": np.mean(found["bits"]["alone"][TASKS[OLD, NEW]]), "asked": VERSES, "tests": len(unknown), "steps": STEPS["t5"], "parameters": trees.count_parameters(params)})
+    section.values("prefixes", {"asked": VERSES, "tests": len(unknown), "steps": STEPS["t5"], "parameters": trees.count_parameters(params)})
     verse = next(verse for verse in unknown if verse.number == 40005008)
     read = {OLD: encoded(verse.then), NEW: encoded(verse.now)}
-    examples = [[f"{decoded(ahead)}{decoded(read[english])}", *written(t5_step, params, [[*ahead, *read[english]]])] for english in read for ahead in PREFIXES.values()]
+    examples = [[f"{decoded(ahead)}{decoded(read[english])}", *greedy(t5_step, params, [[*ahead, *read[english]]])] for english in read for ahead in PREFIXES.values()]
     section.table("prefixes_written", ["read", "written"], examples)
 
 

@@ -44,20 +44,15 @@ def fresh(name, rng):
     return words, [*body, init_norm(rng, WIDTH)]
 
 
-def model_of(name):
-    """(params, ids) -> logits of the next character, and backward."""
+def trained(name, rng, *, rate, watch=None):
+    """Bits a character of the validation text."""
     _, norm = NORMS.get(name, NORMS[LAYER])
     alone = np.eye(CONTEXT, dtype=bool) if name == DELETED else None  # sees itself, and nobody else
     mixer = partial(mt.multi_head_attention, num_heads=HEADS, prepare=on_both(mt.rope))
     block = partial(mt.transformer_block, mixer=mixer, channel=mt.feed_forward, norm=norm, mask=alone)
-    return tied_network(*[block] * LAYERS, norm)
-
-
-# %%
-def trained(name, rng, *, rate, watch=None):
-    """Bits a character."""
     sizes = {"context": CONTEXT, "batch_size": BATCH, "whole": not section.quick, "steps": 5 if section.quick else STEPS}
-    return bits_after(model_of(name), fresh(name, rng), corpus, rng=rng, peak=rate, warmup=0.1, floor=0.05, watch=watch, **sizes)
+    model = tied_network(*[block] * LAYERS, norm)
+    return bits_after(model, fresh(name, rng), corpus, rng=rng, peak=rate, warmup=0.1, floor=0.05, watch=watch, **sizes)
 
 
 @section.tuning

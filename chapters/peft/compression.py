@@ -13,46 +13,30 @@ import numpy as np
 
 from minitransformers.foundation import reparameterize, trees
 from minitransformers.peft.lora import lora
-from minitransformers.peft.lora_linear import init_lora
 from minitransformers.peft.masked_lora import masked_lora
-from minitransformers.peft.nf4 import dequantize_nf4, quantize_nf4
 from minitransformers.peft.targets import at_targets, targets
-from minitransformers.reporting import Section, mean_and_spread, tried
+from minitransformers.reporting import Section, matrices, mean_and_spread, tried
 from minitransformers.reporting import adaptation as at
+from minitransformers.reporting import fine_tuning as tuned
 
 section = Section(__file__, __doc__, kind="trained")
-RANK, EVERYWHERE = 4, ["attention.*.weight", "feed_forward.*.weight"]
+RANK = 4
 NONE, HEAD, FULL, LORA, NF4 = "nothing", "head alone", "all weights", "LoRA", "NF4 + LoRA"
 HALF, HALF_PLAIN, PAIRS = "half + masked LoRA", "half + LoRA, dense again", "2 of 4 + masked LoRA"
 
 
 # %% The base, smaller
-def pruned_half(weight):
-    """Without the half of its numbers that are smallest."""
-    return np.where(np.abs(weight) > np.median(np.abs(weight)), weight, 0).astype(weight.dtype)
-
-
-def two_of_four(weight):
-    """Of each four neighbours along the inputs the two that are largest."""
-    groups = weight.reshape(-1, 4, weight.shape[1])
-    order = np.argsort(np.argsort(-np.abs(groups), axis=1, kind="stable"), axis=1, kind="stable")
-    return np.where(order < 2, groups, 0).astype(weight.dtype).reshape(weight.shape)
-
-
-def in_four_bits(weight):
-    return dequantize_nf4(quantize_nf4(weight))
-
-
 def smaller(base, make):
     """The base with its twelve matrices made smaller."""
-    made = at_targets(make, base, EVERYWHERE)
+    made = at_targets(make, base, tuned.EVERYWHERE)
     return reparameterize(made, base=base)[0]
 
 
+larger_half, two_of_four = (partial(matrices.masked, mask=mask) for mask in (matrices.half, matrices.pairs))
 BITS = {"float": 16, NF4: 4 + 32 / 64, HALF: 8 + 1, PAIRS: 8 + 1}   # of a number in the twelve matrices
 ARMS = {
-    HEAD: (None, "float", None), FULL: (None, "float", None), LORA: (None, "float", lora), NF4: (in_four_bits, NF4, lora),
-    HALF: (pruned_half, HALF, masked_lora), HALF_PLAIN: (pruned_half, HALF, lora), PAIRS: (two_of_four, PAIRS, masked_lora),
+    HEAD: (None, "float", None), FULL: (None, "float", None), LORA: (None, "float", lora), NF4: (matrices.in_nf4, NF4, lora),
+    HALF: (larger_half, HALF, masked_lora), HALF_PLAIN: (larger_half, HALF, lora), PAIRS: (two_of_four, PAIRS, masked_lora),
 }  # fmt: skip
 KEYS = {"head": HEAD, "all": FULL, "lora": LORA, "nf4": NF4, "half": HALF, "dense": HALF_PLAIN, "pairs": PAIRS}
 RATES = {FULL: (3e-4, 1e-3, 3e-3, 1e-2)}
@@ -61,20 +45,10 @@ RATES = {FULL: (3e-4, 1e-3, 3e-3, 1e-2)}
 # %%
 def begun(name, rng, base):
     """What is trained, and the model that it makes."""
-    if name == FULL:
-        return base, at.reader
     change = ARMS[name][2]
-    if change is None:
-        trained = trees.partition(base, lambda path, leaf: path.startswith("head."))[0]
-    else:
-        trained, change = at_targets(lambda weight: init_lora(rng, *weight.shape, rank=RANK), base, EVERYWHERE), partial(change, scale=1.0)
-
-    def run(trained, ids):
-        tree, back = reparameterize(trained, base=base, change=change)
-        logits, backward = at.reader(tree, ids)
-        return logits, lambda dlogits: back(backward(dlogits))
-
-    return trained, run
+    if change is not None:
+        return tuned.low_rank(rng, base, rank=RANK, change=change)
+    return tuned.all_weights(rng, base) if name == FULL else tuned.head_alone(rng, base)
 
 
 def prepared(name):
@@ -106,7 +80,7 @@ def experiment(rng):
 def bytes_of(name, trained):
     """Of the base and what is beside it; and with Adam's two moments, four bytes each."""
     base = at.load_reader()
-    chosen = set(targets(base, EVERYWHERE))
+    chosen = set(targets(base, tuned.EVERYWHERE))
     matrices = sum(leaf.size for path, leaf in trees.leaves(base) if path in chosen)
     stored = matrices * BITS[ARMS[name][1] if name in ARMS else "float"] / 8 + 2 * (trees.count_parameters(base) - matrices)
     stored += 2 * trained if name not in (NONE, HEAD, FULL) else 0

@@ -10,126 +10,29 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.foundation import reparameterize, trees
-from minitransformers.peft.bitfit import bitfit
-from minitransformers.peft.bottleneck_adapter import init_bottleneck_adapter
-from minitransformers.peft.compacter_adapter import compacter_adapter, init_compacter_adapter
-from minitransformers.peft.dora import dora, init_dora
-from minitransformers.peft.ia3 import init_ia3, with_ia3
-from minitransformers.peft.lora import lora
-from minitransformers.peft.lora_linear import init_lora
-from minitransformers.peft.phm_linear import init_phm_rules
-from minitransformers.peft.prefix_attention import prefix_attention
-from minitransformers.peft.prefixes import init_prefixes, with_prefixes
-from minitransformers.peft.prompt_tuning import init_prompt_tuning, prompted
-from minitransformers.peft.targets import at_targets
+from minitransformers.foundation import trees
 from minitransformers.reporting import Section, dots, mean_and_spread, ticks_at, tried
 from minitransformers.reporting import adaptation as at
+from minitransformers.reporting import fine_tuning as tuned
 
 section = Section(__file__, __doc__, kind="trained")
-QUERIES, EVERYWHERE = ["query.weight", "value.weight"], ["attention.*.weight", "feed_forward.*.weight"]
-
-
-# %% Functions of weights: the model runs on a tree that is made of what is trained
-def of_weights(base, trained, change=None):
-    def run(trained, ids):
-        tree, back = reparameterize(trained, base=base, change=change)
-        logits, backward = at.reader(tree, ids)
-        return logits, lambda dlogits: back(backward(dlogits))
-
-    return trained, run
-
-
-def head_alone(rng, base):
-    return of_weights(base, trees.partition(base, lambda path, leaf: path.startswith("head."))[0])
-
-
-def biases(rng, base):
-    return of_weights(base, bitfit(base))
-
-
-def low_rank(rng, base, *, rank, patterns):
-    trained = at_targets(lambda weight: init_lora(rng, *weight.shape, rank=rank), base, patterns)
-    return of_weights(base, trained, partial(lora, scale=1.0))
-
-
-def lengths_apart(rng, base):
-    return of_weights(base, at_targets(lambda weight: init_dora(rng, weight, rank=4), base, EVERYWHERE), partial(dora, scale=1.0))
-
-
-def stretched(rng, base):
-    def run(trained, ids):
-        tree, back = with_ia3(trained, base=base)
-        logits, backward = at.reader(tree, ids)
-        return logits, lambda dlogits: back(backward(dlogits))
-
-    return init_ia3(base), run
-
-
-# %% Functions between functions: adapters stand in the slots of every block
-def bottlenecks(rng, base, *, width):
-    trained = [tuple(init_bottleneck_adapter(rng, at.WIDTH, d_bottleneck=width, std=0.1, residual_std=0.0) for _ in range(2)) for _ in base.blocks]
-    return trained, partial(at.reader_between, base)
-
-
-def compacter(rng, base):
-    def apply(params, x):
-        out, backward = compacter_adapter(*params, x)
-
-        def pair(dout):
-            dparams, drules, dx = backward(dout)
-            return (dparams, drules), dx
-
-        return out, pair
-
-    def run(trained, ids):
-        own, rules = trained
-        logits, backward = at.reader_between(base, [[(one, rules) for one in pair] for pair in own], ids, adapter=apply)
-
-        def shared(dlogits):                                 # one array of rules for all: its gradients add
-            found = backward(dlogits)
-            return [tuple(down for down, _ in pair) for pair in found], sum(drules for pair in found for _, drules in pair)
-
-        return logits, shared
-
-    own = [tuple(init_compacter_adapter(rng, at.WIDTH, d_bottleneck=8, n=4, rank=1) for _ in range(2)) for _ in base.blocks]
-    return (own, init_phm_rules(rng, 4)), run
-
-
-# %% Words and keys that nobody wrote
-def prefixes(rng, base):
-    trained = init_prefixes(rng, num_layers=at.LAYERS, num_kv_heads=at.HEADS, length=16, d_head=at.WIDTH // at.HEADS, std=0.5)
-
-    def run(trained, ids):
-        tree, back = with_prefixes(*trained, base=base)
-        logits, backward = at.reader(tree, ids, core=prefix_attention)
-        return logits, lambda dlogits: back(backward(dlogits))
-
-    return trained, run
-
-
-def prompt(rng, base):
-    return init_prompt_tuning(rng, 8, at.WIDTH), lambda prompt, ids: prompted(prompt, base=base, ids=ids, model=at.reader)
-
-
-# %%
 NONE, HEAD, ALL = "nothing", "head alone", "all weights"
 WAYS = {
-    HEAD: head_alone,
-    ALL: lambda rng, base: (base, at.reader),
-    "biases (BitFit)": biases,
-    "stretches ((IA)³)": stretched,
-    "LoRA 1": partial(low_rank, rank=1, patterns=EVERYWHERE),
-    "LoRA 2": partial(low_rank, rank=2, patterns=EVERYWHERE),
-    "LoRA 4": partial(low_rank, rank=4, patterns=EVERYWHERE),
-    "LoRA 8": partial(low_rank, rank=8, patterns=EVERYWHERE),
-    "LoRA 4, queries and values": partial(low_rank, rank=4, patterns=QUERIES),
-    "DoRA 4": lengths_apart,
-    "adapters of 2": partial(bottlenecks, width=2),
-    "adapters of 8": partial(bottlenecks, width=8),
-    "Compacter of 8": compacter,
-    "prefix of 16": prefixes,
-    "prompt of 8": prompt,
+    HEAD: tuned.head_alone,
+    ALL: tuned.all_weights,
+    "biases (BitFit)": tuned.biases,
+    "stretches ((IA)³)": tuned.stretched,
+    "LoRA 1": partial(tuned.low_rank, rank=1),
+    "LoRA 2": partial(tuned.low_rank, rank=2),
+    "LoRA 4": partial(tuned.low_rank, rank=4),
+    "LoRA 8": partial(tuned.low_rank, rank=8),
+    "LoRA 4, queries and values": partial(tuned.low_rank, rank=4, patterns=tuned.QUERIES),
+    "DoRA 4": partial(tuned.lengths_apart, rank=4),
+    "adapters of 2": partial(tuned.bottlenecks, width=2),
+    "adapters of 8": partial(tuned.bottlenecks, width=8),
+    "Compacter of 8": partial(tuned.compacter, width=8),
+    "prefix of 16": partial(tuned.prefixes, length=16),
+    "prompt of 8": partial(tuned.prompt, length=8),
 }
 KEYS = {
     "none": NONE, "head": HEAD, "all": ALL, "biases": "biases (BitFit)", "stretches": "stretches ((IA)³)", "lora_1": "LoRA 1", "lora_4": "LoRA 4",
@@ -248,7 +151,6 @@ def numbers_and_loss(axes, found):
     dots(axes, rows, at=float(np.mean(found["excess"][NONE][0])), xlabel="nats too many, one point a shift")
     axes.set_xscale("log")
     ticks_at(axes, [0.03, 0.1, 0.3])
-
 
 
 if __name__ == "__main__":

@@ -8,120 +8,45 @@ LoRA and the prefix run block by block (frozen_stack), so that no dense gradient
 
 # %%
 import gc
-import tempfile
-import time
 import tracemalloc
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from minitransformers.basics.log_softmax import log_softmax
-from minitransformers.foundation import reparameterize, trees
-from minitransformers.models.llama import NAMES, llama, llama_block
+from minitransformers.foundation import trees
+from minitransformers.models.llama import llama
 from minitransformers.models.llama_gguf import load_llama_gguf
 from minitransformers.models.published import published_file
-from minitransformers.models.tokenizers.byte_pair_encoding import byte_pair_encode
-from minitransformers.norms.rms_norm import rms_norm
-from minitransformers.peft.adapter_files import save_adapter
-from minitransformers.peft.frozen_stack import frozen_stack
-from minitransformers.peft.lora import lora
-from minitransformers.peft.lora_linear import init_lora, lora_scale
-from minitransformers.peft.prefix_attention import Prefix, prefix_attention
-from minitransformers.peft.targets import at_targets
-from minitransformers.reporting import Section, bits, level, mean_and_spread, tried
+from minitransformers.reporting import Section, level, mean_and_spread, tried
 from minitransformers.reporting.needs import missing_smollm2
-from minitransformers.training.schedule import warmup_cosine
-from minitransformers.training.task import Labelled, on_ids
-from minitransformers.training.update import Learner
+from minitransformers.reporting.smollm2_tuning import (
+    AHEAD,
+    FULL,
+    LENGTH,
+    LORA,
+    PREFIX,
+    RANK,
+    WAYS,
+    bits_of,
+    bytes_of_file,
+    learned,
+    texts,
+)
+from minitransformers.training.task import on_ids
 
 section = Section(__file__, __doc__, kind="trained", needs=missing_smollm2)
-RANK, ALPHA, PREFIX, STEPS, LENGTH, ASKED = 8, 16, 16, 12, 128, 512
-FULL, LORA, AHEAD = "all weights", "LoRA", "a prefix"
+STEPS, ASKED = 12, 512
 RATES = {FULL: (1e-5, 3e-5, 1e-4, 3e-4), LORA: (3e-4, 1e-3, 3e-3, 1e-2), AHEAD: (1e-2, 3e-2, 1e-1, 3e-1)}
 
 
-# %% The text, and the model around its blocks
-def texts(vocabulary):
-    """Tokens to learn from, and those of the last tenth."""
-    from pydoc_data.topics import topics
-
-    text = "\n".join(topics[name] for name in sorted(topics))
-    cut = len(text) * 9 // 10
-    return [byte_pair_encode(part, vocabulary=vocabulary) for part in (text[:cut], text[cut:])]
-
-
-def frozen_ends(base, stack, settings):
-    """``run(trained, ids) -> logits, backward``: frozen words, ``stack(trained, x)``, a frozen norm and head, which get no gradient."""
-    table = base.embedding.weight
-
-    def run(trained, ids):
-        x, stack_backward = stack(trained, table[ids])
-        hidden, norm_backward = rms_norm(base.norm, x, eps=settings.get("eps", 1e-5))
-        return hidden @ table.T, lambda dlogits: stack_backward(norm_backward(dlogits @ table)[1])[0]
-
-    return run
-
-
-# %% Three ways to learn: what is trained, and the model that it makes
-def all_weights(rng, base, settings):
-    return base, on_ids(partial(llama, **settings))
-
-
-def low_rank(rng, base, settings):
-    trained = at_targets(lambda weight: init_lora(rng, *weight.shape, rank=RANK), base.blocks, ["query.weight", "value.weight"])
-    adapt = partial(reparameterize, change=partial(lora, scale=lora_scale(ALPHA, RANK)))
-    return trained, frozen_ends(base, partial(frozen_stack, base=base.blocks, block=partial(llama_block, **settings), adapt=adapt), settings)
-
-
-def prefixed(rng, base, settings):
-    d_head = base.embedding.weight.shape[1] // settings["num_heads"]
-    shape = (2, base.blocks[0].attention.key.weight.shape[1] // d_head, PREFIX, d_head)
-    trained = [Prefix(*(0.02 * rng.standard_normal(shape)).astype(np.float32)) for _ in base.blocks]
-
-    def adapt(own, *, base):
-        return base._replace(attention=base.attention._replace(core=own)), lambda dblock: dblock.attention.core
-
-    block = partial(llama_block, core=prefix_attention, **settings)
-    return trained, frozen_ends(base, partial(frozen_stack, base=base.blocks, block=block, adapt=adapt), settings)
-
-
-WAYS = {FULL: all_weights, LORA: low_rank, AHEAD: prefixed}
-
-
-# %% Learning
-def learned(name, base, settings, text, rng, peak, *, steps=STEPS):
-    """What is trained after some updates, its model, and seconds an update."""
-    params, run = WAYS[name](rng, base, settings)
-
-    def draw(rng):
-        start = rng.integers(len(text) - LENGTH)
-        return text[None, start : start + LENGTH], text[None, start + 1 : start + LENGTH + 1]
-
-    task, learner, started = Labelled(run, draw), Learner(params), time.process_time()
-    for step in range(1, steps + 1):
-        rate = warmup_cosine(step, peak=peak, steps=steps, warmup=2)
-        learner.update(task, batch=task.batch(rng), rng=rng, learning_rate=rate, clip=1.0)
-    return learner.params.tree, run, (time.process_time() - started) / steps
-
-
-def bits_of(params, run, text):
-    """Bits a token, of the second half of each window of 256."""
-    found = []
-    for start in range(0, len(text) - 256, 256):
-        window = text[None, start : start + 257]
-        log_p, _ = log_softmax(run(params, window[:, :-1])[0][0, 128:])
-        found.append(-log_p[np.arange(128), window[0, 129:]].mean())
-    return bits(np.mean(found))
-
-
+# %%
 @section.tuning
 def tuning(rng):
     model = load_llama_gguf(published_file("smollm2"))
     known, _ = texts(model.vocabulary)
 
     def loss(name, rng, rate):
-        params, run, _ = learned(name, model.params, model.settings, known[: -ASKED - 1], rng, rate)
+        params, run, _ = learned(name, model.params, model.settings, known[: -ASKED - 1], rng, steps=STEPS, peak=rate)
         return bits_of(params, run, known[-ASKED - 1 :])
 
     yield from tried(loss, RATES, RATES, rng)
@@ -138,7 +63,7 @@ def experiment(rng):
     for name in WAYS:
         gc.collect()
         tracemalloc.reset_peak()
-        params, run, seconds = learned(name, base, settings, known, rng, section.rates[name])
+        params, run, seconds = learned(name, base, settings, known, rng, steps=STEPS, peak=section.rates[name])
         peak = tracemalloc.get_traced_memory()[1]
         # The base is there either way; all weights are trained in a copy of it, which a program that trains nothing else would not keep.
         peak -= sum(leaf.nbytes for _, leaf in trees.leaves(base)) if name == FULL else 0
@@ -148,14 +73,6 @@ def experiment(rng):
             yield "file", 0, {"megabytes": bytes_of_file(base, params) / 1e6}
             yield "model", 0, {"megabytes": sum(leaf.nbytes for _, leaf in trees.leaves(base)) / 1e6}
         del params, run
-
-
-def bytes_of_file(base, blocks):
-    """Of the adapter as peft reads it."""
-    empty = trees.partition(base, lambda path, leaf: False)[0]
-    with tempfile.TemporaryDirectory() as folder:
-        save_adapter(folder, empty._replace(blocks=blocks), names=NAMES, alpha=ALPHA, base_model="HuggingFaceTB/SmolLM2-135M")
-        return sum(path.stat().st_size for path in Path(folder).iterdir())
 
 
 # %%

@@ -10,128 +10,27 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.basics.embedding import Embedding
 from minitransformers.foundation import trees
-from minitransformers.peft.bottleneck_adapter import init_bottleneck_adapter
-from minitransformers.peft.hyper_adapters import hyper_adapter, hyper_adapters, init_hyper_adapters
-from minitransformers.reporting import Section, mean_and_spread, nats, tried
+from minitransformers.reporting import Section, mean_and_spread, tried
 from minitransformers.reporting import adaptation as at
-from minitransformers.training.fit import fit
-from minitransformers.training.task import IGNORED, Labelled
+from minitransformers.reporting.four_tasks import HYPER, SEPARATE, SHARED, TEXTS, WAYS, languages, learn, lost, new_row, reads
 
 section = Section(__file__, __doc__, kind="trained")
-TASKS, TEXTS, KEPT, EACH, WIDTH, OWN = 4, 32, 16, 8, 4, (0.35, 1.0)
-SHARED, SEPARATE, HYPER = "one for all", "one each", "written by a network"
+OWN = (0.35, 1.0)                                            # how large the shifts are that languages have to themselves
 
 
-# %% Four languages and their texts
-def languages(rng, own):
-    """Four that share one shift and have one of their own, and a fifth: the mean of the four."""
-    common = at.shifted(at.language(), rng, size=0.5)
-    four = [at.shifted(common, rng, size=own) for _ in range(TASKS)]
-    return four, at.Language(*(np.mean(tables, axis=0) for tables in zip(*four, strict=True)))
-
-
-def with_targets(ids):
-    targets = ids[:, 1:].copy()
-    targets[:, 0] = IGNORED
-    return ids[:, :-1], targets
-
-
-# %% Three ways to have adapters: ``adapters(trained, task)`` and its backward
-def fresh(rng):
-    return [tuple(init_bottleneck_adapter(rng, at.WIDTH, d_bottleneck=WIDTH, std=0.1, residual_std=0.0) for _ in range(2)) for _ in range(at.LAYERS)]
-
-
-def of_all(trained, task):
-    return trained, lambda found: found
-
-
-def of_each(trained, task):
-    return trained[task], lambda found: [found if i == task else trees.zeros_like(own) for i, own in enumerate(trained)]
-
-
-def written(trained, task):
-    return hyper_adapters(trained, task=task)
-
-
-def fresh_network(rng):
-    return init_hyper_adapters(rng, at.WIDTH, d_bottleneck=WIDTH, num_tasks=TASKS, num_layers=at.LAYERS, d_row=8, d_hidden=16, d_code=8, std=0.1)
-
-
-WAYS = {
-    SHARED: (fresh, of_all, {}),
-    SEPARATE: (lambda rng: [fresh(rng) for _ in range(TASKS)], of_each, {}),
-    HYPER: (fresh_network, written, {"adapter": hyper_adapter}),
-}
-
-
-def reads(trained, ids, *, task, name, base):
-    """The frozen reader with the adapters of a task."""
-    _, of, slots = WAYS[name]
-    adapters, adapters_backward = of(trained, task)
-    logits, backward = at.reader_between(base, adapters, ids, **slots)
-    return logits, lambda dlogits: adapters_backward(backward(dlogits))
-
-
-def reads_all(trained, ids, *, name, base):
-    """A batch with as many texts of each task, in their order: four calls of one reader."""
-    calls = [reads(trained, part, task=task, name=name, base=base) for task, part in enumerate(np.split(ids, TASKS))]
-
-    def backward(dlogits):
-        found = [back(part) for (_, back), part in zip(calls, np.split(dlogits, TASKS), strict=True)]
-        return trees.map(lambda *parts: sum(parts), *found)
-
-    return np.concatenate([logits for logits, _ in calls]), backward
-
-
-# %% Learning from few texts, and stopping in time
-def stopped_in_time(params, run, batches, kept, rng, peak):
-    """The parameters that were best on texts kept back, looked at six times."""
-    best, steps = [np.inf, params], 6 if section.quick else 150
-
-    def watch(step, loss, now):
-        if step % (steps // 6) == 0 and (lost := nats(run(now, kept[0])[0], kept[1])) < best[0]:
-            best[:] = lost, trees.map(np.copy, now)
-
-    fit(params, Labelled(run, batches), steps=steps, peak=peak, rng=rng, watch=watch)
-    return best[1]
-
-
-def learn(name, rng, four, base, peak):
-    known, kept = ([at.written(language, rng, count) for language in four] for count in (TEXTS, KEPT))
-
-    def batches(rng):
-        return with_targets(np.concatenate([texts[rng.integers(TEXTS, size=EACH)] for texts in known]))
-
-    run = partial(reads_all, name=name, base=base)
-    return stopped_in_time(WAYS[name][0](rng), run, batches, with_targets(np.concatenate(kept)), rng, peak)
-
-
-def lost(trained, name, four, base):
-    return np.mean([at.left(trained, partial(reads, task=task, name=name, base=base), of, count=128) for task, of in enumerate(four)])
-
-
-def new_row(network, fifth, rng, base, peak):
-    """A row for a fifth task, all else frozen: 8 numbers."""
-    def run(row, ids):
-        made, made_backward = hyper_adapters(network._replace(tasks=Embedding(row)), task=0)
-        logits, backward = at.reader_between(base, made, ids, adapter=hyper_adapter)
-        return logits, lambda dlogits: made_backward(backward(dlogits)).tasks.weight
-
-    known, kept = at.written(fifth, rng, TEXTS), with_targets(at.written(fifth, rng, KEPT))
-    start = network.tasks.weight.mean(axis=0, keepdims=True)
-    row = stopped_in_time(start, run, lambda rng: with_targets(known[rng.integers(TEXTS, size=EACH)]), kept, rng, peak)
-    return at.left(row, run, fifth, count=128)
+# %%
+def steps():
+    return 6 if section.quick else 150
 
 
 @section.tuning
 def tuning(rng):
     base = at.load_reader()
     four, fifth = languages(rng, OWN[0])
-    yield from tried(lambda name, rng, rate: lost(learn(name, rng, four, base, rate), name, four, base), WAYS, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), rng)
-    network = learn(HYPER, rng, four, base, 1e-2)
-    yield from tried(lambda name, rng, rate: new_row(network, fifth, rng, base, rate), ["a row alone"], (1e-2, 3e-2, 1e-1, 3e-1), rng)
+    yield from tried(lambda name, rng, rate: lost(learn(name, rng, four, base, steps=steps(), peak=rate), name, four, base), WAYS, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), rng)
+    network = learn(HYPER, rng, four, base, steps=steps(), peak=1e-2)
+    yield from tried(lambda name, rng, rate: new_row(network, fifth, rng, base, steps=steps(), peak=rate), ["a row alone"], (1e-2, 3e-2, 1e-1, 3e-1), rng)
 
 
 @section.experiment
@@ -141,12 +40,12 @@ def experiment(rng):
         four, fifth = languages(rng, own)
         yield "no adapter", own, {"excess": np.mean([at.left(base, at.reader, of, count=128) for of in four])}
         for name in WAYS:
-            trained = learn(name, rng, four, base, section.rates[name])
+            trained = learn(name, rng, four, base, steps=steps(), peak=section.rates[name])
             yield name, own, {"excess": lost(trained, name, four, base), "numbers": trees.count_parameters(trained)}
             if name == SHARED:
                 unchanged = at.left(trained, partial(reads, task=0, name=name, base=base), fifth, count=128)
                 yield "a fifth: the shared one as it is", own, {"excess": unchanged}
-        yield "a fifth: a row alone", own, {"excess": new_row(trained, fifth, rng, base, section.rates["a row alone"])}
+        yield "a fifth: a row alone", own, {"excess": new_row(trained, fifth, rng, base, steps=steps(), peak=section.rates["a row alone"])}
 
 
 # %%

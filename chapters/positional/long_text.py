@@ -7,8 +7,6 @@ length, rotary ones later, T5's bias later still, ALiBi not at all. The same cha
 # %%
 from functools import partial
 
-import numpy as np
-
 from minitransformers import LanguageModelConfig, init_language_model, language_model, reporting, trees
 from minitransformers.training.fit import fit
 from minitransformers.training.text import Corpus
@@ -46,10 +44,10 @@ def bits_at(params, scheme, length, text=corpus):
 
 @section.tuning
 def tuning(rng):
-    for scheme in SCHEMES:
-        for rate in (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2):
-            params = trained(scheme, np.random.default_rng(rng.integers(2**32)), rate=rate, steps=STEPS // 2, text=within)
-            yield scheme, rate, {"loss": bits_at(params, scheme, TRAINED, within)}
+    def lost(scheme, own, *, rate):
+        return bits_at(trained(scheme, own, rate=rate, steps=STEPS // 2, text=within), scheme, TRAINED, within)
+
+    yield from reporting.tried(lost, SCHEMES, (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2), rng, alike=False)
 
 
 @section.experiment
@@ -75,7 +73,7 @@ def told(found, *schemes):
 @section.claim(
     "Sinusoidal and learned positions do equally well",
     paper="Vaswani et al. 2017, arXiv:1706.03762, table 3 row E: nearly identical results",
-    measured=lambda found: ", ".join(f"{s} {reporting.mean_and_spread(found['bits'][s][TRAINED])}" for s in ("sinusoidal", "learned", "rope", "none")),
+    measured=lambda found: reporting.listed(found["bits"], ("sinusoidal", "learned", "rope", "none"), TRAINED),
 )
 def equally(found):
     """At the trained length within 0.1 bits a character of each other."""
@@ -127,8 +125,8 @@ def alibi_beats_t5(found):
 def report(found):
     rows, pairs = [], reporting.counted_pairs(corpus)
     for scheme, of in found["bits"].items():
-        size, seconds = (found[name][scheme]["training"].mean() for name in ("parameters", "seconds"))
-        rows.append([scheme, *(reporting.mean_and_spread(of[n]) if n in of else None for n in LENGTHS), int(size), float(f"{seconds:.1f}")])
+        bits = (reporting.mean_and_spread(of[n]) if n in of else None for n in LENGTHS)
+        rows.append([scheme, *bits, *reporting.size_and_time(found, scheme, "training")])
         name = scheme.replace(" ", "_")
         section.value(f"text.{name}", of[TRAINED].mean())
         if LENGTHS[-1] in of:

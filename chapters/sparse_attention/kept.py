@@ -11,45 +11,29 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.reporting import Section, bits, counted_pairs, mean_and_spread, nats
-from minitransformers.reporting.patterns import dense, init_dense, kept_weight, met, read_through
+from minitransformers.reporting import Section, counted_pairs, dense_weights, mean_and_spread, tried
+from minitransformers.reporting.dense_weights import HEADS, LAYERS, LENGTH, bits_of, corpus, laid_on, more, told, unread
+from minitransformers.reporting.patterns import read_through
 from minitransformers.sparse_attention.block_table import block_mask, causal_block_table
 from minitransformers.sparse_attention.longformer import pattern
 from minitransformers.sparse_attention.strided import fixed_pattern, strided_pattern
-from minitransformers.training.fit import fit
-from minitransformers.training.task import IGNORED, Labelled
-from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
-LENGTH, WIDTH, HEADS, STEPS = 96, 48, 4, 300
-TEXTS, FIRST = 16, 32                                        # that are measured, and their first query: earlier ones have few keys to choose from
-LAYERS, DELETED = ("first layer", "second layer"), "attention deleted"
+DELETED = "attention deleted"
 WINDOW, DILATED, LONGFORMER, BIG_BIRD = "window", "dilated window", "window and a global column", "BigBird"
 STRIDED, FIXED = "strided", "fixed"
 KEYS, STRIDE, BLOCK = 8, 10, 8                               # KEYS besides its own, of a window
-model, corpus = partial(dense, num_heads=HEADS), Corpus.load(context=LENGTH)
 
 
 # %% The model learns with dense attention
 def trained(rng, *, rate):
-    params = init_dense(rng, corpus.vocabulary.size, WIDTH, num_layers=len(LAYERS), num_heads=HEADS, std=0.1)
-    task = Labelled(model, partial(corpus.batch, batch_size=8, context=LENGTH))
-    return fit(params, task, steps=5 if section.quick else STEPS, peak=rate, rng=rng, warmup=0.1, floor=0.05)
-
-
-def bits_of(params, texts, **settings):
-    """Bits a character, from query FIRST on."""
-    ids, targets = texts
-    return bits(nats(model(params, ids, **settings)[0], np.where(np.arange(LENGTH) < FIRST, IGNORED, targets)))
+    return dense_weights.trained(rng, rate=rate, steps=5 if section.quick else dense_weights.STEPS)
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    texts = next(corpus.evaluation_batches(batch_size=64, context=LENGTH, limit=64))
-    for rate in (5e-3, 1e-2, 2e-2):
-        yield "dense", rate, {"loss": bits_of(trained(np.random.default_rng(rng.integers(2**32)), rate=rate), texts)}
+    yield from tried(lambda _, rng, *, rate: bits_of(trained(rng, rate=rate), unread(64)), ["dense"], (5e-3, 1e-2, 2e-2), rng, alike=False)
 
 
 # %% Who sees whom
@@ -71,30 +55,13 @@ def patterns(rng):
 def experiment(rng):
     hold_blas()                                              # seeds run side by side, and the arrays are small
     params, seers = trained(rng, rate=section.rates["dense"]), patterns(rng)
-    texts = next(corpus.evaluation_batches(batch_size=TEXTS, context=LENGTH, limit=TEXTS))
-    yield "dense", "both", {"bits": bits_of(params, texts)}
-    for name, seen in {DELETED: lambda query, key: np.eye(LENGTH, dtype=bool), **seers}.items():
-        yield name, "both", {"bits": bits_of(params, texts, cores=[read_through(seen)] * len(LAYERS))}
-    for layer, both in zip(LAYERS, met(params, texts[0], num_heads=HEADS), strict=True):
-        for name, shares in kept_weight(rng, *both, seers, first=FIRST).items():
-            yield name, layer, shares
+    yield "dense", "both", {"bits": bits_of(params, unread())}
+    itself = read_through(lambda query, key: np.eye(LENGTH, dtype=bool))
+    yield DELETED, "both", {"bits": bits_of(params, unread(), cores=[itself] * len(LAYERS))}
+    yield from laid_on(params, [seers] * len(LAYERS), rng)
 
 
 # %%
-def told(found, other, *names):
-    """What they keep in each layer, and then as many keys that are chosen otherwise."""
-
-    def each(measure):
-        return ", ".join(f"{name} {' and '.join(mean_and_spread(of) for of in found[measure][name].values())}" for name in names)
-
-    return "; ".join(f"{measure}: {each(measure)}" for measure in ("kept", other))
-
-
-def more(found, name, other):
-    """How much more a pattern keeps than as many keys that are chosen otherwise, in each layer."""
-    return [found["kept"][name][layer] - found[other][name][layer] for layer in LAYERS]
-
-
 @section.claim(
     "Where heads read what is near, a short window keeps nearly all",
     paper="Zaheer et al. 2020, arXiv:2007.14062, section 2: a great deal of information about a token is in its neighbours",
@@ -117,30 +84,19 @@ def blocks(found):
 
 @section.report
 def report(found):
-    measures, bits = ("pairs", "kept", "random", "nearest", "best"), {name: of["both"] for name, of in found["bits"].items()}
-    rows = [[name, layer, *(mean_and_spread(found[measure][name][layer]) for measure in measures)] for layer in LAYERS for name in found["kept"]]
-    section.table("kept", ["pattern", "in the", "pairs seen", "weight kept", "as many at random", "as many nearest", "as many best"], rows)
-    rows = [*([name, mean_and_spread(of)] for name, of in bits.items()), ["counted pairs of characters", f"{counted_pairs(corpus):.2f}"]]
+    pairs, bits = counted_pairs(corpus()), {name: of["both"] for name, of in found["bits"].items()}
+    section.table("kept", dense_weights.COLUMNS, dense_weights.rows(found))
+    rows = [*([name, mean_and_spread(of)] for name, of in bits.items()), ["counted pairs of characters", f"{pairs:.2f}"]]
     section.table("kept_bits", ["read through", "bits a character"], rows)
     for key, name in zip(("window", "dilated", "longformer", "big_bird", "strided", "fixed"), found["kept"], strict=True):
-        for layer, number in zip(LAYERS, ("first", "second"), strict=True):
-            section.values(f"kept.{key}.{number}", {measure: found[measure][name][layer].mean() for measure in measures})
-        section.value(f"kept.{key}.bits", bits[name].mean())
-    section.values("kept.bits", {"dense": bits["dense"].mean(), "deleted": bits[DELETED].mean(), "pairs": counted_pairs(corpus)})
-    section.values("kept", {"length": LENGTH, "steps": STEPS, "texts": TEXTS, "first": FIRST})
+        section.values(f"kept.{key}", dense_weights.means(found, name))
+    section.values("kept.bits", {"dense": bits["dense"].mean(), "deleted": bits[DELETED].mean(), "pairs": pairs})
+    section.values("kept", {"length": LENGTH, "steps": dense_weights.STEPS, "texts": dense_weights.TEXTS, "first": dense_weights.FIRST})
 
 
 @section.figure("kept", size=(7.2, 2.4), ncols=2, sharey=True)
 def picture(axes, found):
-    for ax, layer in zip(axes, LAYERS, strict=True):
-        for place, name in enumerate(found["kept"]):
-            at = {measure: np.mean(found[measure][name][layer]) for measure in ("kept", "random", "nearest", "best")}
-            ax.plot([at["random"], at["best"]], [place, place], color="#808080", linewidth=3, alpha=0.5, solid_capstyle="butt")
-            ax.plot(at["nearest"], place, "|", color="#d0691f", markersize=11, markeredgewidth=2)
-            ax.plot(at["kept"], place, "o", color="#2f7ebf")
-        ax.set(title=layer, xlabel="share of the weight", xlim=(0, 1.02))
-    axes[0].set_yticks(range(len(found["kept"])), list(found["kept"]))
-    axes[0].invert_yaxis()
+    dense_weights.draw(axes, found)
 
 
 if __name__ == "__main__":

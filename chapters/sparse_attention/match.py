@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 
 import minitransformers as mt
-from minitransformers.reporting import Section, level, mean_and_spread, nats
-from minitransformers.reporting.networks import behind_norm, network
-from minitransformers.reporting.patterns import one_vector, shared_attention
-from minitransformers.sparse_attention.routing import random_centroids, update_centroids
+from minitransformers.reporting import Section, level, mean_and_spread, nats, tried
+from minitransformers.reporting.by_content import ByClusters, by_hashes, by_place, pairs_seen
+from minitransformers.reporting.networks import behind_norm, network, summed
+from minitransformers.reporting.patterns import shared_attention
 from minitransformers.training.fit import fit
 from minitransformers.training.needles import matching
 from minitransformers.training.task import Labelled, accuracy
@@ -22,61 +22,27 @@ from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
 NAMES, COLOURS, WIDTH, REACH, CHUNK, BUCKETS, STEPS = 32, 8, 32, 4, 8, 8, 300
-LENGTH, OTHERS = 2 * NAMES, ~np.eye(2 * NAMES, dtype=bool)
+LENGTH = 2 * NAMES
 WINDOW, GLOBAL, ROUTING, DENSE = "window", "window and one global token", "routing", "dense"
 ONE, WIDE, FOUR = "LSH, 1 round", "LSH, 1 round, wide", "LSH, 4 rounds"
 
 
-# %% Who sees whom: attend(shared, value, rng=rng), where shared is both queries and keys, and nobody sees itself
-def masked(mask):
-    return lambda shared, value, rng: one_vector(mt.softmax_attention, shared, value, mask=mask & OTHERS)
-
-
-def hashed(rounds, *, num_buckets=BUCKETS, chunk=CHUNK):
-    """With other hashes at every call; a key that several rounds find counts once, as in the paper."""
-
-    def attend(shared, value, rng):
-        buckets = mt.lsh_buckets(shared, rounds=rounds, num_buckets=num_buckets, seed=int(rng.integers(2**32)))
-        return mt.lsh_attention_sorted(shared, value, chunks=mt.lsh_chunks(buckets, chunk=chunk), causal=False, once=True)
-
-    return attend
-
-
-class Routed:
-    """With centroids that follow the vectors that it was called with."""
-
-    def __init__(self, rng):
-        self.centroids = random_centroids(rng, LENGTH // CHUNK, WIDTH, dtype=np.float32)
-
-    def __call__(self, shared, value, rng):
-        self.last = shared
-        return one_vector(mt.routing_gathered, shared, value, centroids=self.centroids, size=CHUNK, causal=False, mask=OTHERS)
-
-    def follow(self, *_):
-        self.centroids = update_centroids(self.centroids, self.last.reshape(-1, WIDTH), decay=0.95)
-
-
+# %% Who sees whom; nobody sees itself
 place = np.arange(LENGTH)
 near, first = abs(place - place[:, None]) <= REACH, place == 0
 MIXERS = {
-    WINDOW: lambda rng: masked(near),
-    GLOBAL: lambda rng: masked(near | first | first[:, None]),  # one token cannot hold 32 colours
-    ONE: lambda rng: hashed(1),
-    WIDE: lambda rng: hashed(1, num_buckets=2, chunk=2 * CHUNK),  # about as many pairs as four rounds
-    FOUR: lambda rng: hashed(4),
-    ROUTING: Routed,
-    DENSE: lambda rng: masked(OTHERS),
+    WINDOW: lambda rng: by_place(near),
+    GLOBAL: lambda rng: by_place(near | first | first[:, None]),  # one token cannot hold 32 colours
+    ONE: lambda rng: by_hashes(1, num_buckets=BUCKETS, chunk=CHUNK),
+    WIDE: lambda rng: by_hashes(1, num_buckets=2, chunk=2 * CHUNK),  # about as many pairs as four rounds
+    FOUR: lambda rng: by_hashes(4, num_buckets=BUCKETS, chunk=CHUNK),
+    ROUTING: lambda rng: ByClusters(rng, LENGTH // CHUNK, WIDTH, size=CHUNK),
+    DENSE: lambda rng: by_place(np.ones((LENGTH, LENGTH), bool)),
 }
 
 
 # %% The task and the model: one layer, no positions
 draw = partial(matching, num_names=NAMES, num_colours=COLOURS)
-
-
-@mt.slot
-def name_and_colour(x):
-    """What stands at a place is the sum of the two, (batch, 2, positions, width) -> (batch, positions, width)."""
-    return x[:, 0] + x[:, 1], lambda dout: np.stack([dout, dout], axis=1)
 
 
 def fresh(rng):
@@ -89,43 +55,32 @@ def fresh(rng):
 def model(params, ids, *, attend, rng):
     mixer = partial(shared_attention, attend=partial(attend, rng=rng))
     layers = [behind_norm(part, norm=mt.layer_norm) for part in (mixer, mt.feed_forward)]
-    return network(name_and_colour, *layers, mt.layer_norm, mt.linear)(params, ids)
+    return network(summed, *layers, mt.layer_norm, mt.linear)(params, ids)
 
 
-def trained(mixer, rng, *, rate):
-    """The trained model, as a function of ids, and the share of pairs that it looks at, as another."""
+def examined(mixer, rng, *, rate):
+    """What a trained model makes of 256 texts that are new to it, and the share of all pairs of positions that it joins."""
     attend, settings = MIXERS[mixer](rng), {"steps": 5 if section.quick else STEPS, "peak": rate, "warmup": 1 / 6, "floor": 0.02}
     task = Labelled(partial(model, attend=attend), partial(draw, batch_size=32), random=True)
     params = fit(fresh(rng), task, rng=rng, watch=getattr(attend, "follow", None), **settings)
-    return partial(model, params, attend=attend, rng=rng), partial(pairs_seen, params, attend=attend, rng=rng)
-
-
-def pairs_seen(params, ids, *, attend, rng):
-    """The share of all pairs that get a weight: values that are a one at one place show it, and short vectors make no weight tiny."""
-    words, _, (norm, mixer), *_ = params
-    shared, _ = mt.linear(mixer.shared, mt.layer_norm(norm, name_and_colour(None, mt.embedding(words, ids=ids)[0])[0])[0])
-    weights, _ = attend(1e-3 * shared, np.broadcast_to(np.eye(LENGTH, dtype=shared.dtype), (len(ids), LENGTH, LENGTH)), rng=rng)
-    return ((weights > 0) & OTHERS).mean()
+    ids, colours = draw(rng, batch_size=256)
+    logits, _ = model(params, ids, attend=attend, rng=rng)
+    words, _, (norm, own), *_ = params
+    shared, _ = mt.linear(own.shared, mt.layer_norm(norm, summed(None, mt.embedding(words, ids=ids)[0])[0])[0])
+    return {"right": accuracy(logits, colours), "nats": nats(logits, colours), "pairs": pairs_seen(attend, shared, rng)}
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    for mixer in MIXERS:
-        for rate in (3e-3, 6e-3) if section.quick else (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2):
-            own = np.random.default_rng(rng.integers(2**32))
-            answer, _ = trained(mixer, own, rate=rate)
-            ids, colours = draw(own, batch_size=256)
-            yield mixer, rate, {"loss": nats(answer(ids)[0], colours)}
+    rates = (3e-3, 6e-3) if section.quick else (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
+    yield from tried(lambda mixer, rng, *, rate: examined(mixer, rng, rate=rate)["nats"], MIXERS, rates, rng, alike=False)
 
 
 @section.experiment
 def experiment(rng):
     hold_blas()                                              # seeds run side by side, and the arrays are small
     for mixer in MIXERS:
-        answer, seen = trained(mixer, rng, rate=section.rates[mixer])
-        ids, colours = draw(rng, batch_size=256)
-        yield mixer, "all", {"right": accuracy(answer(ids)[0], colours), "pairs": seen(ids)}
+        yield mixer, "all", examined(mixer, rng, rate=section.rates[mixer])
 
 
 # %%

@@ -14,12 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 import minitransformers as mt
-from minitransformers.reporting import Section, along, fitted_exponent, lines, peak_megabytes, shortest_times, ticks_at
+from minitransformers.reporting import Section, growth, lines, one_seed, peak_megabytes, shortest_times, ticks_at
+from minitransformers.reporting.cores import longformer, lsh, native
 from minitransformers.sparse_attention.routing import random_centroids
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="timed")
-LENGTHS, WIDTH, WINDOW, GLOBALS = (1024, 2048, 4096, 8192), 64, 128, (0, 1)
+LENGTHS, WIDTH, WINDOW = (1024, 2048, 4096, 8192), 64, 128
 
 
 class Form(NamedTuple):
@@ -28,28 +29,6 @@ class Form(NamedTuple):
     core: Callable
     settings: Callable[[int], dict]
     power: float
-
-
-def longformer(params, query, key, value, **settings):
-    """The kernel with global rows; their projections are those of the window here, which costs the same."""
-    return mt.longformer_blocks(query, key, value, query[..., GLOBALS, :], key, value, global_positions=GLOBALS, **settings)
-
-
-def lsh(params, query, key, value, **settings):
-    """Queries that are their own keys, hashed once for every round."""
-    chunks = mt.lsh_chunks(mt.lsh_buckets(query, rounds=2, num_buckets=16), **settings)
-    return mt.lsh_attention_sorted(query, value, chunks=chunks)
-
-
-def native(params, query, key, value, *, block, top, window):
-    """The three branches of native sparse attention; with one set of keys, which costs the same, and without gates."""
-    selected = mt.most_read_blocks(query, key[0], block=block, top=top)[None]
-    parts = [
-        mt.compressed_attention(query, key, value, block=block),
-        mt.selected_block_attention_fast(query, key, value, selected=selected, block=block),
-        mt.banded_attention_blocks(None, query, key, value, window=window),
-    ]
-    return sum(out for out, _ in parts), lambda dout: [part_backward(dout) for _, part_backward in parts]
 
 
 def clusters(n):
@@ -95,8 +74,7 @@ def experiment(rng):
 
 # %%
 def exponents(found, measure):
-    """The fitted power of every form, over the longest three lengths: below, fixed costs of a call still show."""
-    return {name: fitted_exponent(list(of)[-3:], along(of).reshape(len(of))[-3:]) for name, of in found[measure].items()}
+    return {name: growth(of) for name, of in found[measure].items()}
 
 
 def as_pairs(found, measure):
@@ -142,7 +120,7 @@ def faster(found):
 
 def times(found, name, n, measure="seconds"):
     """How many times cheaper than dense attention a form is."""
-    return float(np.ravel(found[measure]["dense"][n])[0] / np.ravel(found[measure][name][n])[0])
+    return one_seed(found[measure]["dense"])[n] / one_seed(found[measure][name])[n]
 
 
 @section.report

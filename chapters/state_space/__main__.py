@@ -9,7 +9,7 @@ from minitransformers.reporting import run_chapter
 
 if __name__ == "__main__":
     order = [
-        "views", "rules", "hippo", "delay", "powers", "selection", "scans", "orders", "forms", "ranks", "decays", "length", "decoding",
+        "views", "rules", "hippo", "delay", "powers", "selection", "scans", "orders", "forms", "ranks", "decays", "length", "memory", "decoding",
         "copying", "gates", "induction", "text", "writing",
     ]  # fmt: skip
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

@@ -1,7 +1,6 @@
-"""How do time and memory grow with the text: a scan, SSD in its three forms, attention?
+"""How does time grow with the text: a scan, SSD in its three forms, attention?
 
-Dao and Gu 2024, arXiv:2405.21060, theorem 6.1 and section 6.3: SSD in chunks takes time T N^2 and memory T N, attention T^2 N and T^2.
-Section 9.3: SSD is 2 to 8 times as fast as Mamba's scan, and faster than FlashAttention-2 from 2,000 positions on. Forward and backward
+Dao and Gu 2024, arXiv:2405.21060, theorem 6.1 and section 6.3: SSD in chunks takes time T N^2, attention T^2 N. Section 9.3: SSD is 2 to 8 times as fast as Mamba's scan, and faster than FlashAttention-2 from 2,000 positions on. Forward and backward
 of the cores alone, at equal width, in float32 on one core. The scan has a state of 16 numbers a channel, SSD of 64.
 """
 
@@ -12,7 +11,7 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.attention.masks import causal_mask
-from minitransformers.reporting import Section, crossing, fitted_exponent, one_seed, peak_megabytes, shortest_times, ticks_at
+from minitransformers.reporting import Section, crossing, growth, one_seed, shortest_times, ticks_at
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="timed")
@@ -25,11 +24,11 @@ SHORT = {CHUNKED: "chunked", RECURRENT: "recurrent", QUADRATIC: "quadratic", SCA
 
 
 # %%
-def ssd_call(rng, n, *, heads=HEADS, d_head=64, d_state=64):
+def ssd_call(rng, n):
     """x, delta, A, B, C with steps and rates as Mamba-2 starts them."""
-    x, (B, C) = rng.standard_normal((n, heads, d_head), np.float32), rng.standard_normal((2, n, 1, d_state), np.float32)
-    delta = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), (n, heads))).astype(np.float32)
-    return x, delta, -rng.uniform(1, 16, heads).astype(np.float32), B, C
+    x, (B, C) = rng.standard_normal((n, HEADS, 64), np.float32), rng.standard_normal((2, n, 1, 64), np.float32)
+    delta = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), (n, HEADS))).astype(np.float32)
+    return x, delta, -rng.uniform(1, 16, HEADS).astype(np.float32), B, C
 
 
 def both_ways(core, call, *dout):
@@ -60,23 +59,17 @@ def experiment(rng):
     for n in LENGTHS[:3] if section.quick else LENGTHS:
         for name, seconds in shortest_times(cores(rng, n), rounds=1 if n > 1024 or section.quick else 3).items():
             yield name, n, {"ms": 1e3 * seconds}
-    for n in LENGTHS[4:6] if section.quick else LENGTHS[4:8]:
-        small = ssd_call(rng, n, heads=2, d_head=16, d_state=16)
-        for name, core in ((CHUNKED, mt.ssd_chunked), (QUADRATIC, mt.ssd_quadratic)):
-            if name == CHUNKED or n == LENGTHS[4]:
-                yield name, n, {"MiB": peak_megabytes(partial(both_ways, partial(mt.ssd, core=core), small, np.ones_like(small[0])))}
 
 
 # %%
-def series(found, measure, name):
-    """Lengths, and numbers at them."""
-    of = one_seed(found[measure][name])
+def series(found, name):
+    """Lengths, and milliseconds at them."""
+    of = one_seed(found["ms"][name])
     return list(of), list(of.values())
 
 
-def exponent(found, measure, name):
-    """The fitted power over the longest four lengths: below, what a call costs whatever its length still shows."""
-    return fitted_exponent(*(numbers[-4:] for numbers in series(found, measure, name)))
+def exponent(found, name):
+    return growth(found["ms"][name], last=4)
 
 
 def times(found, name):
@@ -88,18 +81,18 @@ def times(found, name):
 
 def overtaken(found):
     """From where on attention takes longer than chunks."""
-    sizes, attention = series(found, "ms", ATTENTION)
-    return crossing(sizes, series(found, "ms", CHUNKED)[1][: len(sizes)], attention)
+    sizes, attention = series(found, ATTENTION)
+    return crossing(sizes, series(found, CHUNKED)[1][: len(sizes)], attention)
 
 
 @section.claim(
     "Chunks cost linear time, attention and the quadratic form quadratic time",
     paper="Dao and Gu 2024, arXiv:2405.21060, theorem 6.1 and section 6.3: T N^2 for SSD in chunks, T^2 N for attention",
-    measured=lambda found: ", ".join(f"{name} {exponent(found, 'ms', name):.2f}" for name in (CHUNKED, QUADRATIC, ATTENTION)),
+    measured=lambda found: ", ".join(f"{name} {exponent(found, name):.2f}" for name in (CHUNKED, QUADRATIC, ATTENTION)),
 )
 def linear_time(found):
     """Exponents over the four longest lengths of each: at most 1.15 in chunks, at least 1.8 for both others."""
-    chunked, *others = (exponent(found, "ms", name) for name in (CHUNKED, QUADRATIC, ATTENTION))
+    chunked, *others = (exponent(found, name) for name in (CHUNKED, QUADRATIC, ATTENTION))
     return chunked <= 1.15 and min(others) >= 1.8
 
 
@@ -123,40 +116,27 @@ def faster(found):
     return overtaken(found) is not None and overtaken(found) <= 2048
 
 
-@section.claim(
-    "In chunks the memory of forward and backward is linear",
-    paper="Dao and Gu 2024, arXiv:2405.21060, section 6.3: memory T N, against T^2 for attention written out",
-    kind="exact",
-    measured=lambda found: f"to the power {exponent(found, 'MiB', CHUNKED):.2f}, {series(found, 'MiB', CHUNKED)[1][-1]:.1f} MiB at the longest (2 heads of 16)",
-)
-def linear_memory(found):
-    """The peak grows with the length, from 1,024 positions on, to a power of at most 1.05."""
-    return exponent(found, "MiB", CHUNKED) <= 1.05
-
-
 @section.report
 def report(found):
-    common, rows = max(series(found, "ms", QUADRATIC)[0]), []
+    common, rows = max(series(found, QUADRATIC)[0]), []
     for name in SHORT:
-        sizes, ms = series(found, "ms", name)
-        rows.append([name, ms[0], ms[sizes.index(common)], ms[-1], sizes[-1], exponent(found, "ms", name)])
+        sizes, ms = series(found, name)
+        rows.append([name, ms[0], ms[sizes.index(common)], ms[-1], sizes[-1], exponent(found, name)])
     section.table("length", ["core", f"ms at {LENGTHS[0]}", f"ms at {common:,}", "ms at the longest", "longest", "exponent"], rows)
-    section.values("length.exponent", {short: exponent(found, "ms", name) for name, short in SHORT.items()})
-    longest = max(series(found, "ms", CHUNKED)[0])
+    section.values("length.exponent", {short: exponent(found, name) for name, short in SHORT.items()})
+    longest = max(series(found, CHUNKED)[0])
     section.values("length.speed", {"common": common, "longest": longest, "over_recurrent": times(found, RECURRENT), "over_scan": times(found, SCAN)})
     if overtaken(found) is not None:
         section.value("length.speed.crossing", round(overtaken(found)))
-    (first, *_), (short, *_) = series(found, "MiB", CHUNKED)
-    section.values("length.memory", {"exponent": exponent(found, "MiB", CHUNKED), "at": first, "short": short, "quadratic": series(found, "MiB", QUADRATIC)[1][0]})
 
 
 @section.figure("length", size=(6.4, 3.4))
 def picture(ax, found):
     for name, marker in zip(SHORT, "osD^vP", strict=True):
-        sizes, ms = series(found, "ms", name)
-        ax.plot(sizes, ms, marker=marker, label=f"{name} ({exponent(found, 'ms', name):.1f})")
+        sizes, ms = series(found, name)
+        ax.plot(sizes, ms, marker=marker, label=f"{name} ({exponent(found, name):.1f})")
     ax.set(xlabel="positions", ylabel="ms, forward and backward", xscale="log", yscale="log")
-    ticks_at(ax, series(found, "ms", CHUNKED)[0])
+    ticks_at(ax, series(found, CHUNKED)[0])
     ax.legend()
 
 

@@ -11,8 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers import LanguageModelConfig, init_language_model, language_model, trees
-from minitransformers.reporting import Section, bits_in_windows, counted_pairs, level, mean_and_spread, processor_seconds
+from minitransformers import LanguageModelConfig, init_language_model, language_model, reporting, trees
 from minitransformers.reporting.networks import hidden_for
 from minitransformers.training.fit import fit
 from minitransformers.training.memory import keep_freed_memory
@@ -20,7 +19,7 @@ from minitransformers.training.task import Labelled, on_ids
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 
-section = Section(__file__, __doc__, kind="trained")
+section = reporting.Section(__file__, __doc__, kind="trained")
 CONTEXT, WIDTH, STEPS, LONGER, PARAMETERS = 64, 48, 200, 500, 54_000  # an update of Mamba's takes as long as 2.5 of attention's
 MAMBA, MAMBA2, S4D, ATTENTION, DELETED = "Mamba", "Mamba-2", "S4D", "attention, RoPE", "attention deleted"
 MIXERS = {
@@ -43,32 +42,24 @@ def config_of(name, hidden):
     )  # fmt: skip
 
 
-def fresh(name, rng):
-    """The configuration whose feed-forward networks make up for what the mixer has fewer parameters than others, and parameters."""
-    config = config_of(name, hidden_for(PARAMETERS, lambda hidden: init_language_model(rng, config_of(name, hidden))))
-    return config, init_language_model(rng, config, std=0.1)
-
-
 def trained(name, rng, *, rate, steps):
-    """The model as a function of ids, and how many parameters it has."""
-    config, params = fresh(name, rng)
-    model = partial(language_model, config=config)
+    """The model as a function of ids, and how many parameters it has. Feed-forward networks make up for what its mixer has fewer than others."""
+    config = config_of(name, hidden_for(PARAMETERS, lambda hidden: init_language_model(rng, config_of(name, hidden))))
+    params, model = init_language_model(rng, config, std=0.1), partial(language_model, config=config)
     task = Labelled(on_ids(model), partial(corpus.batch, batch_size=8, context=CONTEXT))
     params = fit(params, task, steps=3 if section.quick else steps, peak=rate, rng=rng, warmup=0.1, floor=0.05)
     return partial(model, params), trees.count_parameters(params)
 
 
 def bits_of(model):
-    return bits_in_windows(model, corpus.validation[:513] if section.quick else corpus.validation, CONTEXT)
+    return reporting.bits_in_windows(model, corpus.validation[:513] if section.quick else corpus.validation, CONTEXT)
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
     keep_freed_memory()                                      # a step of training frees and takes the same arrays again and again
-    for name in MIXERS:
-        for rate in (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2):
-            yield name, rate, {"loss": bits_of(trained(name, np.random.default_rng(rng.integers(2**32)), rate=rate, steps=STEPS)[0])}
+    rates = (1e-2,) if section.quick else (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+    yield from reporting.tried(lambda name, rng, *, rate: bits_of(trained(name, rng, rate=rate, steps=STEPS)[0]), MIXERS, rates, rng, alike=False)
 
 
 @section.experiment
@@ -77,7 +68,7 @@ def experiment(rng):
     keep_freed_memory()
     for name in (*MIXERS, MORE):
         mixer, steps = (ATTENTION, LONGER) if name == MORE else (name, STEPS)
-        with processor_seconds() as spent:
+        with reporting.processor_seconds() as spent:
             model, parameters = trained(mixer, rng, rate=section.rates[mixer], steps=steps)
         yield name, "all", {"bits": bits_of(model), "parameters": parameters, "seconds": spent()}
 
@@ -87,14 +78,10 @@ def of(found, name, measure="bits"):
     return found[measure][name]["all"]
 
 
-def told(found, *names):
-    return ", ".join(f"{name} {mean_and_spread(of(found, name))}" for name in names)
-
-
 @section.claim(
     "For as many updates Mamba and Mamba-2 are ahead of attention",
     paper="Gu and Dao 2023, figure 4, and Dao and Gu 2024, figure 9: as good as a strong Transformer of equal size",
-    measured=lambda found: f"bits a character after {STEPS} updates: {told(found, MAMBA, MAMBA2, ATTENTION)}",
+    measured=lambda found: f"bits a character after {STEPS} updates: {reporting.listed(found['bits'], (MAMBA, MAMBA2, ATTENTION))}",
 )
 def per_update(found):
     """Both need at least 0.1 bits a character less."""
@@ -104,7 +91,7 @@ def per_update(found):
 @section.claim(
     "And ahead of S4D, which does not select",
     paper="Gu and Dao 2023, arXiv:2312.00752, figure 4: better than the state spaces before it",
-    measured=lambda found: told(found, MAMBA, MAMBA2, S4D),
+    measured=lambda found: reporting.listed(found["bits"], (MAMBA, MAMBA2, S4D)),
 )
 def over_s4d(found):
     """Both need at least 0.1 bits a character less, equally large and after as many updates."""
@@ -114,7 +101,7 @@ def over_s4d(found):
 @section.claim(
     "Is attention level with Mamba for as many processor seconds?",
     paper="no paper asks it of so short a training; Gu and Dao 2023, section 4.5, compare the speed of writing",
-    measured=lambda found: told(found, MAMBA, MAMBA2, MORE),
+    measured=lambda found: reporting.listed(found["bits"], (MAMBA, MAMBA2, MORE)),
 )
 def level_with(found):
     """After 500 updates of attention and 200 of Mamba they are within 0.1 bits a character of each other."""
@@ -134,11 +121,11 @@ def seconds(found):
 
 @section.report
 def report(found):
-    rows, pairs = [], counted_pairs(corpus)
+    rows, pairs = [], reporting.counted_pairs(corpus)
     for name in sorted(found["bits"], key=lambda name: np.mean(of(found, name))):
         mixer, steps = (ATTENTION, LONGER) if name == MORE else (name, STEPS)
         rows.append([name, section.rates[mixer], steps, int(np.mean(of(found, name, "parameters"))), float(f"{np.mean(of(found, name, 'seconds')):.2g}"),
-                     mean_and_spread(of(found, name))])  # fmt: skip
+                     reporting.mean_and_spread(of(found, name))])  # fmt: skip
     rows.append(["counted pairs of characters", None, None, corpus.vocabulary.size**2, None, f"{pairs:.2f}"])
     section.table("text", ["mixer", "rate", "updates", "parameters", "processor seconds", "bits a character"], rows)
     for key, name in (("mamba", MAMBA), ("mamba2", MAMBA2), ("s4d", S4D), ("attention", ATTENTION), ("more", MORE), ("deleted", DELETED)):
@@ -153,7 +140,7 @@ def picture(ax, found):
         ax.plot(np.atleast_1d(of(found, name, "seconds")), np.atleast_1d(of(found, name)), "o", label=name)
     ax.set(xlabel="processor seconds, one point a seed", ylabel="bits a character", xlim=(0, None))
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    level(ax, counted_pairs(corpus), "counted pairs")
+    reporting.level(ax, reporting.counted_pairs(corpus), "counted pairs")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from minitransformers.basics.embedding import Embedding, embedding, init_embeddi
 from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.log_softmax import log_softmax
-from minitransformers.foundation import Backward, trees
+from minitransformers.foundation import Backward, reparameterize, trees
 from minitransformers.foundation.safetensors import read_safetensors, write_safetensors
 from minitransformers.models.gpt2 import Gpt2Block, gpt2_block, init_gpt2
 from minitransformers.norms.layer_norm import LayerNorm, layer_norm
@@ -172,11 +172,30 @@ def load_announced() -> Reader:
     return trees.from_paths(init_reader(np.random.default_rng(0), words=SYMBOLS + TASKS), read_safetensors(ANNOUNCED)[0])
 
 
+def reader_of(base: Reader, change: Callable | None = None) -> Callable:
+    """``run(trained, ids)``: the reader with weights that ``change`` makes of what is trained, or with what is trained in their place."""
+
+    def run(trained: trees.Tree, ids: Array) -> tuple[Array, Backward]:
+        tree, back = reparameterize(trained, base=base, change=change)
+        logits, backward = reader(tree, ids)
+        return logits, lambda dlogits: back(backward(dlogits))
+
+    return run
+
+
 def fine_tuned(
     params: trees.Tree, run: Callable, of: Language, rng: np.random.Generator, *, steps: int, peak: float, count: int = 32, length: int = LENGTH
 ) -> trees.Tree:
     """What is trained, after so many updates on fresh texts of a language: ``run(params, ids) -> logits, backward`` is the model."""
     return fit(params, Labelled(run, partial(draw, of, count=count, length=length)), steps=steps, peak=peak, rng=rng)
+
+
+def own_reader(rng: np.random.Generator, *, steps: int | None) -> tuple[Language, Reader]:
+    """A language that is drawn, and a reader that has learned it in so many updates; None: those that are kept."""
+    if steps is None:
+        return language(), load_reader()
+    own = Language(*rng.normal(0, 1.2, size=(2, SYMBOLS, SYMBOLS)))
+    return own, fine_tuned(init_reader(rng), reader, own, rng, steps=steps, peak=PEAK, count=BATCH, length=CONTEXT)
 
 
 def left(params: trees.Tree, run: Callable, of: Language, *, count: int = 512) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,13 @@ def lines(ax: Any, curves: Mapping[str, Mapping[Any, Array]], *, marker: str = "
     ax.set(**settings)
 
 
+def by_pairs(ax: Any, curves: Mapping[str, Mapping[Any, Array]], pairs: Sequence[int], **settings: Any) -> None:
+    """Shares of right answers against how many pairs a text has; dashed: what naming any value of the text reaches."""
+    lines(ax, curves)
+    ax.plot(pairs, [1 / number for number in pairs], "--", color="#808080", label="any value of the text")
+    ax.set(**{"xlabel": "pairs", "ylabel": "right", "ylim": (0, 1.05), "xticks": pairs, **settings})
+
+
 def dots(ax: Any, rows: Mapping[str, Array], *, at: float, xlabel: str) -> None:
     """A row for each name, the first on top, with a point a seed: {name: array over seeds}. Dotted: what is reached without learning."""
     for row, (_, values) in enumerate(reversed(rows.items())):
@@ -82,6 +89,26 @@ def dots(ax: Any, rows: Mapping[str, Array], *, at: float, xlabel: str) -> None:
     ax.axvline(at, linestyle=":", color="#808080")
     ax.set(yticks=range(len(rows)), xlabel=xlabel)
     ax.set_yticklabels(list(rows)[::-1])
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of which no other is at most as large, by the first number, and less by the second."""
+    return [name for name, own in points.items() if not any(other[0] <= own[0] and other[1] < own[1] for other in points.values())]
+
+
+def named_points(ax: Any, points: Mapping[str, tuple[float, float]], **settings: Any) -> None:
+    """A point for each name, and a line along the front of those that nothing beats; names stand where there is room, those of the front first."""
+    best = front(points)
+    for name, (x, y) in points.items():
+        ax.plot(x, y, "o" if name in best else "x", color="C0" if name in best else "C1")
+    ax.plot(*zip(*sorted(points[name] for name in best), strict=True), color="C0", linewidth=1)
+    ax.set(**settings)
+    taken: list[Any] = []
+    for name in sorted(points, key=lambda name: name not in best):
+        place = ax.transAxes.inverted().transform(ax.transData.transform(points[name]))
+        if all(abs(place[0] - x) > 0.22 or abs(place[1] - y) > 0.03 for x, y in taken):
+            ax.annotate(name, points[name], textcoords="offset points", xytext=(4, 3), fontsize=6)
+            taken.append(place)
 
 
 def level(ax: Any, height: float, name: str) -> None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy import ndarray as Array
 
+from minitransformers.basics.softmax import softmax
+from minitransformers.reporting.seeds import one_seed
 from minitransformers.training.fit import fit
 from minitransformers.training.optimizer import TrainingDiverged
 from minitransformers.training.task import IGNORED, Labelled, labelled_loss
@@ -25,6 +27,11 @@ Key = TypeVar("Key")
 def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """p of the power law cost = c size^p that fits best, by least squares of the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def growth(costs: dict[Any, Any], *, last: int = 3) -> float:
+    """The fitted power of one curve, {size: cost}, over its largest sizes: below, what a call costs whatever its size still shows."""
+    return fitted_exponent(*zip(*list(one_seed(costs).items())[-last:], strict=True))
 
 
 def crossing(sizes: Sequence[float], one: Sequence[float], other: Sequence[float]) -> float | None:
@@ -108,6 +115,11 @@ def nats(logits: Array, targets: Array) -> float:
     return float(total) / count
 
 
+def mean_nats(model: Callable, batches: Iterable[tuple[Array, Array]]) -> float:
+    """Nats a label that ``model(ids) -> logits, backward`` loses, a mean over batches (ids, targets): each counts alike."""
+    return float(np.mean([nats(model(ids)[0], targets) for ids, targets in batches]))
+
+
 def bits(nats: float) -> float:
     """Nats as bits."""
     return float(nats / np.log(2))
@@ -145,6 +157,23 @@ def bits_after(
         return float(np.log2(corpus.vocabulary.size))
     text = corpus.validation if whole else corpus.validation[: 2 * context + 1]
     return bits_in_windows(lambda ids: model(learned, ids), text, context)
+
+
+def gradient_by_distance(model: Callable, table: Array, batches: Iterable[tuple[Array, Array]]) -> Array:
+    """The norm of the gradient of a text's last log-probability in each place of what it reads, the last place first, whose own is 1: a mean over texts.
+
+    ``model(table[ids]) -> logits, backward``, and ``backward(dlogits)`` gives the gradients of its parameters and that of table[ids]. batches are of
+    ids and of targets, both (texts, positions).
+    """
+    norms: list[Array] = []
+    for ids, targets in batches:
+        logits, backward = model(table[ids])
+        weights, _ = softmax(logits[:, -1])
+        dlogits = np.zeros_like(logits)
+        dlogits[:, -1] = np.eye(logits.shape[-1])[targets[:, -1]] - weights
+        norms += [*np.linalg.norm(backward(dlogits)[1], axis=-1)]
+    mean = np.mean(norms, axis=0)[::-1]
+    return np.asarray(mean / mean[0])
 
 
 def counted_pairs(corpus: Corpus) -> float:

@@ -11,16 +11,17 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.multi_head_attention import init_multi_head_attention
 from minitransformers.attention.prepare import on_both
-from minitransformers.basics.causal_convolution import CausalConvolution, causal_convolution
+from minitransformers.basics.causal_convolution import CausalConvolution, causal_convolution, init_causal_convolution
 from minitransformers.basics.chain import chain
 from minitransformers.basics.embedding import Embedding, embedding, init_embedding
 from minitransformers.basics.feed_forward import init_feed_forward
 from minitransformers.basics.linear import Linear, init_linear, linear
 from minitransformers.basics.residual import residual
 from minitransformers.foundation import Backward, slot, trees
+from minitransformers.models.gru import gru, init_gru
 from minitransformers.models.workbench.transformer_block import TransformerBlock
 from minitransformers.norms.layer_norm import init_layer_norm
-from minitransformers.norms.rms_norm import rms_norm
+from minitransformers.norms.rms_norm import init_rms_norm, rms_norm
 from minitransformers.positional.rope_fast import rope_fast
 from minitransformers.training.task import on_arrays
 
@@ -67,9 +68,33 @@ def side_by_side(x: Array) -> tuple[Array, Backward]:
     return x.reshape(len(x), -1), lambda dout: dout.reshape(x.shape)
 
 
+@slot
+def summed(x: Array) -> tuple[Array, Backward]:
+    """The vectors of all words that stand at a place, (batch, words, positions, width), as their sum, (batch, positions, width)."""
+    return x.sum(axis=1), lambda dout: np.stack([dout] * x.shape[1], axis=1)
+
+
 def behind_norm(part: Callable, *, norm: Callable = rms_norm) -> Callable:
     """x plus what the part makes of norm(x). Its parameters are those of the norm and of the part."""
     return partial(residual, part=partial(chain, parts=(norm, part)))
+
+
+def init_gru_layer(rng: np.random.Generator, d_model: int, hidden: int, *, update: float = 0.0) -> tuple:
+    """Parameters of gru_layer. update is what the biases of its update gates begin with: well below 0 they begin nearly shut."""
+    cell, down = init_gru(rng, d_model, hidden), init_linear(rng, hidden, d_model)
+    assert cell.input.bias is not None
+    cell.input.bias[:hidden] = update
+    return init_rms_norm(rng, d_model), (cell, down)
+
+
+def gru_layer(params: tuple, x: Array) -> tuple[Array, Backward]:
+    """x plus a map of the states of a GRU that reads rms_norm(x)."""
+    return behind_norm(partial(chain, parts=(_states, linear)))(params, x)
+
+
+def _states(params: Any, x: Array) -> tuple[Array, Backward]:
+    (out, _), backward = gru(params, x)
+    return out, lambda dout: backward((dout, None))[:2]      # nobody reads on from the last state
 
 
 def init_decoder(
@@ -93,6 +118,11 @@ def init_decoder(
 def without(params: Any, x: Array) -> tuple[Array, Backward]:
     """What stands where a part was: nothing."""
     return x, lambda dout: (params, dout)
+
+
+def init_the_word_before(rng: np.random.Generator, d_model: int) -> CausalConvolution:
+    """Parameters of with_the_word_before: a convolution over two words."""
+    return init_causal_convolution(rng, d_model, width=2)
 
 
 def with_the_word_before(params: CausalConvolution, query: Array, key: Array, *, positions: Any = None) -> tuple[tuple[Array, Array], Backward]:

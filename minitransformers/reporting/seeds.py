@@ -96,17 +96,20 @@ def _send(experiment: Experiment, seed: int, pipe: Any) -> None:
 
 
 def tried(
-    loss: Callable[..., float], names: Iterable[str], rates: Sequence[float] | Mapping[str, Sequence[float]], rng: np.random.Generator
-) -> Iterator[tuple[str, float, dict[str, float]]]:
-    """What each contestant loses at each rate, ``loss(name, rng, rate=rate)``, all from one start: what a tuning yields.
+    loss: Callable[..., float], names: Iterable[str], rates: Sequence[float] | Mapping[str, Sequence[float]], rng: np.random.Generator,
+    *, alike: bool = True, starts: int = 1,
+) -> Iterator[tuple[str, float, dict[str, float]]]:  # fmt: skip
+    """What each contestant loses at each rate, ``loss(name, rng, rate=rate)``: what a tuning yields.
 
-    rates are one list for all, or a list for each by name.
+    rates are one list for all, or a list for each by name. alike: all from one start, and not each from a start of its own,
+    or from several, of which the mean counts, where one may be lucky.
     """
     hold_blas()
-    seed = rng.integers(2**32)
+    start = rng.integers(2**32) if alike else None
     for name in names:
         for rate in rates[name] if isinstance(rates, Mapping) else rates:
-            yield name, rate, {"loss": loss(name, np.random.default_rng(seed), rate=rate)}
+            seeds = rng.integers(2**32, size=starts) if start is None else [start]
+            yield name, rate, {"loss": float(np.mean([loss(name, np.random.default_rng(seed), rate=rate) for seed in seeds]))}
 
 
 def judge(rule: Callable[[Found], Any], found: Found, count: int) -> list[bool]:

@@ -6,35 +6,64 @@ as well, and its norms stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
+from minitransformers.compression.head_pruning import heads_by_width
 from minitransformers.foundation import Backward, reparameterize, trees
 from minitransformers.models.distillation_loss import distillation_loss
-from minitransformers.models.llama import Llama, llama
+from minitransformers.models.llama import Llama, llama, llama_attention
 from minitransformers.peft.targets import targets
-from minitransformers.reporting.base import BATCH, LENGTH, SETTINGS, base_corpus
+from minitransformers.reporting.base import BATCH, LENGTH, SETTINGS, SIZES, base_corpus, load_base
+from minitransformers.reporting.measures import processor_seconds
+from minitransformers.reporting.observed import TOGETHER, Inputs, observed, paths_of
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
 from minitransformers.training.task import labelled_loss
 from minitransformers.training.text import Corpus
 
 MATRICES = ["attention.*.weight", "feed_forward.*.weight"]
+D_HEAD = SIZES["d_model"] // SIZES["num_heads"]
+reads: Callable = partial(llama, attention=partial(heads_by_width, attention=llama_attention, d_head=D_HEAD), **SETTINGS)  # as many heads as it has
 
 
-def at_matrices(make: Callable, params: trees.Tree) -> trees.Tree:
-    """The same tree with ``make(weight)`` in the place of each of its matrices; all else stays, and is trained where the tree is."""
+def at_matrices(make: Callable, params: trees.Tree, inputs: Mapping[str, Inputs] | None = None) -> trees.Tree:
+    """The same tree with ``make(weight)`` in the place of each of its matrices; all else stays, and is trained where the tree is.
+
+    Where inputs are given, those of each matrix by its path, it is ``make(weight, inputs)``.
+    """
     chosen = set(targets(params, MATRICES))
-    return trees.unflatten(params, [make(leaf) if path in chosen else leaf for path, leaf in trees.leaves(params)])
+
+    def made(path: str, leaf: Any) -> Any:
+        return make(leaf) if inputs is None else make(leaf, inputs[path])
+
+    return trees.unflatten(params, [made(path, leaf) if path in chosen else leaf for path, leaf in trees.leaves(params)])
 
 
-def changed(params: trees.Tree, ids: Any, *, base: Llama, change: Callable | None) -> tuple[Any, Backward]:
-    """The base's logits with what ``change`` makes of params for weights, and backward: dlogits -> gradients of params."""
+def share_left(params: trees.Tree) -> float:
+    """The share of numbers that are not zero, a mean over the matrices."""
+    chosen = set(targets(params, MATRICES))
+    return float(np.mean([np.count_nonzero(leaf) / leaf.size for path, leaf in trees.leaves(params) if path in chosen]))
+
+
+def side_by_side(make: Callable, params: Llama, inputs: Mapping[str, Inputs]) -> Llama:
+    """The same model with ``make(weight, inputs)`` for its matrices, where weight is all that is multiplied with the same inputs, side by side."""
+    arrays = dict(trees.leaves(params))
+    for block in range(len(params.blocks)):
+        for paths in (paths_of(block, parts) for parts in TOGETHER):
+            cuts = np.cumsum([arrays[path].shape[1] for path in paths])[:-1]
+            made = make(np.concatenate([arrays[path] for path in paths], axis=1), inputs[paths[0]])
+            arrays.update(zip(paths, np.split(made, cuts, axis=1), strict=True))
+    return trees.unflatten(params, arrays.values())
+
+
+def changed(params: trees.Tree, ids: Any, *, base: Llama, change: Callable | None, model: Callable) -> tuple[Any, Backward]:
+    """A model's logits with what ``change`` makes of params for weights, and backward: dlogits -> gradients of params."""
     tree, back = reparameterize(params, base=base, change=change)
-    logits, backward = llama(tree, ids=ids, **SETTINGS)
+    logits, backward = model(tree, ids=ids)
     return logits, lambda dlogits: back(backward(dlogits))
 
 
@@ -43,6 +72,11 @@ def corpora() -> dict[bool, Corpus]:
     """The base's text, for what is reported (True); and its training part alone, of which rates are chosen by the last tenth."""
     whole = base_corpus()
     return {True: whole, False: Corpus.from_text(whole.train_text, context=LENGTH, vocabulary="bytes")}
+
+
+def base_inputs(rng: np.random.Generator, *, windows: int = 64) -> dict[str, Inputs]:
+    """What the base's matrices are multiplied with in so many windows of what it has read, a batch at a time."""
+    return observed(load_base(), (corpora()[True].batch(rng, batch_size=BATCH, context=LENGTH)[0] for _ in range(windows // BATCH)), **SETTINGS)
 
 
 class Told(LanguageModelling):
@@ -73,10 +107,11 @@ class Told(LanguageModelling):
 
 
 def task(
-    *, base: Llama, change: Callable | None = None, reported: bool = True, windows: int | None = None, teacher: Llama | None = None, few: int | None = None
-) -> Told:
+    *, base: Llama, change: Callable | None = None, model: Callable = reads, reported: bool = True, windows: int | None = None,
+    teacher: Llama | None = None, few: int | None = None,
+) -> Told:  # fmt: skip
     """Learning with weights that ``change`` makes. windows are as many as are evaluated, few as many as are learned from; None: all."""
-    return Told(corpora()[reported], partial(changed, base=base, change=change), teacher=teacher, few=few, windows=windows)
+    return Told(corpora()[reported], partial(changed, base=base, change=change, model=model), teacher=teacher, few=few, windows=windows)
 
 
 def bits_of(params: trees.Tree, **settings: Any) -> float:
@@ -84,6 +119,13 @@ def bits_of(params: trees.Tree, **settings: Any) -> float:
     return task(**settings).evaluate(params)["bits per character"]
 
 
-def learned(params: trees.Tree, rng: np.random.Generator, *, steps: int, rate: float, **settings: Any) -> trees.Tree:
-    """params after so many updates."""
-    return fit(params, task(**settings), steps=steps, peak=rate, rng=rng, warmup=0.1, floor=0.05)
+def bits_and_pace(model: Callable, tree: Llama, *, reported: bool, windows: int | None) -> dict[str, float]:
+    """Bits a character of what was not read, and how many of them a model reads in a second of processor time."""
+    with processor_seconds() as spent:
+        bits = bits_of(tree, base=tree, model=model, reported=reported, windows=windows)
+    return {"bits": bits, "speed": (len(corpora()[reported].validation) if windows is None else windows * LENGTH) / spent()}
+
+
+def learned(params: trees.Tree, rng: np.random.Generator, *, steps: int, rate: float, watch: Callable | None = None, **settings: Any) -> trees.Tree:
+    """params after so many updates; watch is fit's."""
+    return fit(params, task(**settings), steps=steps, peak=rate, rng=rng, warmup=0.1, floor=0.05, watch=watch)

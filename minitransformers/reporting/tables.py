@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,17 @@ def mean_and_spread(values: Array, form: str = ".2f") -> str:
     """The mean over seeds and the standard deviation: "2.91 ± 0.02"; the number alone for one seed."""
     values = np.atleast_1d(values)
     return f"{values.mean():{form}}" + (f" ± {values.std():{form.removeprefix('+')}}" if len(values) > 1 else "")
+
+
+def listed(points: Mapping[str, Mapping[Any, Array]], names: Iterable[str], at: Any = "all", form: str = ".2f") -> str:
+    """Each name and its mean and spread: "GRU 2.08 ± 0.01, Mamba 1.92 ± 0.02"; with a list of xs at each of them, names apart by semicolons."""
+    xs = at if isinstance(at, list) else [at]
+    return ("; " if isinstance(at, list) else ", ").join(f"{name} {', '.join(mean_and_spread(points[name][x], form) for x in xs)}" for name in names)
+
+
+def size_and_time(found: Mapping[str, Mapping[str, Mapping[Any, Array]]], name: str, at: Any = "all") -> tuple[int, float]:
+    """The parameters and the processor seconds of a contestant, means over seeds, as a row of a table has them."""
+    return int(np.mean(found["parameters"][name][at])), float(f"{np.mean(found['seconds'][name][at]):.1f}")
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from minitransformers.basics.embedding import Embedding
+from minitransformers.efficient.kv_cache import decode
 from minitransformers.foundation import trees
 from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.models.t5 import T5, init_t5, load_t5, t5, t5_weights
 from minitransformers.models.transformer import Transformer, init_transformer, load_transformer, transformer, transformer_weights
 from minitransformers.reporting.measures import bits
-from minitransformers.reporting.verses import GAP, SIZE, START, Pairs, Verse, encoded, load_verses, pairs
+from minitransformers.reporting.verses import END, GAP, SIZE, START, Pairs, Verse, decoded, encoded, load_verses, pairs
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, labelled_loss
 
@@ -37,6 +38,7 @@ STEPS = {"transformer": 3000, "t5": 6600}
 PEAK = {"transformer": 3e-3, "t5": 2e-3}
 HIDDEN = {"transformer": 0.25, "t5": 0.1}
 LETTERS = {"transformer": 110, "t5": 80}                     # the longest verse that it learns from
+LONGEST = 48                                                 # tokens that are written for a verse
 COPIED = 0.35                                                # of what T5 learns from, source and target are the same
 
 
@@ -63,6 +65,15 @@ def nats(call: Callable, params: Any, sources: Sequence[list[int]], targets: Seq
         some = pairs(*([side[i] for i in order[start : start + 48]] for side in (sources, targets)))
         total += float(labelled_loss(*model(call, params, some[:3]), some.labels)[0][0])
     return total
+
+
+def greedy(step: Callable, params: Any, sources: Sequence[list[int]]) -> list[str]:
+    """What is written for sources, the most likely token each time, 50 texts at once. step is transformer_step or t5_step."""
+    texts: list[list[int]] = []
+    for start in range(0, len(sources), 50):
+        some = pairs(sources[start : start + 50], [[END]] * len(sources[start : start + 50]))
+        texts += decode(partial(step, params, source=some.source, mask=some.mask, **SETTINGS), some.target, num_tokens=LONGEST)[0].tolist()
+    return [decoded(ids) for ids in texts]
 
 
 def drawn(rng: np.random.Generator, sides: Sequence[Sequence[list[int]]], order: Any, *, hidden: float, prefixes: Sequence[list[int]] = ()) -> Pairs:

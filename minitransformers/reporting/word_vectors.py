@@ -1,7 +1,8 @@
 """Published word vectors and the published lists of words that bias is measured with: read where they lie, never kept here.
 
 GloVe (Pennington et al. 2014), 400,000 lower-case words; word2vec (Mikolov et al. 2013), the 26,423 words that Bolukbasi et al. 2016 took
-from Google News; their lists; and the ten tests of Caliskan et al. 2017. ``minitransformers weights`` says how to obtain them.
+from Google News; their lists; the ten tests of Caliskan et al. 2017; and two sets that ask what vectors are good for. ``minitransformers weights``
+says how to obtain them.
 """
 
 from __future__ import annotations
@@ -108,3 +109,28 @@ def gender_lists() -> GenderLists:
     lists = json.loads(published_file("fairness", "words").read_text(encoding="utf-8"))["gender"]
     pairs, equalize = ([(one, other) for one, other in lists[key]] for key in ("definitional_pairs", "equalize_pairs"))
     return GenderLists(pairs, [name for name, *_ in lists["professions"]], frozenset(lists["specific_full"]), equalize)
+
+
+def similarity_pairs() -> list[tuple[str, str, float]]:
+    """MEN (Bruni et al. 2014), 2,997 of its 3,000 pairs of words, and how related people found them, from 0 to 49."""
+    rows = (line.split("\t") for line in published_file("fairness", "similarity").read_text(encoding="utf-8").splitlines() if line.strip())
+    return [(one, other, float(related)) for one, other, related in rows]
+
+
+def analogies(kind: str) -> list[list[str]]:
+    """The questions of Mikolov et al. 2013 of one kind, such as "family", in lower case: the first is to the second as the third to the fourth."""
+    found: dict[str, list[list[str]]] = {}
+    for line in published_file("fairness", "analogies").read_text(encoding="utf-8").lower().splitlines():
+        if line.startswith(":"):
+            found[line.removeprefix(":").strip()] = questions = []
+        elif line.strip():
+            questions.append(line.split())
+    if kind not in found:
+        raise invalid("kind", got=repr(kind), wants=f"one of {', '.join(found)}")
+    return found[kind]
+
+
+def both_ends(positions: Array, count: int) -> tuple[Array, Array]:
+    """The numbers of the words that lie farthest to either side, count of each, and labels: 0 for those at the low end, 1 at the high one."""
+    order = np.argsort(positions, kind="stable")
+    return np.concatenate([order[:count], order[-count:]]), np.repeat([0, 1], count)

@@ -5,10 +5,11 @@ Each function draws a fresh batch, and what the answers are, as those of synthet
     matching             what did this name carry, the first time that it stood here?
     flags                which flag stands somewhere in the text? Every position is asked
     keys_and_values      which value stands beside this key? Keys are vectors, and every token asks
+    surprising_pairs     the same of a few pairs in a text that else repeats itself, asked at its end
 
 Sources: matching takes what hashing is for, Kitaev, Kaiser and Levskaya 2020, arXiv:2001.04451, section 2; flags what a global token
 is for, Beltagy, Peters and Cohan 2020, arXiv:2004.05150, section 3.1; keys_and_values the retrieval of key information, Nakanishi 2025,
-arXiv:2501.19399, section 3.4. The papers measure on other tasks; these are the smallest of their kind.
+arXiv:2501.19399, section 3.4; surprising_pairs what cannot be predicted, Zancato et al. 2024, arXiv:2407.06324, section 3. The papers measure on other tasks; these are the smallest of their kind.
 """
 
 from typing import Annotated
@@ -16,7 +17,7 @@ from typing import Annotated
 import numpy as np
 from numpy import ndarray as Array
 
-from minitransformers.foundation import at_least, checked
+from minitransformers.foundation import at_least, checked, invalid
 from minitransformers.training.synthetic import Size
 from minitransformers.training.task import IGNORED
 
@@ -64,3 +65,36 @@ def keys_and_values(
     question = np.take_along_axis(keys, asked[..., None], axis=1)
     tokens = np.concatenate([keys, question, np.eye(num_values, dtype=np.float32)[value]], axis=-1)
     return tokens, np.take_along_axis(value, asked, axis=1), asked
+
+
+@checked
+def surprising_pairs(
+    rng: np.random.Generator, *, batch_size: Size, length: Size, num_pairs: Size, part: Size, period: Size, first: Annotated[int, at_least(0)], last: Size
+) -> tuple[Array, Array, Array, Array]:
+    """A text that repeats itself every ``period`` tokens but for pairs of an address and a value, anywhere from ``first`` to before ``last``.
+
+    A token is an address, a value and a question, random directions of ``part`` numbers each; only the last num_pairs tokens, one for each pair
+    in another order, have a question, and nothing else. Returns tokens (batch_size, length, 3 part); the values of the pairs (batch_size,
+    num_pairs, part); which pair each question is about, and where the pairs stand, both (batch_size, num_pairs).
+    Raises ValueError for a length that is no multiple of the period, and for fewer places than pairs.
+    """
+    if length % period:
+        raise invalid("length", got=length, wants=f"a multiple of the period of {period}")
+    if num_pairs > last - first:
+        raise invalid("num_pairs", got=num_pairs, wants=f"at most {last - first}: so many places are there")
+
+    def directions(*shape: int) -> Array:
+        rows = rng.normal(size=(*shape, part))
+        return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+    def token(address: Array, value: Array) -> Array:
+        return np.concatenate([address, value, np.zeros_like(address)], axis=-1)
+
+    x = np.tile(token(*directions(2, batch_size, period)), (1, length // period, 1))
+    address, value = directions(2, batch_size, num_pairs)
+    places = np.stack([np.sort(rng.choice(np.arange(first, last), num_pairs, replace=False)) for _ in range(batch_size)])
+    asked, rows = rng.permuted(np.tile(np.arange(num_pairs), (batch_size, 1)), axis=1), np.arange(batch_size)[:, None]
+    x[rows, places] = token(address, value)
+    x[:, -num_pairs:] = 0
+    x[:, -num_pairs:, 2 * part :] = address[rows, asked]
+    return x.astype(np.float32), value.astype(np.float32), asked, places

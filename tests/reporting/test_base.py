@@ -8,7 +8,7 @@ import pytest
 
 from minitransformers.foundation.safetensors import read_metadata
 from minitransformers.models.llama import llama
-from minitransformers.reporting import base
+from minitransformers.reporting import base, entries
 from minitransformers.training.language_modelling import LanguageModelling
 
 
@@ -28,7 +28,7 @@ def test_training_it_again_makes_the_same_kind_of_model():
 
 
 def test_no_line_of_the_tests_was_read_and_none_stands_in_two_entries():
-    known, tests = base.labelled_lines(shortest=20, longest=48)
+    known, tests = entries.labelled_lines(shortest=20, longest=48)
     corpus = base.base_corpus()
     lines = {line.strip()[:48] for line in (corpus.train_text + "\n" + corpus.validation_text).splitlines()}
     assert not lines & set(tests.lines)

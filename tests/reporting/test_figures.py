@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from minitransformers.reporting.figures import COLOURS, dots, drawing, lines, show_in_notebook
+from minitransformers.reporting.figures import COLOURS, dots, drawing, front, lines, named_points, show_in_notebook
 from minitransformers.reporting.progress import progress
 from minitransformers.reporting.tables import aligned
 
@@ -62,3 +62,14 @@ def test_rows_of_dots_read_from_top_to_bottom():
         below, above, dotted = ax.lines
         assert list(above.get_xdata()) == [1, 2] and list(above.get_ydata()) == [1, 1] and list(below.get_xdata()) == [3]
         assert list(dotted.get_xdata()) == [0.5, 0.5]
+
+
+def test_the_front_is_what_nothing_beats_and_its_names_come_first():
+    points = {"beaten": (2.0, 1.5), "small": (1.0, 3.0), "as large and worse": (1.0, 4.0), "good": (2.0, 1.0), "large, no better": (3.0, 1.0)}
+    assert front(points) == ["small", "good", "large, no better"]
+    with drawing() as (_, ax, _):
+        named_points(ax, {**points, "beside good": (2.01, 1.01)}, xlim=(0, 4), ylim=(0, 5))
+        names = [text.get_text() for text in ax.texts]
+        line = ax.lines[-1].get_xydata().tolist()
+    assert names[:3] == ["small", "good", "large, no better"] and "beside good" not in names and "beaten" in names
+    assert line == [[1, 3], [2, 1], [3, 1]]

@@ -6,7 +6,16 @@ import pytest
 from minitransformers.models.published import published_file
 from minitransformers.reporting.decisions import load_adult, load_compas
 from minitransformers.reporting.stereotypes import load_crows_pairs, load_stereoset
-from minitransformers.reporting.word_vectors import WordVectors, association_tests, gender_lists, load_glove, load_word2vec
+from minitransformers.reporting.word_vectors import (
+    WordVectors,
+    analogies,
+    association_tests,
+    both_ends,
+    gender_lists,
+    load_glove,
+    load_word2vec,
+    similarity_pairs,
+)
 
 pytestmark = pytest.mark.weights
 
@@ -41,6 +50,20 @@ def test_word2vec_finds_the_queen():
     assert "queen" in [vectors.words[place] for place in nearest]
     lists = gender_lists()
     assert [len(part) for part in lists] == [10, 320, 1441, 52]
+
+
+def test_pairs_and_questions_are_whole():
+    wanted("fairness", "similarity")
+    pairs = similarity_pairs()
+    assert len(pairs) == 2997 and {0.0, 49.0} == {min(related for *_, related in pairs), max(related for *_, related in pairs)}
+    assert len(analogies("family")) == 506 and all(len(question) == 4 for question in analogies("family"))
+    with pytest.raises(ValueError, match="family"):
+        analogies("families")
+
+
+def test_both_ends_are_the_smallest_and_the_largest():
+    rows, labels = both_ends(np.array([3.0, -1.0, 0.0, 9.0, -5.0]), 2)
+    assert rows.tolist() == [4, 1, 0, 3] and labels.tolist() == [0, 0, 1, 1]
 
 
 def test_a_word_without_a_vector_is_named():

@@ -1,0 +1,10 @@
+"""Bias: how it is measured in vectors, scores and decisions, what lowers it and at what cost, and what no measure shows."""
+
+from minitransformers.reporting import run_chapter
+
+if __name__ == "__main__":
+    order = [
+        "words", "directions", "pairs", "census", "risk", "minority", "loop", "occupations", "probes", "modules", "reward", "decoding", "attention",
+        "rewriting", "canary", "methods",
+    ]  # fmt: skip
+    raise SystemExit(run_chapter(__file__, __doc__, order=order))
