@@ -12,28 +12,22 @@ from functools import partial
 import numpy as np
 
 import minitransformers as mt
-from minitransformers.reporting import Section, level, lines, mean_and_spread, nats, ticks_at
+from minitransformers.reporting import Section, level, lines, listed, mean_and_spread, mean_nats, ticks_at, tried
+from minitransformers.reporting.keyed import HEADS, VALUES, asked_at, draw, init_keyed, keyed
 from minitransformers.training.fit import fit
-from minitransformers.training.needles import keys_and_values
-from minitransformers.training.task import Labelled, on_arrays
+from minitransformers.training.task import Labelled
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
-KEY, VALUES, HEADS, STEPS, QUESTIONS = 32, 8, 2, 1000, 256
+STEPS, QUESTIONS = 1000, 256
 TRAINED, LENGTHS, FAR, FARTHEST = 64, (64, 256, 1024, 4096), 1024, 4096
 SOFTMAX, ALIKE, SSMAX, AFTER = "softmax", "softmax, at SSMax's rate", "SSMax", "SSMax, put in after training"
+LEARN = (SOFTMAX, ALIKE, SSMAX)                               # and the fourth is made of the first
 SHORT = {SOFTMAX: "softmax", ALIKE: "alike", SSMAX: "ssmax", AFTER: "after"}
 CORES = {name: mt.causal(mt.softmax_attention if name in (SOFTMAX, ALIKE) else mt.scalable_softmax_attention) for name in SHORT}
 
 
-# %% The task and the model: one layer of attention, and a head that names the value
-draw = partial(keys_and_values, d_key=KEY, num_values=VALUES)
-
-
-def model_with(core):
-    return on_arrays(partial(mt.chain, parts=(partial(mt.multi_head_attention, num_heads=HEADS, core=core), mt.linear)))
-
-
+# %% One layer of attention, and a head that names the value
 def with_scales(params, rng):
     """The same parameters with a scale for each head, as SSMax starts: a mean sharpness of 1 over the trained lengths."""
     attention, head = params
@@ -41,62 +35,33 @@ def with_scales(params, rng):
 
 
 def trained(name, rng, *, rate):
-    width = 2 * KEY + VALUES
-    params = mt.init_multi_head_attention(rng, width, num_heads=HEADS, bias=False), mt.init_linear(rng, width, VALUES)
-    params = with_scales(params, rng) if name == SSMAX else params
-    task = Labelled(model_with(CORES[name]), lambda rng: draw(rng, batch_size=8, length=TRAINED)[:2])
+    params = with_scales(init_keyed(rng), rng) if name == SSMAX else init_keyed(rng)
+    task = Labelled(keyed(CORES[name]), lambda rng: draw(rng, batch_size=8, length=TRAINED)[:2])
     return fit(params, task, steps=5 if section.quick else STEPS, peak=rate, rng=rng, weight_decay=0.1)
-
-
-def asked_at(params, name, length, rng, *, wrong):
-    """The share of right answers of the last token, and the weight on the key by the head that looks at it most.
-
-    wrong: all tokens but the one asked for carry one and the same wrong value.
-    """
-    right, weight, at_once = [], [], max(1, 16_384 // length)
-    for start in range(0, QUESTIONS, at_once):
-        tokens, answers, asked = draw(rng, batch_size=min(at_once, QUESTIONS - start), length=length)
-        answer, there = answers[:, -1], np.arange(length) == asked[:, -1:]
-        if wrong:
-            other = (answer + rng.integers(1, VALUES, size=len(answer))) % VALUES
-            tokens[..., 2 * KEY :] = np.eye(VALUES, dtype=np.float32)[np.where(there, answer[:, None], other[:, None])]
-
-        def last_query(learned, query, key, value, bias, *, mask, there=there):
-            """The core for the question that is judged. One more value, a one at the key asked for, becomes its weight."""
-            one = np.broadcast_to(there[:, None, :, None], (*value.shape[:-1], 1)).astype(value.dtype)
-            out, _ = CORES[name](learned, query[..., -1:, :], key, np.concatenate([value, one], axis=-1))
-            weight.append(out[:, :, 0, -1])
-            return out[..., :-1], None
-
-        right.append(model_with(last_query)(params, tokens)[0][:, 0].argmax(-1) == answer)
-    return {"right": np.concatenate(right).mean(), "weight": np.concatenate(weight).mean(0).max()}
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    start = rng.integers(2**32)
-    for name in (SOFTMAX, SSMAX):
-        for rate in (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2):
-            own = np.random.default_rng(start)
-            params = trained(name, own, rate=rate)
-            tokens, answers, _ = draw(own, batch_size=512, length=TRAINED)
-            yield name, rate, {"loss": nats(model_with(CORES[name])(params, tokens)[0], answers)}
+    def lost(name, own, *, rate):
+        answer = partial(keyed(CORES[name]), trained(name, own, rate=rate))
+        return mean_nats(answer, [draw(own, batch_size=512, length=TRAINED)[:2]])
+
+    yield from tried(lost, (SOFTMAX, SSMAX), (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), rng)
 
 
 @section.experiment
 def experiment(rng):
     hold_blas()
     rates = {**section.rates, ALIKE: section.rates[SSMAX]}   # at 64 tokens a softmax's rates hardly differ; far beyond they may
-    models = {name: trained(name, rng, rate=rates[name]) for name in (SOFTMAX, ALIKE, SSMAX)}
+    models = {name: trained(name, rng, rate=rates[name]) for name in LEARN}
     yield SSMAX, "learned", {"scale": models[SSMAX][0].core.scale.mean()}
     models[AFTER] = with_scales(models[SOFTMAX], rng)        # nothing is trained any more
     questions = rng.integers(2**32)
     for name, params in models.items():
+        ask = partial(asked_at, CORES[name], params, questions=QUESTIONS)
         for length in LENGTHS[:2] if section.quick else LENGTHS:
-            yield name, length, asked_at(params, name, length, np.random.default_rng(questions), wrong=True)
-        any_values = asked_at(params, name, 256 if section.quick else FAR, np.random.default_rng(questions), wrong=False)
-        yield name, FAR, {"any": any_values["right"]}
+            yield name, length, ask(length, np.random.default_rng(questions), wrong=True)
+        yield name, FAR, {"any": ask(256 if section.quick else FAR, np.random.default_rng(questions), wrong=False)["right"]}
 
 
 # %%
@@ -104,25 +69,21 @@ def ahead(found, measure, length, name=SSMAX, of=SOFTMAX):
     return found[measure][name][length] - found[measure][of][length]
 
 
-def told(found, measure, *lengths, names=(SOFTMAX, ALIKE, SSMAX)):
-    return "; ".join(f"{name} {', '.join(mean_and_spread(found[measure][name][n]) for n in lengths)}" for name in names)
-
-
 @section.claim(
     "SSMax finds a key at 16 and 64 times the length of training, where a softmax no longer does",
     paper="Nakanishi 2025, arXiv:2501.19399, abstract: significantly better in long contexts and in the retrieval of key information",
-    measured=lambda found: f"right at {', '.join(f'{n:,}' for n in LENGTHS)} tokens: {told(found, 'right', *LENGTHS)}",
+    measured=lambda found: f"right at {', '.join(f'{n:,}' for n in LENGTHS)} tokens: {listed(found['right'], LEARN, [*LENGTHS])}",
 )
 def finds(found):
     """All are right in at least 0.95 of cases at 64 tokens; at 1,024 and 4,096 SSMax is at least 0.2 ahead of the softmax at either rate."""
-    start = min(found["right"][name][TRAINED] for name in (SOFTMAX, ALIKE, SSMAX))
+    start = min(found["right"][name][TRAINED] for name in LEARN)
     return start >= 0.95 and min(ahead(found, "right", n, of=name) for n in (FAR, FARTHEST) for name in (SOFTMAX, ALIKE)) >= 0.2
 
 
 @section.claim(
     "SSMax keeps its weight on the key at 16 times the length of training",
     paper="Nakanishi 2025, arXiv:2501.19399, abstract: SSMax enables the model to focus attention on key information even in long contexts",
-    measured=lambda found: f"at {TRAINED}, {FAR:,} and {FARTHEST:,} tokens: {told(found, 'weight', TRAINED, FAR, FARTHEST)}",
+    measured=lambda found: f"at {TRAINED}, {FAR:,} and {FARTHEST:,} tokens: {listed(found['weight'], LEARN, [TRAINED, FAR, FARTHEST])}",
 )
 def keeps(found):
     """From 64 to 1,024 tokens SSMax loses at most half of the weight that the softmax loses, at either rate."""
@@ -133,7 +94,7 @@ def keeps(found):
 @section.claim(
     "Put in after training, SSMax helps without any more training",
     paper="Nakanishi 2025, arXiv:2501.19399, abstract: models that have already started pre-training can still gain some of this ability",
-    measured=lambda found: f"right at {FAR:,} and {FARTHEST:,} tokens: {told(found, 'right', FAR, FARTHEST, names=(SOFTMAX, AFTER))}",
+    measured=lambda found: f"right at {FAR:,} and {FARTHEST:,} tokens: {listed(found['right'], (SOFTMAX, AFTER), [FAR, FARTHEST])}",
 )
 def helps(found):
     """At 1,024 and at 4,096 tokens at least 0.1 more right than the softmax that it was put into."""
@@ -143,7 +104,7 @@ def helps(found):
 @section.claim(
     "Does it help less than SSMax from the start?",
     paper="Nakanishi 2025, arXiv:2501.19399, abstract: models that use SSMax from the beginning achieve better length generalisation",
-    measured=lambda found: f"right at {FAR:,} and {FARTHEST:,} tokens: {told(found, 'right', FAR, FARTHEST, names=(AFTER, SSMAX))}",
+    measured=lambda found: f"right at {FAR:,} and {FARTHEST:,} tokens: {listed(found['right'], (AFTER, SSMAX), [FAR, FARTHEST])}",
 )
 def less(found):
     """At 1,024 and at 4,096 tokens at least 0.05 more right with SSMax from the start."""
@@ -153,7 +114,7 @@ def less(found):
 @section.claim(
     "Where other tokens carry any values, answers do not show what is lost",
     paper="no paper: what a faded key loses then goes to all values alike, and the largest answer stays the same",
-    measured=lambda found: f"right at {FAR:,} tokens, any values: {told(found, 'any', FAR)}; one wrong value: {told(found, 'right', FAR)}",
+    measured=lambda found: f"right at {FAR:,} tokens, any values: {listed(found['any'], LEARN, [FAR])}; one wrong value: {listed(found['right'], LEARN, [FAR])}",
 )
 def hides(found):
     """At 1,024 tokens the two differ by at most 0.05 there, and by at least 0.2 where all others carry one wrong value."""

@@ -26,7 +26,7 @@ from minitransformers.reporting.word_quality import interval, relatedness, span
 from minitransformers.reporting.word_vectors import both_ends, gender_lists, load_word2vec
 
 section = Section(__file__, __doc__, kind="trained", needs=needs_data(("fairness", "vectors")))
-RANDOM, PAIRS, SIDES = 8, 20, (250, 2000)                     # random directions, sets of ten random pairs, words a side
+RANDOM, PAIRS, SIDES = 5, 20, (250, 2000)                     # random directions, sets of ten random pairs, words a side
 ROUNDS, TOLERANCE = 60, 0.02
 GENDER, OUT, SHUFFLED = "gender", "gender, out", "gender, out, labels shuffled"
 RANDOM_PAIRS, OTHERS, OTHER = "ten random pairs", "random directions", "a random direction"

@@ -68,7 +68,7 @@ def tuning(rng):
         return of.distance(on(name, base, {A: module(name, base, wanted, rng, rate)}, [A]), wanted)
 
     rates = {BASE: (1e-3, 3e-3, 1e-2, 3e-2), ADAPTERS: (3e-3, 1e-2, 3e-2, 0.1), MASKS: (3e-4, 1e-3, 3e-3, 1e-2), ALL: (3e-4, 1e-3, 3e-3, 1e-2),
-             VECTORS: (3e-3, 1e-2, 3e-2, 0.1)}  # fmt: skip
+             VECTORS: (1e-2, 3e-2, 0.1, 0.3)}  # fmt: skip
     yield from tried(lost, rates, {name: few[1:3] for name, few in rates.items()} if section.quick else rates, rng)
 
 
@@ -199,7 +199,7 @@ def restored(found):
 
 
 @section.claim(
-    "Closing the units that carry a gap lowers it more than closing units by lot",
+    "Does closing the units that carry a gap lower it more than closing units by lot?",
     paper="Sundararajan et al. 2017, arXiv:1703.01365: attributions that sum to the gap",
     measured=lambda found: "; ".join(
         f"{count} of {of.HIDDEN}: " + ", ".join(f"{way} {mean_and_spread(found['gap A'][way][count])} at {mean_and_spread(found['nats'][way][count], '.3f')} nats" for way in (SIGNED, ACTIVE, LOT))

@@ -7,24 +7,18 @@ number of updates, each with its own learning rate; the better recipe also start
 """
 
 # %%
-from functools import partial
-
 import numpy as np
 
 import minitransformers as mt
-from minitransformers.models.decoding import generate
-from minitransformers.models.workbench.language_model import language_model_step
-from minitransformers.reporting import Section, bits_in_windows, level, lines, mean_and_spread, processor_seconds
-from minitransformers.training.fit import fit
+from minitransformers.reporting import Section, level, lines, listed, mean_and_spread, processor_seconds, size_and_time, tried
+from minitransformers.reporting.learned import learned
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
-from minitransformers.training.workbench import workbench_task
 from minitransformers.training.yardsticks import yardsticks
 
 section = Section(__file__, __doc__, kind="trained")
 LENGTH, WIDTH, LAYERS, BATCH, STEPS, EVERY = 64, 64, 2, 8, 1500, 125
-GPT2, BETTER, DELETED = "GPT-2's recipe", "the better recipe", "its own position alone"
-PROMPT = "The following "
+GPT2, BETTER, DELETED, PROMPT = "GPT-2's recipe", "the better recipe", "its own position alone", "The following "
 LATER = {"position": "rope", "norm": "rms_norm"}
 RECIPES = {                                                  # parts, start, weight decay
     GPT2: ({}, 0.02, 0.1),
@@ -38,46 +32,19 @@ simpler = yardsticks(corpus.train_text, corpus.validation_text)
 
 # %%
 def trained(recipe, rng, *, text, rate, steps):
-    """The parameters and the task that they learned, and the bits a character of 64 windows on the way there."""
     parts, std, decay = RECIPES[recipe]
     config = mt.LanguageModelConfig(text.vocabulary.size, context=LENGTH, d_model=WIDTH, num_layers=LAYERS, num_heads=4, **parts)
-    whole, some = (workbench_task(text, config, batch_size=BATCH, eval_windows=windows) for windows in (16 if section.quick else None, 64))
-    curve = {}
-
-    def watch(step, _, params):
-        if step % EVERY == 0 or section.quick:
-            curve[step] = bits_of(params, some)
-
-    settings = {"warmup": 0.05, "floor": 0.05, "weight_decay": decay, "watch": watch}
-    params = fit(mt.init_language_model(rng, config, std=std), whole, steps=2 if section.quick else steps, peak=rate, rng=rng, **settings)
-    return params, whole, config, curve
-
-
-def bits_of(params, task):
-    """Every character of the validation part but the first, once, from what its window of 64 has before it."""
-    return task.evaluate(params)["bits per character"]
-
-
-def bits_overlapping(params, config):
-    """In windows that overlap by half, of which the second half counts: each character has at least 32 before it."""
-    text, new = corpus.validation, LENGTH // 2
-    return bits_in_windows(partial(mt.language_model, params, config=config), text[: 65 * new + 1] if section.quick else text, LENGTH, new=new)
-
-
-def continued(params, config, rng):
-    """The ids of 160 characters that the model writes."""
-    step, prompt = partial(language_model_step, params, config=config), corpus.vocabulary.encode(PROMPT)
-    return generate(step, prompt_ids=prompt, num_tokens=160, rng=rng, temperature=0.8, top_p=0.9, context=LENGTH)
+    settings = {"steps": 2 if section.quick else steps, "peak": rate, "warmup": 0.05, "floor": 0.05, "weight_decay": decay}
+    return learned(config, text, rng, std=std, batch_size=BATCH, every=1 if section.quick else EVERY, **settings)
 
 
 @section.tuning
 def tuning(rng):
-    hold_blas()
-    for recipe in RECIPES:
-        for rate in (1e-2,) if section.quick else (1.25e-3, 2.5e-3, 5e-3, 1e-2):
-            own = np.random.default_rng(rng.integers(2**32))
-            params, task, *_ = trained(recipe, own, text=apart, rate=rate, steps=STEPS // (8 if recipe == DELETED else 4))
-            yield recipe, rate, {"loss": bits_of(params, task)}
+    def lost(recipe, own, *, rate):
+        model = trained(recipe, own, text=apart, rate=rate, steps=STEPS // (8 if recipe == DELETED else 4))
+        return model.bits(16 if section.quick else None)
+
+    yield from tried(lost, RECIPES, (1e-2,) if section.quick else (1.25e-3, 2.5e-3, 5e-3, 1e-2), rng, alike=False)
 
 
 @section.experiment
@@ -86,13 +53,13 @@ def experiment(rng):
     for recipe in RECIPES:
         with processor_seconds() as spent:
             steps = STEPS // 3 if recipe == DELETED else STEPS
-            params, task, config, curve = trained(recipe, rng, text=corpus, rate=section.rates[recipe], steps=steps)
-        yield recipe, "end", {"bits": bits_of(params, task), "seconds": spent(), "parameters": mt.trees.count_parameters(params)}
-        for step, number in curve.items():
+            model = trained(recipe, rng, text=corpus, rate=section.rates[recipe], steps=steps)
+        yield recipe, "end", {"bits": model.bits(16 if section.quick else None), "seconds": spent(), "parameters": model.size}
+        for step, number in model.curve.items():
             yield recipe, step, {"curve": number}
         if recipe == BETTER:
-            yield recipe, "end", {"overlapping": bits_overlapping(params, config)}
-            for place, token in enumerate(continued(params, config, rng)):
+            yield recipe, "end", {"overlapping": model.bits_overlapping(64 if section.quick else None)}
+            for place, token in enumerate(model.continued(PROMPT, rng, num_tokens=160)):
                 yield recipe, place, {"written": token}
 
 
@@ -101,14 +68,10 @@ def end(found, recipe, measure="bits"):
     return found[measure][recipe]["end"]
 
 
-def told(found, *recipes):
-    return ", ".join(f"{recipe} {mean_and_spread(end(found, recipe), '.3f')}" for recipe in recipes)
-
-
 @section.claim(
     "Both recipes beat counting pairs of characters",
     paper="a network that sees more than one character back must beat a bigram model",
-    measured=lambda found: f"{told(found, GPT2, BETTER)}; pairs {simpler.bigram:.3f}, of validation itself {simpler.bigram_oracle:.3f}",
+    measured=lambda found: f"{listed(found['bits'], (GPT2, BETTER), 'end', '.3f')}; pairs {simpler.bigram:.3f}, of validation itself {simpler.bigram_oracle:.3f}",
 )
 def beats_pairs(found):
     """More than 0.3 bits a character below counted pairs, and below pairs that were counted on the validation part itself."""
@@ -119,7 +82,7 @@ def beats_pairs(found):
 @section.claim(
     "After the same updates the better recipe is far ahead of GPT-2's",
     paper="Touvron et al. 2023, arXiv:2302.13971, section 2.2: RoPE and RMSNorm in the place of GPT-2's; nobody there compares the start",
-    measured=lambda found: f"{told(found, GPT2, BETTER)} bits a character",
+    measured=lambda found: listed(found["bits"], (GPT2, BETTER), "end", ".3f") + " bits a character",
 )
 def ahead(found):
     """At least 0.2 bits a character fewer, with no more parameters."""
@@ -130,7 +93,7 @@ def ahead(found):
 @section.claim(
     "The better recipe beats lzma alone",
     paper="Delétang et al. 2023, arXiv:2309.10668: language models compress text better than general compressors",
-    measured=lambda found: f"{told(found, BETTER)}; lzma {simpler.lzma_alone:.3f} bits a character",
+    measured=lambda found: f"{listed(found['bits'], [BETTER], 'end', '.3f')}; lzma {simpler.lzma_alone:.3f} bits a character",
 )
 def beats_lzma(found):
     """Fewer bits a character than lzma needs for the validation part alone."""
@@ -140,7 +103,7 @@ def beats_lzma(found):
 @section.claim(
     "Does it beat lzma that has read the training text?",
     paper="no paper: the compressors of Delétang et al. 2023, arXiv:2309.10668, have not read what the model was trained on",
-    measured=lambda found: f"{told(found, BETTER)}; in windows that overlap {mean_and_spread(end(found, BETTER, 'overlapping'), '.3f')}; "
+    measured=lambda found: f"{listed(found['bits'], [BETTER], 'end', '.3f')}; in windows that overlap {mean_and_spread(end(found, BETTER, 'overlapping'), '.3f')}; "
     f"lzma after the training text {simpler.lzma_after_train:.3f} bits a character",
 )
 def beats_all(found):
@@ -153,7 +116,7 @@ def report(found):
     rows = []
     for recipe in RECIPES:
         name = f"{recipe}, a third of the updates" if recipe == DELETED else recipe
-        rows.append([name, mean_and_spread(end(found, recipe), ".3f"), *sizes(found, recipe), f"{section.rates[recipe]:g}"])
+        rows.append([name, mean_and_spread(end(found, recipe), ".3f"), *size_and_time(found, recipe, "end"), f"{section.rates[recipe]:g}"])
     section.table("recipes", ["recipe", "bits a character", "parameters", "processor seconds", "learning rate"], rows)
     others = {
         "every character alike": simpler.uniform, "characters counted (unigram)": simpler.unigram, "pairs counted (bigram)": simpler.bigram,
@@ -166,7 +129,7 @@ def report(found):
     section.values("yardsticks", simpler._asdict())
     section.values("text", {"characters": len(corpus.train_text) + len(corpus.validation_text), "vocabulary": corpus.vocabulary.size})
     for name, recipe in (("gpt2", GPT2), ("better", BETTER), ("deleted", DELETED)):
-        (size, seconds), spread = sizes(found, recipe), np.std(end(found, recipe))
+        (size, seconds), spread = size_and_time(found, recipe, "end"), np.std(end(found, recipe))
         section.values(name, {"bits": np.mean(end(found, recipe)), "spread": spread, "parameters": size, "seconds": seconds})
     section.value("better.overlapping", np.mean(end(found, BETTER, "overlapping")))
     section.values("recipes", {"steps": STEPS, "length": LENGTH, "batch": BATCH, "characters": STEPS * BATCH * LENGTH})
@@ -174,17 +137,12 @@ def report(found):
     section.table("sample", ["prompt", "what the model writes"], [[PROMPT, " ".join(corpus.vocabulary.decode(ids).split())]])
 
 
-def sizes(found, recipe):
-    """Its parameters and processor seconds."""
-    return int(np.mean(end(found, recipe, "parameters"))), float(f"{np.mean(end(found, recipe, 'seconds')):.1f}")
-
-
 @section.figure("training", size=(6, 3.6))
 def picture(ax, found):
     lines(ax, found["curve"], xlabel="updates", ylabel="bits a character, 64 windows", ylim=(1.3, 5))
-    beside = {"counted pairs": simpler.bigram, "lzma alone": simpler.lzma_alone, "lzma after the training text": simpler.lzma_after_train}
-    for name, height in beside.items():
-        level(ax, height, name)
+    level(ax, simpler.bigram, "counted pairs")
+    level(ax, simpler.lzma_alone, "lzma alone")
+    level(ax, simpler.lzma_after_train, "lzma after the training text")
     ax.legend(loc="upper center", ncols=2)
 
 

@@ -21,7 +21,8 @@ def two_means(x: Array, rng: np.random.Generator) -> Array:
         while not np.array_equal(before, own):
             distance = (centres**2).sum(axis=1) - 2 * x @ centres.T  # |x|^2 is the same for both
             before, own = own, distance.argmin(axis=1)
-            centres = np.stack([x[own == cluster].mean(axis=0) if (own == cluster).any() else centres[cluster] for cluster in (0, 1)])
+            members = np.eye(2)[own]
+            centres = members.T @ x / np.maximum(members.sum(axis=0), 1)[:, None]
         found.append((distance.min(axis=1).sum(), own))
     return min(found, key=lambda one: one[0])[1]
 

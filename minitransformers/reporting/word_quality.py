@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from minitransformers.bias_mitigation.bootstrap import BootstrapInterval, bootstrap_interval
 from minitransformers.reporting.word_vectors import analogies, similarity_pairs
@@ -48,7 +48,7 @@ def relatedness(words: Sequence[str], ways: Ways, rng: np.random.Generator, *, r
     rows = np.stack([*columns, np.array([related for *_, related in known])], axis=1)
 
     def ranked(drawn: Array) -> Array:
-        return beside_the_first(np.array([spearmanr(column, drawn[:, -1]).statistic for column in drawn[:, :-1].T]))
+        return beside_the_first(np.corrcoef(rankdata(drawn, axis=0), rowvar=False)[-1, :-1])
 
     found = interval(rows, ranked, rng, resamples=resamples)
     return {way: with_ends(found, i, "similarity") | {"pairs": len(known)} for i, way in enumerate(ways)}

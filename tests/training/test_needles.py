@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
 
-from minitransformers.training.needles import flags, keys_and_values, matching
+from minitransformers.training.needles import flags, keys_and_values, matching, surprising_pairs
 from minitransformers.training.task import IGNORED
 
 MATCHING = {"batch_size": 40, "num_names": 5, "num_colours": 3}
 FLAGS = {"batch_size": 400, "length": 7, "num_flags": 4, "num_noise": 3}
 KEYS = {"batch_size": 300, "length": 6, "d_key": 4, "num_values": 3}
+PAIRS = {"batch_size": 20, "length": 24, "num_pairs": 3, "part": 5, "period": 4, "first": 6, "last": 18}
 
 
-@pytest.mark.parametrize(("task", "sizes"), [(matching, MATCHING), (flags, FLAGS), (keys_and_values, KEYS)])
+@pytest.mark.parametrize(("task", "sizes"), [(matching, MATCHING), (flags, FLAGS), (keys_and_values, KEYS), (surprising_pairs, PAIRS)])
 def test_the_same_seed_gives_the_same_batch(task, sizes):
     for first, second in zip(task(np.random.default_rng(1), **sizes), task(np.random.default_rng(1), **sizes), strict=True):
         np.testing.assert_array_equal(first, second)
@@ -59,3 +60,23 @@ def test_a_token_asks_for_a_key_that_it_may_see_and_gets_its_value():
 def test_impossible_sizes_are_refused_by_name(task, sizes, changes, named):
     with pytest.raises(ValueError, match=f"{named}: got"):
         task(np.random.default_rng(0), **{**sizes, **changes})
+
+
+def test_pairs_stand_in_a_text_that_repeats_itself_and_are_asked_at_its_end():
+    x, value, asked, places = surprising_pairs(np.random.default_rng(0), **PAIRS)
+    rows, part = np.arange(len(x))[:, None], PAIRS["part"]
+    assert (places >= 6).all() and (places < 18).all() and (np.diff(places) > 0).all() and (np.sort(asked) == np.arange(3)).all()
+    np.testing.assert_array_equal(x[rows, places, part : 2 * part], value)
+    np.testing.assert_array_equal(x[:, -3:, 2 * part :], x[rows, places[rows, asked], :part])
+    assert not x[:, -3:, : 2 * part].any() and not x[:, :-3, 2 * part :].any()
+    for text, own in zip(x, places, strict=True):
+        others = [i for i in range(21) if i not in own]
+        repeated = {i % 4: text[i] for i in others if i < 6 or i >= 18}
+        for i in others:
+            np.testing.assert_array_equal(text[i], repeated[i % 4])
+
+
+@pytest.mark.parametrize(("changes", "named"), [({"length": 25}, "length"), ({"num_pairs": 13}, "num_pairs")])
+def test_pairs_without_room_are_refused_by_name(changes, named):
+    with pytest.raises(ValueError, match=named):
+        surprising_pairs(np.random.default_rng(0), **{**PAIRS, **changes})

@@ -1,0 +1,36 @@
+"""Decisions about groups, with intervals of the people about whom they were taken."""
+
+import numpy as np
+import pytest
+
+from minitransformers.reporting.rated import MEASURES, measured, with_intervals
+
+
+def people(rng, size=400):
+    return {"labels": rng.integers(2, size=size), "groups": rng.integers(2, size=size)}
+
+
+def test_the_measures_are_those_that_counting_gives():
+    about = people(np.random.default_rng(0))
+    said = np.random.default_rng(1).integers(2, size=400)
+    own = [about["groups"] == group for group in (0, 1)]
+    right = [(said == about["labels"])[rows].mean() for rows in own]
+    gaps = [abs(np.subtract(*(said[rows & among].mean() for rows in own))) for among in (True, about["labels"] == 1, about["labels"] == 0)]
+    np.testing.assert_allclose(measured(said, **about), [(said == about["labels"]).mean(), min(right), *gaps])
+
+
+def test_the_estimate_is_what_was_measured_and_lies_within_its_ends():
+    rng = np.random.default_rng(2)
+    about, said, other = people(rng), rng.integers(2, size=400), rng.integers(2, size=400)
+    found = with_intervals(said, other, rng=rng, resamples=200, **about)
+    np.testing.assert_allclose([found[name] for name in MEASURES], measured(said, **about))
+    np.testing.assert_allclose([found[f"{name} more"] for name in MEASURES], measured(said, **about) - measured(other, **about))
+    assert all(found[f"{name} low"] < found[f"{name} high"] for name in MEASURES)
+    assert found["accuracy low"] < found["accuracy"] < found["accuracy high"]
+
+
+def test_decisions_are_no_better_than_themselves_on_any_draw():
+    rng = np.random.default_rng(3)
+    about, said = people(rng), rng.integers(2, size=400)
+    found = with_intervals(said, said, rng=rng, resamples=100, **about)
+    assert all(found[f"{name} more{end}"] == pytest.approx(0) for name in MEASURES for end in ("", " low", " high"))
