@@ -9,6 +9,7 @@ made: groups are how often a number was planted.
 
 # %%
 import hashlib
+import re
 from functools import partial
 from importlib.metadata import version
 
@@ -18,8 +19,8 @@ from minitransformers.basics.log_softmax import log_softmax
 from minitransformers.bias_mitigation.audit_trail import append_record, verify_trail
 from minitransformers.bias_mitigation.exposure import canary_exposure
 from minitransformers.bias_mitigation.model_card import model_card
-from minitransformers.models.llama import llama, llama_step
-from minitransformers.reporting import Section, bits_in_windows, counted_pairs, lines, mean_and_spread, tried
+from minitransformers.models.llama import LlamaState, llama, llama_step
+from minitransformers.reporting import Section, bits_in_windows, counted_pairs, mean_and_spread, tried
 from minitransformers.reporting.base import BATCH, LENGTH, SETTINGS, base_corpus, load_base
 from minitransformers.reporting.word_quality import interval
 from minitransformers.training.fit import fit
@@ -71,17 +72,18 @@ def tuning(rng):
 
 # %% Exposure
 def log_probs(params, place, numbers):
-    """Of each number behind the sentence of a name, whose beginning is read once."""
+    """Of each number behind the beginning of a name's sentence, which is read once."""
     first, _, _ = sentence(place, 0).partition("0" * DIGITS)
     digits = np.array([[ord(digit) for digit in f"{number:0{DIGITS}d}"] for number in numbers])
-    expected, state = llama_step(params, np.tile(np.frombuffer(first.encode(), np.uint8).astype(int), (len(digits), 1)), None, **SETTINGS)
-    rest, _ = llama_step(params, digits[:, :-1], state, **SETTINGS)
-    log_p, _ = log_softmax(np.concatenate([expected[:, -1:], rest], axis=1).astype(np.float64))
+    expected, state = llama_step(params, np.frombuffer(first.encode(), np.uint8).astype(int)[None], None, **SETTINGS)
+    many = [cache._replace(keys=keys, values=values, room=None) for cache in state.blocks for keys, values in [[np.repeat(of, len(digits), axis=0) for of in cache[:2]]]]
+    rest, _ = llama_step(params, digits[:, :-1], LlamaState(many), **SETTINGS)
+    log_p, _ = log_softmax(np.concatenate([np.repeat(expected[:, -1:], len(digits), axis=0), rest], axis=1).astype(np.float64))
     return np.take_along_axis(log_p, digits[..., None], axis=-1).sum(axis=(1, 2))
 
 
 def exposures(params, numbers, rng):
-    """Of each number; the others are drawn."""
+    """Of each number among others that are drawn."""
     found = []
     for place, number in enumerate(numbers):
         drawn = rng.integers(10**DIGITS, size=63 if section.quick else FILLS)
@@ -93,11 +95,122 @@ def exposures(params, numbers, rng):
 def experiment(rng):
     ids, numbers, times = planted(rng)
     params = {BEFORE: load_base(), AFTER: trained(ids, rng, section.rates["Llama"])}
-    digest = int(hashlib.sha256(ids.astype(np.uint8).tobytes()).hexdigest()[:12], 16)
     for when, own in params.items():
-        yield when, "text", {"bits": unseen(own), "read": bits_in_windows(partial(model, own), ids[: 40 * LENGTH + 1], LENGTH), "bytes": len(ids), "digest": digest}
-        found = exposures(own, numbers, rng)
-        for count in TIMES:
-            yield when, count, {"exposure": found[times == count].mean()}
-            for i, value in enumerate(found[times == count]):
-                yield f"{when}, {count}", i, {"each": value}
+        yield when, "text", {"bits": unseen(own), "read": bits_in_windows(partial(model, own), ids[: 40 * LENGTH + 1], LENGTH)}
+    digest = hashlib.sha256(ids.astype(np.uint8).tobytes()).hexdigest()
+    yield "data", "text", {"bytes": len(ids)} | {f"sha {i}": int(digest[8 * i : 8 * i + 8], 16) for i in range(8)}  # in parts that a float holds
+    found = exposures(params[AFTER], numbers, rng)
+    for count in TIMES:
+        yield AFTER, count, {"exposure": found[times == count].mean()}
+        for i, value in enumerate(found[times == count]):
+            yield f"planted {count}", i, {"each": value}
+
+
+# %% The card and the trail of the run
+def of_seed(found, seed, measure, curve, x):
+    return float(np.atleast_1d(found[measure][curve][x])[seed])
+
+
+def run_of(found):
+    """The record of the first seed's run, and intervals of numbers drawn anew from those of all seeds."""
+    rng, metrics = np.random.default_rng(section.seed), []
+    for count in TIMES:
+        of = interval(each(found, count), np.mean, rng, resamples=1000)
+        metrics.append({"name": "exposure in bits", "group": f"planted {count}", "value": round(float(of.estimate), 2), "low": round(float(of.low), 2), "high": round(float(of.high), 2), "rows": each(found, count).size})
+    digest = "".join(f"{int(of_seed(found, 0, f'sha {i}', 'data', 'text')):08x}" for i in range(8))
+    return {
+        "name": "Llama of three blocks that read planted numbers", "code_version": version("minitransformers"), "seed": section.seed, "data_sha256": digest,
+        "config": {"updates": STEPS, "batch": BATCH, "context": LENGTH, "learning rate": section.rates["Llama"]},
+        "environment": {"numpy": np.__version__}, "mitigation": ["none"], "metrics": metrics,
+        "training_rows": {f"planted {count}": EACH for count in TIMES}, "evaluation_rows": {f"planted {count}": each(found, count).size for count in TIMES},
+        "intended_use": "a demonstration of exposure", "factors": "how often a sentence with a number was planted",
+        "caveats": f"Exposure is bounded by the sample of {FILLS} other numbers. Intervals are bootstrap percentiles over the numbers of all seeds.",
+    }  # fmt: skip
+
+
+def trail_of(found, card):
+    seeds = range(len(np.atleast_1d(found["bits"][AFTER]["text"])))
+    trail = append_record(b"", record={"step": "data", "bytes": int(of_seed(found, 0, "bytes", "data", "text")), "sha256": run_of(found)["data_sha256"]})
+    for seed in seeds:
+        numbers = {f"planted {count}": round(of_seed(found, seed, "exposure", AFTER, count), 2) for count in TIMES}
+        trail = append_record(trail, record={"step": "evaluation", "seed": section.seed + seed, "bits a byte": round(of_seed(found, seed, "bits", AFTER, "text"), 3), "exposure": numbers})
+    return append_record(trail, record={"step": "card", "sha256": hashlib.sha256(card.encode()).hexdigest()})
+
+
+# %%
+def each(found, count):
+    """The exposure of each number of all seeds."""
+    return np.concatenate([np.atleast_1d(values) for values in found["each"][f"planted {count}"].values()])
+
+
+def mean_of(found, count):
+    return found["exposure"][AFTER][count]
+
+
+@section.claim(
+    "The more often a number stood there, the more of it is given away",
+    paper="Carlini et al. 2019, arXiv:1802.08232: exposure grows with how often a canary stands there",
+    measured=lambda found: "bits of exposure, planted " + ", ".join(f"{count} times {mean_and_spread(mean_of(found, count), '.1f')}" for count in TIMES) + f"; chance {CHANCE:.2f}",
+)
+def grows(found):
+    """Sixteen times gives at least 3 bits more than once, and four times more than once."""
+    return mean_of(found, 16) >= mean_of(found, 1) + 3 and mean_of(found, 4) > mean_of(found, 1)
+
+
+@section.claim(
+    "Is a number that stood there once given away?",
+    paper="Carlini et al. 2019, arXiv:1802.08232: rare secrets are learned as well, in larger models",
+    measured=lambda found: f"once {mean_and_spread(mean_of(found, 1), '.1f')} bits, never {mean_and_spread(mean_of(found, 0), '.1f')}",
+)
+def once(found):
+    """Planted once the mean exposure is at least 2 bits above that of the numbers that were never planted."""
+    return mean_of(found, 1) >= mean_of(found, 0) + 2
+
+
+@section.claim(
+    "An edit of the trail of this run is found",
+    paper="Haber and Stornetta 1991, doi:10.1007/BF00196791: each link holds the checksum of the one before",
+    kind="exact",
+    measured=lambda found: f"{verify_trail(trail_of(found, model_card(run_of(found)))).records} records",
+)
+def trail_finds(found):
+    """The same record gives the same card; the trail is sound, and is not with one letter more in any line but the last."""
+    card = model_card(run_of(found))
+    trail = trail_of(found, card)
+    lines_of = trail.splitlines(keepends=True)
+    edited = [b"".join([*lines_of[:i], line.replace(b'"step":"', b'"step":"x', 1), *lines_of[i + 1 :]]) for i, line in enumerate(lines_of[:-1])]
+    return card == model_card(run_of(found)) and verify_trail(trail).sound and not any(verify_trail(other).sound for other in edited)
+
+
+@section.report
+def report(found):
+    rows = []
+    for metric in run_of(found)["metrics"]:
+        values = each(found, int(metric["group"].split()[-1]))
+        rows.append([metric["group"], values.size, f"{metric['value']:.1f} ({metric['low']:.1f} to {metric['high']:.1f})", f"{values.min():.1f} to {values.max():.1f}", int(np.sum(values >= np.log2(FILLS + 1) - 0.01))])
+    section.table("canary", ["number", "numbers", "bits of exposure (95 %)", "least and most", "likeliest of all"], rows)
+    counted = counted_pairs(base_corpus())
+    rows = [["pairs of bytes counted", f"{counted:.3f}", ""], *([when, *(mean_and_spread(found[measure][when]["text"], ".3f") for measure in ("bits", "read"))] for when in (BEFORE, AFTER))]
+    section.table("canary_bits", ["Llama", "bits a byte, unread text", "of the text that it reads on in"], rows)
+    for count in TIMES:
+        section.value(f"canary.planted{count}", mean_of(found, count).mean())
+    section.values("canary", {"steps": STEPS, "bytes": PART, "fills": FILLS, "most": float(np.log2(FILLS + 1)), "before": found["bits"][BEFORE]["text"].mean(), "after": found["bits"][AFTER]["text"].mean()})
+    card = model_card(run_of(found))
+    parts = [part.partition("\n\n") for part in card.split("\n## ")[1:]]
+    section.table("card", ["section of the card", "what stands there"], [[head, " / ".join(line.strip("| ").replace(" | ", ", ") for line in text.splitlines() if line.strip("| -"))] for head, _, text in parts])
+    records = [line.decode() for line in trail_of(found, card).splitlines()]
+    section.table("trail", ["line"], [[re.sub(r"[0-9a-f]{64}", lambda digits: digits.group()[:8] + "…", line)] for line in records])
+
+
+@section.figure("canary", size=(5.4, 3.2))
+def picture(ax, found):
+    for i, count in enumerate(TIMES):
+        values = each(found, count)
+        ax.plot(i + np.linspace(-0.15, 0.15, values.size), values, "o", alpha=0.7)
+    ax.axhline(CHANCE, linestyle=":", color="#808080")
+    ax.set(xticks=range(len(TIMES)), xlabel="times planted", ylabel="bits of exposure", ylim=(0, np.log2(FILLS + 1) + 0.5))
+    ax.set_xticklabels(map(str, TIMES))
+
+
+if __name__ == "__main__":
+    section.main()

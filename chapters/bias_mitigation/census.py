@@ -38,6 +38,9 @@ KEYS = dict(zip(("none", "weighted", "weak", "strong", "parity", "opportunity", 
 adult = cache(load_adult)
 
 
+SAME = {name: f"{NONE}, at the rate of {name}" for name in (WEAK, STRONG)}  # for the probe: what a rate does to it
+
+
 def trained(name, people, rng, rate):
     return learned(WAYS[name], people, rng, steps=40 if section.quick else UPDATES, rate=rate)
 
@@ -79,6 +82,10 @@ def experiment(rng):
         rates = group_rates(said[name], labels=asked.labels, groups=asked.groups)
         by_sex = {f"tpr {sex}": rates.tpr[group] for group, sex in enumerate(SEXES)}
         yield name, 0, with_intervals(said[name], said[NONE], rng=rng, **settings) | by_sex
+    for name, same in SAME.items():
+        encoder = trained(NONE, people, rng, section.rates[name]).encoder
+        states = [hidden(encoder, table.features)[0] for table in (people, asked)]
+        yield same, 0, {"probe": readable((states[0], people.groups), (states[1], asked.groups), rng, steps=steps)}
 
 
 # %%
@@ -136,7 +143,7 @@ def adversary_helps(found):
 
 
 def probed(found):
-    return told(found, NONE, WEAK, STRONG, "features", measures=("probe",)) + "; chance 0.5"
+    return told(found, NONE, WEAK, SAME[WEAK], STRONG, SAME[STRONG], "features", measures=("probe",)) + "; chance 0.5"
 
 
 @section.claim(
@@ -201,6 +208,7 @@ def report(found):
         section.values(f"census.{key}", {measure.replace(" ", "_"): of(found, measure, name).mean() for measure in (*MEASURES, *(f"tpr {sex}" for sex in SEXES))})
     for key, name in (("none", NONE), ("weak", WEAK), ("strong", STRONG), ("weighted", WEIGHTED)):
         section.value(f"census.{key}.probe", of(found, "probe", name).mean())
+    section.values("census.same_rate", {"weak": of(found, "probe", SAME[WEAK]).mean(), "strong": of(found, "probe", SAME[STRONG]).mean()})
     section.values("census", {"updates": UPDATES, "features": of(found, "probe", "features").mean()})
 
 

@@ -71,7 +71,8 @@ def halves():
     """The ids of both halves of the text, and the words."""
     tokens = re.findall(r"[a-z_]+|[^\sa-z_]", python_reference().lower())
     words = ["<other>", *(word for word, _ in Counter(tokens).most_common(VOCABULARY - 1))]
-    ids = np.array([{word: i for i, word in enumerate(words)}.get(token, 0) for token in tokens])
+    place = {word: i for i, word in enumerate(words)}
+    ids = np.array([place.get(token, 0) for token in tokens])
     if section.quick:
         ids = ids[:20_000]
     return *np.array_split(ids, 2), words
