@@ -1,11 +1,12 @@
 """What does each way against bias do to decisions on the Adult census, and which criterion gets worse?
 
 Data: Kohavi 1996, the census of 1994; does somebody earn more than 50,000 dollars? Ways: weights (Kamiran and Calders 2012,
-doi:10.1007/s10115-011-0463-8), an adversary (Ganin et al. 2015, arXiv:1505.07818), soft parity as a second term of the loss (Beutel et al. 2019,
-arXiv:1901.04562), of all and of those whose label is yes, and thresholds for each group (Hardt et al. 2016, arXiv:1610.02413). One hidden
-layer of 32, 600 updates for each. The sex is not among the features, the relationship to the household's head is. Rates are chosen on a fifth of
-the training data by the loss of the task, and of a way besides by ten times the soft parity that it is to bring down. By the task alone an
-adversary's best rate is one at which it does nothing.
+doi:10.1007/s10115-011-0463-8), an adversary (Ganin et al. 2015, arXiv:1505.07818), soft parity as a second term of the loss (Beutel
+et al. 2019, arXiv:1901.04562), of all and of those whose label is yes, and thresholds for each group (Hardt et al. 2016,
+arXiv:1610.02413). One hidden layer of 32, 600 updates for each. The sex is not among the features, the relationship to the
+household's head is. Rates are chosen on a fifth of the training data by the loss of the task, and of a way besides by ten times the
+soft parity that it is to bring down. By the task alone the adversaries got the largest rate of all, at which the stronger one
+hardly changed a decision. Ten was chosen there as well, of 3, 10, 30 and 100.
 """
 
 # %%
@@ -29,9 +30,11 @@ UPDATES, PARTS = 600, 10                                     # what soft parity 
 
 
 NONE, THRESHOLDS, NO = "nothing", "thresholds of equal opportunity", 'always "no"'
-WEIGHTED, WEAK, STRONG, PARITY, OPPORTUNITY = "reweighting", "adversary, λ = 1", "adversary, λ = 3", "soft parity", "soft parity of the yes"
+WEIGHTED, WEAK, STRONG = "reweighting", "adversary, λ = 1", "adversary, λ = 3"
+PARITY, OPPORTUNITY = "soft parity", "soft parity of the yes"
 WAYS = {
-    NONE: Way(), WEIGHTED: Way(lambda people: reweighting_weights(people.labels, groups=people.groups)), WEAK: Way(strength=1), STRONG: Way(strength=3), PARITY: Way(parity=PARTS), OPPORTUNITY: Way(parity=PARTS, yes=True),
+    NONE: Way(), WEIGHTED: Way(lambda people: reweighting_weights(people.labels, groups=people.groups)),
+    WEAK: Way(strength=1), STRONG: Way(strength=3), PARITY: Way(parity=PARTS), OPPORTUNITY: Way(parity=PARTS, yes=True),
 }  # fmt: skip
 ALL, SEXES = (*WAYS, THRESHOLDS, NO), ("women", "men")       # as the file numbers and calls them
 KEYS = dict(zip(("none", "weighted", "weak", "strong", "parity", "opportunity", "thresholds", "no"), ALL, strict=True))
@@ -74,7 +77,8 @@ def experiment(rng):
         logits = [linear(params.head, state)[0] for state in states]
         said[name] = logits[1].argmax(-1)
         scores = scores or [(of[:, 1] - of[:, 0]).astype(np.float64) for of in logits]
-        yield name, 0, {"probe": readable((states[0], people.groups), (states[1], asked.groups), rng, steps=steps), "nats": cross_entropy(logits[1], targets=asked.labels)[0]}
+        read = readable((states[0], people.groups), (states[1], asked.groups), rng, steps=steps)
+        yield name, 0, {"probe": read, "nats": cross_entropy(logits[1], targets=asked.labels)[0]}
     found = equal_opportunity_thresholds(scores[0], labels=people.labels, groups=people.groups)
     chances = selection_chances(scores[1], thresholds=found.thresholds, groups=asked.groups)
     said[THRESHOLDS] = (rng.random(len(chances)) < chances).astype(np.int64)
@@ -94,11 +98,15 @@ def of(found, measure, name):
 
 
 def told(found, *names, measures=MEASURES):
-    return "; ".join(f"{name}: " + ", ".join(f"{measure} {mean_and_spread(of(found, measure, name), '.3f')}" for measure in measures) for name in names)
+    def each(name):
+        return ", ".join(f"{measure} {mean_and_spread(of(found, measure, name), '.3f')}" for measure in measures)
+
+    return "; ".join(f"{name}: {each(name)}" for name in names)
 
 
 def worse(found, name):
-    """The criteria that are worse than where nothing is done with every seed: perhaps, where with one of them the interval of the difference holds 0."""
+    """The criteria that are worse than where nothing is done with every seed: perhaps, where with one of them the interval of the
+    difference holds 0."""
     said = []
     for measure in MEASURES:
         sign, end = (-1, "high") if measure in ("accuracy", "worst group") else (1, "low")
@@ -109,7 +117,8 @@ def worse(found, name):
 
 def lowered(found, name, measure, part):
     """Whether this gap is at most a part of what it is where nothing is done, and the accuracy at most 0.015 below."""
-    return of(found, measure, name) <= part * of(found, measure, NONE) and of(found, "accuracy", name) >= of(found, "accuracy", NONE) - 0.015
+    right, before = (of(found, "accuracy", way) for way in (name, NONE))
+    return of(found, measure, name) <= part * of(found, measure, NONE) and right >= before - 0.015
 
 
 @section.claim(
@@ -179,7 +188,8 @@ def opportunity(found):
 @section.claim(
     "Does a way that still says yes lower all three gaps?",
     paper="Kleinberg et al. 2016, arXiv:1609.05807: with unequal base rates not all can be 0",
-    measured=lambda found: "; ".join(f"{name}: {', '.join(lower(found, name)) or 'none'}" for name in ALL[1:-1]) + f"; {ALL[-1]} has no gap at all",
+    measured=lambda found: "; ".join(f"{name}: {', '.join(lower(found, name)) or 'none'}" for name in ALL[1:-1])
+    + f"; {ALL[-1]} has no gap at all",
 )
 def all_three(found):
     """For one of them the intervals of all three differences lie below 0."""
@@ -199,16 +209,20 @@ def report(found):
     rows = []
     for name in ALL:
         probe = mean_and_spread(of(found, "probe", name), ".3f") if name in WAYS else ""
-        rows.append([name, *(mean_and_spread(of(found, measure, name), ".3f") for measure in MEASURES), probe, ", ".join(worse(found, name)) or "–"])
+        shown = [mean_and_spread(of(found, measure, name), ".3f") for measure in MEASURES]
+        rows.append([name, *shown, probe, ", ".join(worse(found, name)) or "–"])
     section.table("census", ["way", *MEASURES, "sex read by a probe", "worse than nothing done"], rows)
     asked = [*MEASURES, *(f"{gap} more" for gap in MEASURES[2:])]
-    rows = [[name, *("{:.3f} to {:.3f}".format(*(np.mean(of(found, f"{m} {end}", name)) for end in ("low", "high"))) for m in asked)] for name in ALL]
+    ends = {name: [[np.mean(of(found, f"{measure} {end}", name)) for end in ("low", "high")] for measure in asked] for name in ALL}
+    rows = [[name, *("{:.3f} to {:.3f}".format(*pair) for pair in pairs)] for name, pairs in ends.items()]
     section.table("census_intervals", ["middle 95 % of draws of people", *asked], rows)
+    stated = [*MEASURES, *(f"tpr {sex}" for sex in SEXES)]
     for key, name in KEYS.items():
-        section.values(f"census.{key}", {measure.replace(" ", "_"): of(found, measure, name).mean() for measure in (*MEASURES, *(f"tpr {sex}" for sex in SEXES))})
+        section.values(f"census.{key}", {measure.replace(" ", "_"): of(found, measure, name).mean() for measure in stated})
     for key, name in (("none", NONE), ("weak", WEAK), ("strong", STRONG), ("weighted", WEIGHTED)):
         section.value(f"census.{key}.probe", of(found, "probe", name).mean())
-    section.values("census.same_rate", {"weak": of(found, "probe", SAME[WEAK]).mean(), "strong": of(found, "probe", SAME[STRONG]).mean()})
+    for key, name in (("weak", WEAK), ("strong", STRONG)):
+        section.value(f"census.same_rate.{key}", of(found, "probe", SAME[name]).mean())
     section.values("census", {"updates": UPDATES, "features": of(found, "probe", "features").mean()})
 
 

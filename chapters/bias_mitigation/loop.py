@@ -1,9 +1,9 @@
 """Does a lean grow when models learn from what models wrote?
 
-Shumailov et al. 2023, arXiv:2305.17493: each generation is trained on the text of the last. Zhao et al. 2017, arXiv:1707.09457: models make a lean
-of their data larger. A model that only counts writes 2,000 sentences of an occupation, a pronoun and one of 30 words; five generations, each
-trained on those of the last alone. What else is done: a temperature, a cut of the unlikely, a half of real sentences in each round, or the
-pronouns of each round swapped in a copy (Lu et al. 2018, arXiv:1807.11714). 20 loops a seed.
+Shumailov et al. 2023, arXiv:2305.17493: each generation is trained on the text of the last. Zhao et al. 2017, arXiv:1707.09457:
+models make a lean of their data larger. A model that only counts writes 2,000 sentences of an occupation, a pronoun and one of 30
+words; five generations, each trained on those of the last alone. What else is done: a temperature, a cut of the unlikely, a half of
+real sentences in each round, or the pronouns of each round swapped in a copy (Lu et al. 2018, arXiv:1807.11714). 20 loops a seed.
 """
 
 # %%
@@ -47,7 +47,8 @@ def alone(written, first):
 
 
 WAYS = {
-    COUNTED: ({}, alone), COOL: ({"temperature": 0.8}, alone), COLD: ({"temperature": 0.7}, alone), CUT: ({"top_p": 0.9}, alone), SHORT: ({"top_p": 0.7}, alone),
+    COUNTED: ({}, alone), COOL: ({"temperature": 0.8}, alone), COLD: ({"temperature": 0.7}, alone), CUT: ({"top_p": 0.9}, alone),
+    SHORT: ({"top_p": 0.7}, alone),
     HALF: ({"temperature": 0.8}, with_half_real), SWAPPED: ({"temperature": 0.8}, with_copies),
 }  # fmt: skip
 
@@ -84,13 +85,15 @@ def experiment(rng):
             found = {measure: np.array([loop[step][measure] for loop in loops]) for measure in loops[0][step]}
             interval = bootstrap_interval(found["gap"], statistic=np.mean, rng=rng, resamples=100 if section.quick else 2000)
             start = np.array([loop[0]["gap"] for loop in loops])
-            ends = {"low": interval.low, "high": interval.high, "least growth": (found["gap"] / start).min(), "drift": np.abs(found["gap"] - start).max()}
+            ends = {"low": interval.low, "high": interval.high}
+            ends |= {"least growth": (found["gap"] / start).min(), "drift": np.abs(found["gap"] - start).max()}
             yield name, step, {measure: values.mean() for measure, values in found.items()} | ends
 
 
 # %%
 def told(found, *names, measure="gap", form=".2f"):
-    return "; ".join(f"{name}: {' to '.join(mean_and_spread(found[measure][name][step], form) for step in (0, ROUNDS))}" for name in names)
+    both = {name: [mean_and_spread(found[measure][name][step], form) for step in (0, ROUNDS)] for name in names}
+    return "; ".join(f"{name}: {' to '.join(ends)}" for name, ends in both.items())
 
 
 @section.claim(
@@ -148,19 +151,24 @@ def mends_the_measure(found):
 
 @section.report
 def report(found):
+    forms = (("rarer", ".3f"), ("words", ".1f"), ("nats", ".3f"))
+
+    def beside(name, step):
+        return [mean_and_spread(found[measure][name][step], form) for measure, form in forms]
+
     rows = []
     for name in WAYS:
         gaps = [mean_and_spread(found["gap"][name][step], ".2f") for step in (0, 1, 3, ROUNDS)]
         ends = "{:.2f} to {:.2f}".format(*(np.mean(found[end][name][ROUNDS]) for end in ("low", "high")))
-        rest = [mean_and_spread(found[measure][name][ROUNDS], form) for measure, form in (("rarer", ".3f"), ("words", ".1f"), ("nats", ".3f"))]
-        rows.append([name, *gaps, ends, *rest])
-    first = [mean_and_spread(found[measure][COUNTED][0], form) for measure, form in (("rarer", ".3f"), ("words", ".1f"), ("nats", ".3f"))]
-    rows += [["first generation", mean_and_spread(found["gap"][COUNTED][0]), *[""] * 4, *first], ["uniform guess", *[""] * 7, f"{np.log(2 * WORDS):.3f}"]]
+        rows.append([name, *gaps, ends, *beside(name, ROUNDS)])
+    rows.append(["first generation", mean_and_spread(found["gap"][COUNTED][0]), *[""] * 4, *beside(COUNTED, 0)])
+    rows.append(["uniform guess", *[""] * 7, f"{np.log(2 * WORDS):.3f}"])
     columns = ["written", "gap, first", "after 1", "after 3", "after 5", "middle 95 %", "rarer pronoun", "words", "nats of real text"]
     section.table("loop", columns, rows)
     keys = {"counted": COUNTED, "cool": COOL, "cold": COLD, "cut": CUT, "short": SHORT, "half": HALF, "swapped": SWAPPED}
     for key, name in keys.items():
-        section.values(f"loop.{key}", {measure: found[measure][name][ROUNDS].mean() for measure in ("gap", "rarer", "words", "nats")})
+        numbers = {measure: found[measure][name][ROUNDS].mean() for measure in ("gap", "rarer", "words", "nats")}
+        section.values(f"loop.{key}", numbers)
     section.values("loop.start", {measure: found[measure][COUNTED][0].mean() for measure in ("gap", "rarer", "words", "nats")})
     section.values("loop", {"loops": LOOPS, "sentences": SENTENCES})
 

@@ -1,9 +1,10 @@
 """Where does a gap between groups come from: the data, or the model?
 
-Gallegos et al. 2023, arXiv:2309.00770, section 2.2, name both as sources; here is a toy of each, of numbers and not of people. The model's: labels
-are right and equally many of both kinds, a tenth of the examples is of a group with a rule of its own, and a linear model has room for one. The
-data's: both groups have one rule, but a part of the minority's yes was recorded as a no. Against them: groups that weigh alike, the weights of
-Kamiran and Calders 2012, doi:10.1007/s10115-011-0463-8, and one hidden layer of 32. 600 updates for each.
+Gallegos et al. 2023, arXiv:2309.00770, section 2.2, name both as sources; here is a toy of each, of numbers and not of people. The
+model's: labels are right and equally many of both kinds, a tenth of the examples is of a group with a rule of its own, and a linear
+model has room for one. The data's: both groups have one rule, but a part of the minority's yes was recorded as a no. Against them:
+groups that weigh alike, the weights of Kamiran and Calders 2012, doi:10.1007/s10115-011-0463-8, and one hidden layer of 32. 600
+updates for each.
 """
 
 # %%
@@ -24,8 +25,8 @@ from minitransformers.training.fit import fit
 from minitransformers.training.task import Task
 
 section = Section(__file__, __doc__, kind="trained")
-PEOPLE, ASKED, NUMBERS, MINORITY, ANGLE, LOST = 4000, 10_000, 6, 0.1, 75, 0.4  # half of ASKED of each group; LOST of the minority yes
-UPDATES, BATCH = 600, 128
+PEOPLE, ASKED, NUMBERS, UPDATES, BATCH = 4000, 10_000, 6, 600, 128  # of ASKED half are of each group
+MINORITY, ANGLE, LOST = 0.1, 75, 0.4                         # LOST: how much of the minority's yes is recorded as a no
 
 
 # %% The two worlds: who there is, the rule, and what was recorded of it
@@ -56,7 +57,8 @@ def once(people):
 MODEL, DATA = {"minority": MINORITY, "angle": ANGLE, "lost": 0.0}, {"minority": MINORITY, "angle": 0, "lost": LOST}
 LINEAR, BALANCED, WIDE, WIDE_BALANCED = "linear", "linear, groups weigh alike", "hidden layer", "hidden layer, groups weigh alike"
 HALF, NO, RULE = "linear, half of each group", 'always "no"', "the rule itself"
-TRUE, RECORDED, RECORDED_BALANCED, REWEIGHTED = "true labels", "recorded labels", "recorded, groups weigh alike", "recorded, reweighting"
+TRUE, RECORDED = "true labels", "recorded labels"
+RECORDED_BALANCED, REWEIGHTED = "recorded, groups weigh alike", "recorded, reweighting"
 WAYS = {
     LINEAR: (MODEL, linear, once), BALANCED: (MODEL, linear, alike), WIDE: (MODEL, reader, once), WIDE_BALANCED: (MODEL, reader, alike),
     HALF: (MODEL | {"minority": 0.5}, linear, once), TRUE: (DATA | {"lost": 0.0}, linear, once), RECORDED: (DATA, linear, once),
@@ -131,7 +133,10 @@ def lag(found, name):
 
 
 def told(found, names, *measures):
-    return "; ".join(f"{name}: " + ", ".join(f"{measure} {mean_and_spread(of(found, measure, name), '.3f')}" for measure in measures) for name in names)
+    def each(name):
+        return ", ".join(f"{measure} {mean_and_spread(of(found, measure, name), '.3f')}" for measure in measures)
+
+    return "; ".join(f"{name}: {each(name)}" for name in names)
 
 
 @section.claim(
@@ -171,7 +176,8 @@ def room(found):
     + ", ".join(f"{name} {mean_and_spread(of(found, 'by the record', name), '.3f')}" for name in (TRUE, RECORDED)),
 )  # fmt: skip
 def record_is_learned(found):
-    """By true labels its tpr gap is at least 0.1 and three times that of who learned from true labels; by the record it is the one more often right."""
+    """By true labels its tpr gap is at least 0.1 and three times that of who learned from true labels; by the record it is the
+    one more often right."""
     gaps = [of(found, "tpr gap", name) for name in (TRUE, RECORDED)]
     return gaps[1] >= max(0.1, 3 * gaps[0]) and of(found, "by the record", RECORDED) > of(found, "by the record", TRUE)
 
@@ -200,10 +206,13 @@ def report(found):
             sides = [mean_and_spread(found[side][name][x], ".3f") for side in ("majority", "minority")]
             record = [mean_and_spread(found["by the record"][name][x], ".3f")] if x == "data" else []
             rows.append([name, *sides, *(cell(measure, name, x) for measure in shown), *record])
-        section.table(table, ["learned", "majority right", "minority right", *shown, *(["minority, by the record"] if x == "data" else [])], rows)
-    keys = {"linear": LINEAR, "balanced": BALANCED, "wide": WIDE, "half": HALF, "true": TRUE, "recorded": RECORDED, "alike": RECORDED_BALANCED, "reweighted": REWEIGHTED}
+        last = ["minority, by the record"] if x == "data" else []
+        section.table(table, ["learned", "majority right", "minority right", *shown, *last], rows)
+    keys = {"linear": LINEAR, "balanced": BALANCED, "wide": WIDE, "half": HALF}
+    keys |= {"true": TRUE, "recorded": RECORDED, "alike": RECORDED_BALANCED, "reweighted": REWEIGHTED}
     for key, name in keys.items():
-        section.values(f"minority.{key}", {m.replace(" ", "_"): of(found, m, name).mean() for m in ("majority", "minority", "accuracy", "tpr gap")})
+        stated = ("majority", "minority", "accuracy", "tpr gap")
+        section.values(f"minority.{key}", {measure.replace(" ", "_"): of(found, measure, name).mean() for measure in stated})
     for key, name in (("true", TRUE), ("recorded", RECORDED)):
         section.value(f"minority.{key}.by_record", of(found, "by the record", name).mean())
     section.values("minority", {"share": MINORITY, "lost": LOST, "asked": ASKED // 2, "people": PEOPLE})

@@ -192,7 +192,7 @@ def equalise(found):
 
 
 @section.claim(
-    "Equalised everywhere a model forgets whom a sentence named",
+    "Does a mask keep what the loss must not touch, the pronoun of a woman or a man who was named?",
     paper="no paper: the mask says where neither word has a claim to be likelier",
     measured=lambda found: "nats of the right pronoun " + told(found, "told", PLAIN, SQUARED, EVERYWHERE, SHARED),
 )

@@ -234,7 +234,7 @@ def report(found):
 
 @section.figure("probes", size=(6, 2.6))
 def picture(ax, found):
-    dots(ax, {arm: found["two layers"][arm]["all"] for arm in ARMS}, at=BAYES, xlabel="groups told right by a probe of two layers; dotted: by the occupation alone")
+    dots(ax, {arm: found["two layers"][arm]["all"] for arm in ARMS}, at=BAYES, xlabel="groups told right; dotted: by the occupation alone")
 
 
 if __name__ == "__main__":

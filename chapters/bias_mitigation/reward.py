@@ -70,7 +70,7 @@ class Rewarded(Task):
 
 def trained(name, reference, worths, rng, rate):
     optimizer, reward, price = ARMS[name]
-    task, steps, params = Rewarded(reference, worths[reward], price), 10 if section.quick else 800, Embedding(reference)
+    task, steps, params = Rewarded(reference, worths[reward], price), 10 if section.quick else 600, Embedding(reference)
     if optimizer == ADAM:
         return fit(params, task, steps=steps, peak=rate, rng=rng, clip=None).weight
     for step in range(1, steps + 1):
@@ -116,8 +116,12 @@ def tuning(rng):
         earned = frequencies(table).mean(axis=0) @ np.exp(log_softmax(table)[0]) @ worths[reward]
         return price * judged(table, reference)["divergence"] - earned
 
-    few = {ADAM: (0.01, 0.03, 0.1, 0.3), PLAIN: (0.1, 0.3, 1.0, 3.0)}
-    yield from tried(lost, ARMS, {name: few[optimizer][1 : 3 if section.quick else None] if section.quick else few[optimizer] for name, (optimizer, _, _) in ARMS.items()}, rng)
+    def few(optimizer, reward, price):
+        if optimizer == PLAIN:
+            return (1.0, 3.0, 10.0, 30.0)
+        return (1e-3, 3e-3, 1e-2, 3e-2) if price >= 1 else (0.03, 0.1, 0.3, 1.0)
+
+    yield from tried(lost, ARMS, {name: few(*arm)[1:3] if section.quick else few(*arm) for name, arm in ARMS.items()}, rng)
 
 
 @section.experiment

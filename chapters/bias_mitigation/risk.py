@@ -1,9 +1,10 @@
 """Can a score of risk be as right and as wrong about each group?
 
-Angwin et al. 2016 (ProPublica) against the makers of COMPAS: one found unequal error rates, the others equal precision, and both were right.
-Chouldechova 2016, arXiv:1610.07524, equation 2.6: with unequal base rates they exclude each other, by counting. Kleinberg et al. 2016,
-arXiv:1609.05807, theorem 1.1: so it is for scores. Data: ProPublica's own file, its usual filter, a charge within two years; a charge is what was
-recorded, not what somebody did. Groups are named as there; intervals are of people drawn within groups.
+Angwin et al. 2016 (ProPublica) against the makers of COMPAS: one found unequal error rates, the others equal precision, and both
+were right. Chouldechova 2016, arXiv:1610.07524, equation 2.6: with unequal base rates they exclude each other, by counting.
+Kleinberg et al. 2016, arXiv:1609.05807, theorem 1.1: so it is for scores. Data: ProPublica's own file, its usual filter, a charge
+within two years; a charge is what was recorded, not what somebody did. Groups are named as there; intervals are of people drawn
+within groups.
 """
 
 # %%
@@ -22,7 +23,8 @@ from minitransformers.reporting.needs import needs_data
 section = Section(__file__, __doc__, kind="exact", needs=needs_data(("fairness", "compas")))
 LEAST, CUT, SCORES = 100, 5, np.arange(2, 11)                # of members; the usual cut is 5
 RATES = ("base_rate", "selection", "accuracy", "tpr", "fpr", "ppv")
-APART, ONE, SAME_TPR, SAME_FPR, NOBODY = "first less second", "one cut at 5", "cuts of equal tpr", "cuts of equal fpr", "nobody called likely"
+APART, NOBODY = "first less second", "nobody called likely"
+ONE, SAME_TPR, SAME_FPR = "one cut at 5", "cuts of equal tpr", "cuts of equal fpr"
 
 
 @cache
@@ -83,7 +85,8 @@ def calibrated(scores, labels, groups, rng):
     def shares(drawn):
         return calibration_by_group((drawn[:, 0] - 0.5) / 10, labels=drawn[:, 1], groups=drawn[:, 2], bins=10).positive_rate
 
-    found = bootstrap_interval(np.stack([scores, labels, groups], axis=1), statistic=shares, rng=rng, resamples=draws(), groups=groups)
+    rows = np.stack([scores, labels, groups], axis=1)
+    found = bootstrap_interval(rows, statistic=shares, rng=rng, resamples=draws(), groups=groups)
     known = found.estimate[groups, scores - 1]
     for g, name in enumerate(people()[-1][:2]):
         own = groups == g
@@ -134,7 +137,8 @@ def exactly(number):
 @section.claim(
     "Base rate, precision and true positive rate leave the false positive rate no choice",
     paper="Chouldechova 2016, arXiv:1610.07524, equation 2.6",
-    measured=lambda found: f"largest error of {len(SCORES)} cuts and {len(people()[-1])} groups {max(map(exactly, found['error']['identity'].values())):.0e}; "
+    measured=lambda found: f"largest error of {len(SCORES)} cuts and {len(people()[-1])} groups "
+    f"{max(map(exactly, found['error']['identity'].values())):.0e}; "
     f"with the other group's precision and true positive rate {people()[-1][0]} would need {one(found, people()[-1][0], 'needed'):.3f}",
 )
 def identity(found):
@@ -148,7 +152,8 @@ def identity(found):
     measured=lambda found: told(found, "ppv", "tpr", "fpr", "accuracy"),
 )
 def nearer(found):
-    """The two largest groups' precisions differ by less than half of what either rate differs by, and the fpr's interval lies above 0.15."""
+    """The two largest groups' precisions differ by less than half of what either rate differs by, and the fpr's interval lies
+    above 0.15."""
     ppv, tpr, fpr = (abs(found["rate"][APART][rate]) for rate in ("ppv", "tpr", "fpr"))
     return ppv < min(tpr, fpr) / 2 and found["low"][APART]["fpr"] > 0.15
 
@@ -157,11 +162,13 @@ def nearer(found):
     "No score is calibrated in both groups and in the mean equal for those of either label",
     paper="Kleinberg et al. 2016, arXiv:1609.05807, theorem 1.1: but for equal base rates, or a score without errors",
     measured=lambda found: "of a score calibrated by construction: " + "; ".join(
-        f"{name}: mean of label 1 {exactly(found['mean of yes'][name]['balance']):.3f}, of label 0 {exactly(found['mean of no'][name]['balance']):.3f}"
+        f"{name}: mean of label 1 {exactly(found['mean of yes'][name]['balance']):.3f}, "
+        f"of label 0 {exactly(found['mean of no'][name]['balance']):.3f}"
         for name in people()[-1][:2]),
 )  # fmt: skip
 def no_score(found):
-    """In each group p (1 - mean of label 1) = (1 - p) (mean of label 0), to 1e-12: where base rates p differ, a mean must. Here both do, by 0.01."""
+    """In each group p (1 - mean of label 1) = (1 - p) (mean of label 0), to 1e-12: where base rates p differ, a mean must. Here
+    both do, by 0.01."""
     names = people()[-1][:2]
     means = [[found[f"mean of {label}"][name]["balance"] for name in names] for label in ("yes", "no")]
     return max(found["error"][name]["balance"] for name in names) < 1e-12 and min(abs(a - b) for a, b in means) > 0.01
@@ -171,7 +178,8 @@ def no_score(found):
     "Cuts for each group equalise one rate, and move the difference to others",
     paper="Hardt et al. 2016, arXiv:1610.02413: the one that is asked for is equal, by construction where they are found",
     measured=lambda found: "; ".join(
-        f"{way}: " + ", ".join(f"{rate} apart {exactly(apart(found, way, rate)):+.3f}" for rate in ("tpr", "fpr", "ppv")) + f", accuracy {exactly(found['accuracy'][way]['all']):.3f}"
+        f"{way}: " + ", ".join(f"{rate} apart {exactly(apart(found, way, rate)):+.3f}" for rate in ("tpr", "fpr", "ppv"))
+        + f", accuracy {exactly(found['accuracy'][way]['all']):.3f}"
         for way in (ONE, SAME_TPR, SAME_FPR)),
 )  # fmt: skip
 def moved(found):
@@ -190,24 +198,28 @@ def report(found):
     section.table("risk", ["group", "people", *(rate.replace("_", " ") for rate in RATES)], rows)
     rows = []
     for way in (ONE, SAME_TPR, SAME_FPR, NOBODY):
-        each = [" and ".join("–" if np.isnan(cell) else f"{cell:.3f}" for cell in (exactly(found[rate][way][name]) for name in names[:2])) for rate in RATES[1:]]
+        pairs = [[exactly(found[rate][way][name]) for name in names[:2]] for rate in RATES[1:]]
+        each = [" and ".join("–" if np.isnan(cell) else f"{cell:.3f}" for cell in pair) for pair in pairs]
         rows.append([way, f"{exactly(found['accuracy'][way]['all']):.3f}", *each])
     section.table("risk_cuts", [f"{names[0]} and {names[1]}", "accuracy of all", *RATES[1:]], rows)
     for key, name in (("first", names[0]), ("second", names[1])):
         section.values(f"risk.{key}", {rate: one(found, name, rate) for rate in RATES})
     for key, way in (("one", ONE), ("same_tpr", SAME_TPR), ("same_fpr", SAME_FPR)):
-        section.values(f"risk.{key}", {"accuracy": exactly(found["accuracy"][way]["all"]), **{rate: exactly(apart(found, way, rate)) for rate in ("tpr", "fpr", "ppv")}})
+        section.value(f"risk.{key}.accuracy", exactly(found["accuracy"][way]["all"]))
+        section.values(f"risk.{key}", {rate: exactly(apart(found, way, rate)) for rate in ("tpr", "fpr", "ppv")})
     section.values("risk", {"people": len(groups), "needed": one(found, names[0], "needed")})
 
 
 @section.figure("risk", size=(8, 3.2), ncols=2)
 def picture(axes, found):
     for i, name in enumerate(people()[-1][:2]):
-        share, low, high = ([exactly(found[what][name][score]) for score in range(1, 11)] for what in ("share", "share low", "share high"))
+        ends = ("share", "share low", "share high")
+        share, low, high = ([exactly(found[what][name][score]) for score in range(1, 11)] for what in ends)
         axes[0].plot(range(1, 11), share, "o-", label=name)
         axes[0].fill_between(range(1, 11), low, high, alpha=0.15, color=f"C{i}", linewidth=0)
         for rate, style in (("tpr at", "-"), ("fpr at", "--")):
-            axes[1].plot(SCORES, [exactly(found[rate][name][int(cut)]) for cut in SCORES], style, color=f"C{i}", label=f"{rate[:3]}, {name}")
+            rates = [exactly(found[rate][name][int(cut)]) for cut in SCORES]
+            axes[1].plot(SCORES, rates, style, color=f"C{i}", label=f"{rate[:3]}, {name}")
     axes[0].set(xlabel="score", ylabel="charged within two years", ylim=(0, 1))
     axes[1].set(xlabel="called likely from this score on", ylabel="rate", ylim=(0, 1))
     for ax in axes:

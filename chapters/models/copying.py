@@ -15,19 +15,19 @@ from minitransformers.reporting import Section, mean_and_spread
 from minitransformers.reporting.needs import missing_smollm2
 
 section = Section(__file__, __doc__, kind="trained", needs=missing_smollm2)
-LENGTH, FIRST, AGAIN = 24, "first", "again"
+ROWS, LENGTH, FIRST, AGAIN = 4, 24, "first", "again"
 
 
 # %%
 @section.experiment
 def experiment(rng):
     model = load_llama_gguf(published_file("smollm2"))
-    ids = rng.integers(1000, 40_000, size=(1, LENGTH))
+    ids = rng.integers(1000, 40_000, size=(ROWS, LENGTH))
     twice = np.concatenate([ids, ids], axis=1)
     logits, _ = llama(model.params, ids=twice, **model.settings)
     losses, _ = cross_entropy(logits[:, :-1], targets=twice[:, 1:], reduction="none")
-    yield FIRST, "all", {"nats": losses[0, : LENGTH - 1].mean()}
-    yield AGAIN, "all", {"nats": losses[0, LENGTH:].mean()}
+    yield FIRST, "all", {"nats": losses[:, : LENGTH - 1].mean()}
+    yield AGAIN, "all", {"nats": losses[:, LENGTH:].mean()}
 
 
 # %%

@@ -18,7 +18,7 @@ from minitransformers.models.distillation_loss import distillation_loss
 from minitransformers.models.llama import Llama, llama, llama_attention
 from minitransformers.peft.targets import targets
 from minitransformers.reporting.base import BATCH, LENGTH, SETTINGS, SIZES, base_corpus, load_base
-from minitransformers.reporting.measures import processor_seconds
+from minitransformers.reporting.measures import paired_times
 from minitransformers.reporting.observed import TOGETHER, Inputs, observed, paths_of
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
@@ -119,11 +119,10 @@ def bits_of(params: trees.Tree, **settings: Any) -> float:
     return task(**settings).evaluate(params)["bits per character"]
 
 
-def bits_and_pace(model: Callable, tree: Llama, *, reported: bool, windows: int | None) -> dict[str, float]:
-    """Bits a character of what was not read, and how many of them a model reads in a second of processor time."""
-    with processor_seconds() as spent:
-        bits = bits_of(tree, base=tree, model=model, reported=reported, windows=windows)
-    return {"bits": bits, "speed": (len(corpora()[reported].validation) if windows is None else windows * LENGTH) / spent()}
+def pace(model: Callable, tree: Llama, *, rounds: int) -> float:
+    """How many tokens a model reads while the base reads one, 16 windows at a time in turn: forward only."""
+    ids, base = corpora()[True].validation[: 16 * LENGTH].reshape(16, LENGTH), load_base()
+    return 1 / paired_times({"base": lambda: reads(base, ids=ids), "own": lambda: model(tree, ids=ids)}, rounds=rounds)["own"].median
 
 
 def learned(params: trees.Tree, rng: np.random.Generator, *, steps: int, rate: float, watch: Callable | None = None, **settings: Any) -> trees.Tree:
