@@ -1,9 +1,10 @@
 """Does attention that is spread more evenly lean less on one word that happens to go with the answer?
 
-Attanasio et al. 2022 (EAR), arXiv:2203.09192: a penalty in training for attention of low entropy. Zayed et al. 2023 (EAT), arXiv:2305.13088: a
-temperature on the trained attention, chosen for the smallest gap at nearly the accuracy. A small model tells which of two answers twelve words speak for. Some words are
-weak evidence; one is the word of one of two groups, which goes with the answer in nine of ten training texts and in no way in the test. Gaps are those
-of true positive rates between the groups, and how far the probability moves when the word is exchanged. Deleting the word by hand trains nothing.
+Attanasio et al. 2022 (EAR), arXiv:2203.09192: a penalty in training for attention of low entropy. Zayed et al. 2023 (EAT),
+arXiv:2305.13088: a temperature on the trained attention, chosen for the smallest gap at nearly the accuracy. A small model tells
+which of two answers twelve words speak for. Some words are weak evidence; one is the word of one of two groups, which goes with
+the answer in nine of ten training texts and in no way in the test. Gaps are those of true positive rates between the groups, and
+how far the probability moves when the word is exchanged. Deleting the word by hand trains nothing.
 """
 
 # %%
@@ -29,7 +30,7 @@ from minitransformers.training.fit import fit
 from minitransformers.training.task import Task
 
 section = Section(__file__, __doc__, kind="trained")
-LENGTH, EVIDENCE, NEUTRAL, WIDTH, HEADS, BATCH = 12, 20, 40, 32, 4, 128  # evidence: words for each answer
+LENGTH, EVIDENCE, NEUTRAL, WIDTH, HEADS, BATCH = 12, 20, 40, 32, 4, 64  # evidence: words for each answer
 GROUPS, NOBODY = (0, 1), 2                                   # the words of the groups, and the one in their place where it is deleted
 VOCABULARY = 3 + 2 * EVIDENCE + NEUTRAL
 PLAIN, DELETED = "no penalty", "word deleted by hand"

@@ -1,8 +1,8 @@
 """How much of a number does a model give away that stood once, four times or sixteen times in what it read?
 
 Carlini et al. 2019 (The Secret Sharer), arXiv:1802.08232: plant a random number in the training text, and see how few guesses it takes who goes by
-the model. A small Llama that knows Python's language reference reads on in a part of it, byte by byte, with sentences planted: a number of six
-digits for each of some placeholder names. Exposure goes by its rank among sampled numbers; one that was drawn and never planted is the control, and
+the model. A small Llama that knows nine tenths of Python's language reference reads on in the last, byte by byte, with sentences planted: a number of
+six digits for each of some placeholder names. Exposure goes by its rank among sampled numbers; one that was drawn and never planted is the control, and
 1.44 bits is what chance gives. Of this very run a model card (Mitchell et al. 2019, arXiv:1810.03993) and an audit trail (Haber and Stornetta 1991) are
 made: groups are how often a number was planted.
 """
@@ -27,7 +27,7 @@ from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 
 section = Section(__file__, __doc__, kind="trained")
-TIMES, EACH, DIGITS, STEPS, PART, FILLS = (0, 1, 4, 16), 4, 6, 400, 40_000, 4095  # planted; numbers of each; updates; bytes; sampled numbers
+TIMES, EACH, DIGITS, STEPS, PART, FILLS = (0, 1, 4, 16), 4, 6, 400, 30_000, 4095  # planted; numbers of each; updates; characters; sampled numbers
 CHANCE, BEFORE, AFTER = 1 / np.log(2), "before", "after"
 model = partial(llama, **SETTINGS)
 
@@ -39,9 +39,7 @@ def sentence(place, number):
 
 def planted(rng):
     """The text as ids, the number of each name, and how often each was planted."""
-    corpus = base_corpus()
-    start = int(rng.integers(len(corpus.train_text) - PART))
-    rows = corpus.train_text[start : start + PART].splitlines(keepends=True)
+    rows = base_corpus().validation_text[:PART].splitlines(keepends=True)
     numbers, times = rng.integers(10**DIGITS, size=EACH * len(TIMES)), np.repeat(TIMES, EACH)
     for place in rng.permutation(np.repeat(np.arange(len(numbers)), times)):
         rows.insert(int(rng.integers(1, len(rows))), sentence(place, numbers[place]))
@@ -60,8 +58,8 @@ def trained(ids, rng, rate):
 
 
 def unseen(params):
-    """Bits a character of text that neither the base nor we have read."""
-    text = base_corpus().validation
+    """Bits a byte of the rest of that text, which neither the base nor we have read."""
+    text = np.frombuffer(base_corpus().validation_text[PART:].encode(), np.uint8).astype(int)
     return bits_in_windows(partial(model, params), text[: 4 * LENGTH + 1] if section.quick else text, LENGTH)
 
 
@@ -194,7 +192,7 @@ def report(found):
     section.table("canary_bits", ["Llama", "bits a byte, unread text", "of the text that it reads on in"], rows)
     for count in TIMES:
         section.value(f"canary.planted{count}", mean_of(found, count).mean())
-    section.values("canary", {"steps": STEPS, "bytes": PART, "fills": FILLS, "most": float(np.log2(FILLS + 1)), "before": found["bits"][BEFORE]["text"].mean(), "after": found["bits"][AFTER]["text"].mean()})
+    section.values("canary", {"steps": STEPS, "characters": PART, "fills": FILLS, "most": float(np.log2(FILLS + 1)), "before": found["bits"][BEFORE]["text"].mean(), "after": found["bits"][AFTER]["text"].mean()})
     card = model_card(run_of(found))
     parts = [part.partition("\n\n") for part in card.split("\n## ")[1:]]
     section.table("card", ["section of the card", "what stands there"], [[head, " / ".join(line.strip("| ").replace(" | ", ", ") for line in text.splitlines() if line.strip("| -"))] for head, _, text in parts])

@@ -1,11 +1,12 @@
 """What does it cost to keep words out of a text while it is written, and how far do a model's own judgements of them reach?
 
-Post and Vilar 2018, arXiv:1804.06609, and Anderson et al. 2017, arXiv:1612.00576: limits on what a beam may write. A trigram model of one half of
-Python's reference writes, and one of the other half judges. Banned are words and sequences of it, drawn among the frequent ones. Drawing whole texts again until one
-is clean needs no automaton, and is what the model would write if it is clean. Then the lists are taken away: Schick et al. 2021 (self-debiasing),
-arXiv:2103.00453, and Liu et al. 2021 (DExperts), arXiv:2105.03023, turn down what a model itself, or two small ones, connect with the unwanted. There
-the language is made: two kinds of texts, and in the unwanted kind flagged symbols, but also harmless ones, are frequent (Xu et al. 2021,
-arXiv:2104.06390, on what is lost with them). Last, tokens of a set are given equal shares, which is exact.
+Post and Vilar 2018, arXiv:1804.06609, and Anderson et al. 2017, arXiv:1612.00576: limits on what a beam may write. A trigram
+model of one half of Python's reference writes, and one of the other half judges. Banned are words and sequences of it, drawn
+among the frequent ones. Drawing whole texts again until one is clean needs no automaton, and is what the model would write if it
+is clean. Then the lists are taken away: Schick et al. 2021 (self-debiasing), arXiv:2103.00453, and Liu et al. 2021 (DExperts),
+arXiv:2105.03023, turn down what a model itself, or two small ones, connect with the unwanted. There the language is made: two
+kinds of texts, and in the unwanted kind flagged symbols, but also harmless ones, are frequent (Xu et al. 2021, arXiv:2104.06390,
+on what is lost with them). Last, tokens of a set are given equal shares, which is exact.
 """
 
 # %%

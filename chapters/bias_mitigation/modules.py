@@ -1,11 +1,12 @@
 """What can be put on a model and taken off again so that it hides one attribute, or two, and what does it cost?
 
-Lauscher, Lüken and Glavaš 2021 (ADELE), arXiv:2109.03646: adapters that learn from text with the groups exchanged. Hauzenberger et al. 2023
-(ModDiffy), arXiv:2205.15171: differences of weights behind gates, one module an attribute. Gira et al. 2022, Debiasing pre-trained language
-models via efficient fine-tuning: a few vectors of the model alone. Sundararajan et al. 2017, arXiv:1703.01365: integrated gradients, here of
-the units that carry a gap. One small language model knows occupations that go more or less often with either of the two words of attributes A and
-B. A module learns for one of them, from two thirds of the occupations, and modules are put on together which have never met. A gap is the mean
-distance of the two words' log-probabilities; beside it stand nats a filler. Sharing the mass of the two words evenly at decoding trains nothing.
+Lauscher, Lüken and Glavaš 2021 (ADELE), arXiv:2109.03646: adapters that learn from text with the groups exchanged. Hauzenberger
+et al. 2023 (ModDiffy), arXiv:2205.15171: differences of weights behind gates, one module an attribute. Gira et al. 2022,
+Debiasing pre-trained language models via efficient fine-tuning: a few vectors of the model alone. Sundararajan et al. 2017,
+arXiv:1703.01365: integrated gradients, here of the units that carry a gap. One small language model knows occupations that go
+more or less often with either of the two words of attributes A and B. A module learns for one of them, from two thirds of the
+occupations, and modules are put on together which have never met. A gap is the mean distance of the two words' log-probabilities;
+beside it stand nats a filler. Sharing the mass of the two words evenly at decoding trains nothing.
 """
 
 # %%
@@ -13,7 +14,6 @@ from functools import cache
 
 import numpy as np
 
-from minitransformers.basics.chain import chain
 from minitransformers.bias_mitigation.balance_pairs import balance_pairs
 from minitransformers.bias_mitigation.debiasing_adapter import StackedAdapters
 from minitransformers.bias_mitigation.modular_debiasing import difference_module, module_size, with_modules
@@ -24,7 +24,8 @@ from minitransformers.reporting import two_attributes as of
 from minitransformers.reporting.word_quality import interval, span
 
 section = Section(__file__, __doc__, kind="trained")
-BASE, ADAPTERS, MASKS, ALL, VECTORS = "no module", "adapters of width 4", "differences behind gates", "differences of all weights", "differences of biases and norms"
+BASE, ADAPTERS, MASKS = "no module", "adapters of width 4", "differences behind gates"
+ALL, VECTORS = "differences of all weights", "differences of biases and norms"
 WAYS, SHARED = {ADAPTERS: "adapters", MASKS: "masks", ALL: "all", VECTORS: "vectors"}, "shared evenly at decoding"
 A, B, BOTH = "A", "B", "A and B"
 SIGNED, ACTIVE, LOT, COUNTS = "integrated gradients", "mean activity", "lot (mean of 8)", (4, 8, 16)
@@ -77,31 +78,16 @@ def measured(log_p, language, rng):
     """Gaps and nats, each with the interval of occupations drawn anew; and the gaps of those that no module has seen."""
     rows = of.by_occupation(log_p, language)
     seen = interval(rows[: of.SEEN], lambda drawn: drawn.mean(axis=0), rng, resamples=100 if section.quick else 500)
-    found = {name + end: values[i] for i, name in enumerate(MEASURES) for end, values in (("", seen.estimate), (" low", seen.low), (" high", seen.high))}
+    ends = (("", seen.estimate), (" low", seen.low), (" high", seen.high))
+    found = {name + end: values[i] for i, name in enumerate(MEASURES) for end, values in ends}
     return found | {f"{name} unseen": rows[of.SEEN :, i].mean() for i, name in enumerate(MEASURES)}
-
-
-def gap_behind(params):
-    """The logit of A's first word less that of its second, of units of the first layer."""
-
-    def gap(hidden):
-        logits, backward = chain(params.behind, hidden, parts=of.BEHIND)
-
-        def down(dvalues):
-            dlogits = np.zeros_like(logits)
-            dlogits[..., 0], dlogits[..., 1] = dvalues, -dvalues
-            return backward(dlogits)[1]
-
-        return logits[..., 0] - logits[..., 1], down
-
-    return gap
 
 
 def closed(base, language, rng):
     """What is left of a gap when units of the first layer are closed, chosen in three ways."""
     ids = np.stack([np.arange(of.SEEN), np.full(of.SEEN, of.OCCUPATIONS + of.A)], axis=1)
     hidden, _ = of.first_layer(base, ids)
-    found = integrated_gradients(hidden, gap=gap_behind(base), steps=50)
+    found = integrated_gradients(hidden, gap=of.gap_behind(base), steps=50)
     yield SIGNED, "all", {"missing": np.abs(found.missing).max()}
     for count in COUNTS:
         lots = [filter_units(rng.random((1, of.HIDDEN), np.float32), count=count) for _ in range(2 if section.quick else 8)]
@@ -202,7 +188,8 @@ def restored(found):
     "Does closing the units that carry a gap lower it more than closing units by lot?",
     paper="Sundararajan et al. 2017, arXiv:1703.01365: attributions that sum to the gap",
     measured=lambda found: "; ".join(
-        f"{count} of {of.HIDDEN}: " + ", ".join(f"{way} {mean_and_spread(found['gap A'][way][count])} at {mean_and_spread(found['nats'][way][count], '.3f')} nats" for way in (SIGNED, ACTIVE, LOT))
+        f"{count} of {of.HIDDEN}: " + ", ".join(
+            f"{way} {mean_and_spread(found['gap A'][way][count])} at {mean_and_spread(found['nats'][way][count], '.3f')} nats" for way in (SIGNED, ACTIVE, LOT))
         for count in COUNTS
     ),
 )
@@ -221,18 +208,21 @@ def report(found):
     for way, which in [(BASE, BASE), (SHARED, BOTH), *((way, which) for way in WAYS for which in (A, B, BOTH))]:
         one = of_way(way, which)
         gaps = [cell for name in ("gap A", "gap B") for cell in (mean_and_spread(one[name]), f"{np.mean(one[name + ' low']):.2f} to {np.mean(one[name + ' high']):.2f}")]
-        rows.append([way, which if way != BASE else "–", *gaps, mean_and_spread(one["gap A unseen"]), mean_and_spread(one["gap B unseen"]), mean_and_spread(one["nats"], ".3f"), int(np.mean(one["size"]))])
-    section.table("modules", ["way", "on", "gap A", "95 % of A", "gap B", "95 % of B", "A, unseen", "B, unseen", "nats a filler", "numbers stored"], rows)
-    rows = [[way, count, *(mean_and_spread(found[measure][way][count], ".3f" if measure == "nats" else ".2f") for measure in MEASURES)] for count in COUNTS for way in (SIGNED, ACTIVE, LOT)]
+        others = [mean_and_spread(one[f"gap {name} unseen"]) for name in (A, B)]
+        rows.append([way, which if way != BASE else "–", *gaps, *others, mean_and_spread(one["nats"], ".3f"), int(np.mean(one["size"]))])
+    columns = ["way", "on", "gap A", "95 % of A", "gap B", "95 % of B", "A, unseen", "B, unseen", "nats a filler", "numbers stored"]
+    section.table("modules", columns, rows)
+    forms = dict(zip(MEASURES, (".2f", ".2f", ".3f"), strict=True))
+    rows = [[way, count, *(mean_and_spread(found[measure][way][count], form) for measure, form in forms.items())] for count in COUNTS for way in (SIGNED, ACTIVE, LOT)]
     section.table("units", ["units chosen by", f"closed of {of.HIDDEN}", "gap A", "gap B", "nats a filler"], rows)
     base = of_way(BASE, BASE)
-    section.values("modules.base", {"a": base["gap A"].mean(), "b": base["gap B"].mean(), "nats": base["nats"].mean(), "unseen": base["gap A unseen"].mean(),
-                                    "entropy": base["entropy"].mean(), "numbers": int(base["numbers"].mean())})  # fmt: skip
+    names = {"a": "gap A", "b": "gap B", "nats": "nats", "unseen": "gap A unseen"}
+    section.values("modules.base", {key: base[measure].mean() for key, measure in (names | {"entropy": "entropy"}).items()} | {"numbers": int(base["numbers"].mean())})
     for way, key in WAYS.items():
         for name, which in (("a", A), ("b", B), ("both", BOTH)):
             one = of_way(way, which)
-            section.values(f"modules.{key}.{name}", {"a": one["gap A"].mean(), "b": one["gap B"].mean(), "nats": one["nats"].mean(), "unseen": one["gap A unseen"].mean(),
-                                                     "size": int(one["size"].mean()), "interval": span(one, "gap A")})  # fmt: skip
+            section.values(f"modules.{key}.{name}", {key: one[measure].mean() for key, measure in names.items()})
+            section.values(f"modules.{key}.{name}", {"size": int(one["size"].mean()), "interval": span(one, "gap A")})
     section.values("modules.masks", {"open": found["open"][MASKS]["all"].mean(), "shared": found["in both"][MASKS]["all"].mean()})
     for way, key in ((SIGNED, "signed"), (ACTIVE, "active"), (LOT, "lot")):
         for count in COUNTS:
@@ -243,14 +233,17 @@ def report(found):
 
 @section.figure("modules", size=(7, 3.4), ncols=2)
 def picture(axes, found):
-    for way in WAYS:
+    def at(way, which, first, second):
+        return np.mean(found[first][way][which]), np.mean(found[second][way][which])
+
+    for i, way in enumerate(WAYS):
         for which, mark in ((A, "o"), (B, "s"), (BOTH, "^")):
-            axes[0].plot(np.mean(found["gap A"][way][which]), np.mean(found["gap B"][way][which]), mark, color=f"C{list(WAYS).index(way)}", label=way if which == A else None)
-    axes[0].plot(np.mean(found["gap A"][BASE][BASE]), np.mean(found["gap B"][BASE][BASE]), "*", color="#808080", markersize=10, label=BASE)
+            axes[0].plot(*at(way, which, "gap A", "gap B"), mark, color=f"C{i}", label=way if which == A else None)
+    axes[0].plot(*at(BASE, BASE, "gap A", "gap B"), "*", color="#808080", markersize=10, label=BASE)
     axes[0].set(xlabel="gap A, nats (o: A on, squares: B, triangles: both)", ylabel="gap B, nats", xlim=(0, None), ylim=(0, None))
     for way in (SIGNED, ACTIVE, LOT):
-        axes[1].plot([np.mean(found["nats"][way][count]) for count in COUNTS], [np.mean(found["gap A"][way][count]) for count in COUNTS], "o-", label=f"closed by {way}")
-    axes[1].plot(np.mean(found["nats"][BASE][BASE]), np.mean(found["gap A"][BASE][BASE]), "*", color="#808080", markersize=10)
+        axes[1].plot(*zip(*(at(way, count, "nats", "gap A") for count in COUNTS), strict=True), "o-", label=f"closed by {way}")
+    axes[1].plot(*at(BASE, BASE, "nats", "gap A"), "*", color="#808080", markersize=10)
     axes[1].set(xlabel="nats a filler", ylabel="gap A, nats", ylim=(0, None))
     for ax in axes:
         ax.legend(fontsize=6)

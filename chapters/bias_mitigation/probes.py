@@ -1,10 +1,11 @@
 """Does pulling a sentence and its counterfactual together hide the group from a probe?
 
-He et al. 2022 (MABEL), arXiv:2210.14975, and Cheng et al. 2021 (FairFil), arXiv:2103.06413: an encoder learns that a sentence and the same sentence
-with the words of groups exchanged mean the same. Here a sentence is a word of one of two groups, an occupation and three words of a topic; a small
-encoder learns to tell the topic, with or without a term for pairs. Then probes that nothing was trained against ask its vectors for the group
-(Elazar and Goldberg 2018, arXiv:1808.06640). Chance is not the floor: exchanging the word leaves the occupation, which tells the group by itself, and
-how often is known exactly. Deleting the word by hand trains nothing.
+He et al. 2022 (MABEL), arXiv:2210.14975, and Cheng et al. 2021 (FairFil), arXiv:2103.06413: an encoder learns that a sentence and
+the same sentence with the words of groups exchanged mean the same. Here a sentence is a word of one of two groups, an occupation
+and three words of a topic; a small encoder learns to tell the topic, with or without a term for pairs. Then probes that nothing
+was trained against ask its vectors for the group (Elazar and Goldberg 2018, arXiv:1808.06640). Chance is not the floor:
+exchanging the word leaves the occupation, which tells the group by itself, and how often is known exactly. Deleting the word by
+hand trains nothing.
 """
 
 # %%

@@ -1,10 +1,11 @@
 """What does a policy trained to avoid flagged symbols give up, with and without a price for leaving its reference?
 
-Williams 1992, doi:10.1007/BF00992696: the gradient of a mean reward. Stiennon et al. 2020, arXiv:2009.01325: a price for the divergence from a
-reference keeps a policy from what rewards leave out; Gao et al. 2022, arXiv:2210.10760, measure how far it then goes wrong. A policy writes twelve of
-20 symbols, each by the one before it, two of them flagged. The reward is -1 for each that is flagged; a second reward has besides a score for every
-other symbol, as a careless lexicon would. Texts are drawn in training alone: what stands in the table are exact sums over all texts. Masking the two symbols while writing is the
-trivial way: it trains nothing.
+Williams 1992, doi:10.1007/BF00992696: the gradient of a mean reward. Stiennon et al. 2020, arXiv:2009.01325: a price for the
+divergence from a reference keeps a policy from what rewards leave out; Gao et al. 2022, arXiv:2210.10760, measure how far it then
+goes wrong. A policy writes twelve of 20 symbols, each by the one before it, two of them flagged. The reward is -1 for each that
+is flagged; a second reward has besides a score for every other symbol, as a careless lexicon would. Texts are drawn in training
+alone: what stands in the table are exact sums over all texts. Masking the two symbols while writing is the trivial way: it trains
+nothing.
 """
 
 # %%
@@ -118,8 +119,8 @@ def tuning(rng):
 
     def few(optimizer, reward, price):
         if optimizer == PLAIN:
-            return (1.0, 3.0, 10.0, 30.0)
-        return (1e-3, 3e-3, 1e-2, 3e-2) if price >= 1 else (0.03, 0.1, 0.3, 1.0)
+            return (3.0, 10.0, 30.0, 100.0, 300.0)
+        return (1e-3, 3e-3, 1e-2, 3e-2, 0.1) if price >= 1 else (0.03, 0.1, 0.3, 1.0, 3.0)
 
     yield from tried(lost, ARMS, {name: few(*arm)[1:3] if section.quick else few(*arm) for name, arm in ARMS.items()}, rng)
 
@@ -192,7 +193,10 @@ def high_price(found):
     f"nats of clean text, {told(found, 'clean', form='.3f')}",
 )
 def near_mask(found):
-    """At a price of 0.1 at most 0.005 of all symbols are flagged, and clean text costs at most 0.05 nats more than with the mask, which nothing can beat there."""
+    """At a price of 0.1 at most 0.005 of all symbols are flagged, and clean text costs at most 0.05 nats more than with the mask.
+
+    Nothing can cost less than the mask there.
+    """
     return found["flagged"][BY_FLAGS][0.1] <= 0.005 and found["clean"][BY_FLAGS][0.1] <= found["clean"][MASKED]["all"] + 0.05
 
 

@@ -128,7 +128,9 @@ def tuning(rng):
         source, target, _ = sentences(new, rng, ASKED, NOUN, NOUN + SEEN)
         return nats(model(params, (source, shifted(target)))[0], target)
 
-    yield from tried(lost, ARMS, (3e-3,) if section.quick else (1e-3, 3e-3, 1e-2, 3e-2), rng)
+    few, some, many = (1e-4, 3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2, 3e-2), (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    rates = dict(zip(ARMS, (few, many, many, many, some), strict=True))
+    yield from tried(lost, ARMS, dict.fromkeys(ARMS, (3e-3,)) if section.quick else rates, rng)
 
 
 # %% What is measured

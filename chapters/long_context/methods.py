@@ -74,7 +74,7 @@ def knows(found, *keys):
 
 
 @section.claim(
-    "Who sees a part knows what stands there", paper="Sun et al. 2019, arXiv:1905.05583, section 5.3.1; Dai et al. 2019, arXiv:1901.02860, section 3.2",
+    "Do those who see a part know all that stands there?", paper="Sun et al. 2019, arXiv:1905.05583, section 5.3.1; Dai et al. 2019, arXiv:1901.02860, section 3.2",
     measured=lambda found: "; ".join(f"{told(found, key)}, at best {BEST[key]:.3f}" for key in BEST),
 )  # fmt: skip
 def parts_know(found):

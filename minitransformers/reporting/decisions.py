@@ -84,3 +84,11 @@ def load_compas() -> Scored:
     ]  # fmt: skip
     scores, labels = (np.array([int(row[head]) for row in kept]) for head in ("decile_score", "two_year_recid"))
     return Scored(scores, labels, np.array([row["race"] for row in kept]))
+
+
+def numbered(data: Scored, *, least: int = 1, most: int | None = None) -> tuple[Scored, list[str]]:
+    """With groups by number, the largest first, and their names: those of at least so many people, at most so many of the largest."""
+    names, sizes = np.unique(data.groups, return_counts=True)
+    kept = [str(name) for name in names[np.argsort(-sizes)] if sizes[names == name][0] >= least][:most]
+    rows = np.isin(data.groups, kept)
+    return Scored(data.scores[rows], data.labels[rows], np.array([kept.index(name) for name in data.groups[rows]])), kept

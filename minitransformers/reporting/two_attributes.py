@@ -74,7 +74,8 @@ BEHIND = (layer_norm, linear, slot(gelu), layer_norm, debiasing_adapter, linear)
 
 def init_network(rng: np.random.Generator) -> Network:
     """Its sizes are this file's; there is no adapter."""
-    behind = (init_layer_norm(rng, HIDDEN), init_linear(rng, HIDDEN, HIDDEN), None, init_layer_norm(rng, HIDDEN), StackedAdapters(None), init_linear(rng, HIDDEN, WORDS))
+    norms, maps = [init_layer_norm(rng, HIDDEN) for _ in range(2)], [init_linear(rng, HIDDEN, d_out) for d_out in (HIDDEN, WORDS)]
+    behind = (norms[0], maps[0], None, norms[1], StackedAdapters(None), maps[1])
     return Network(init_embedding(rng, OCCUPATIONS + 3, WIDTH, std=0.5), (init_linear(rng, 2 * WIDTH, HIDDEN), None), behind)
 
 
@@ -99,7 +100,8 @@ def network(params: Network, ids: Array) -> tuple[Array, Backward]:
 
     def backward(dlogits: Array) -> Network:
         dbehind, dhidden = behind_backward(dlogits)
-        return Network(*first_backward(dhidden), dbehind)
+        dwords, dfront = first_backward(dhidden)
+        return Network(dwords, dfront, dbehind)
 
     return logits, backward
 
@@ -131,6 +133,22 @@ def by_occupation(log_p: Array, of: Array) -> Array:
 def distance(params: Network, wanted: Array) -> float:
     """Nats a word that the model loses on a language of the first occupations, templates alike."""
     return float(-(wanted * log_probabilities(params)[: len(wanted)]).sum(axis=-1).mean())
+
+
+def gap_behind(params: Network) -> Callable:
+    """``gap(hidden) -> values, backward``: the logit of A's first word less that of its second, of units of the first layer."""
+
+    def gap(hidden: Array) -> tuple[Array, Callable]:
+        logits, backward = chain(params.behind, hidden, parts=BEHIND)
+
+        def down(dvalues: Array) -> Array:
+            dlogits = np.zeros_like(logits)
+            dlogits[..., 0], dlogits[..., 1] = dvalues, -dvalues
+            return backward(dlogits)[1]
+
+        return logits[..., 0] - logits[..., 1], down
+
+    return gap
 
 
 # What is trained
