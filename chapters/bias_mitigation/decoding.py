@@ -10,96 +10,30 @@ on what is lost with them). Last, tokens of a set are given equal shares, which 
 """
 
 # %%
-import re
-from collections import Counter
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from minitransformers.basics.log_softmax import log_softmax
 from minitransformers.bias_mitigation.balance_pairs import balance_pairs
-from minitransformers.bias_mitigation.constrained_decoding import ban, banned_sequences
+from minitransformers.bias_mitigation.constrained_decoding import ban
 from minitransformers.bias_mitigation.expert_decoding import expert_decoding
 from minitransformers.bias_mitigation.self_debias import self_debias
 from minitransformers.models.beam_search import beam_search
 from minitransformers.models.decoding import next_token_probabilities
 from minitransformers.reporting import Section, lines, mean_and_spread
+from minitransformers.reporting.trigrams import VOCABULARY, Trigrams, drawn_bans, halves, violated
 from minitransformers.reporting.word_quality import interval
-from minitransformers.training.text import python_reference
 
 section = Section(__file__, __doc__, kind="arithmetic")
-VOCABULARY, WORDS, SHARES = 1500, 20, (0.6, 0.3, 0.1)      # of three words, of two, of one
-PLAIN, BANNED, AGAIN, BEAM, BEAM_BANNED = "as it writes", "banned while writing", "drawn again until clean", "beam of 4", "beam of 4, banned while writing"
+WORDS = 20                                                   # of each text
+PLAIN, BANNED, AGAIN = "as it writes", "banned while writing", "drawn again until clean"
+BEAM, BEAM_BANNED = "beam of 4", "beam of 4, banned while writing"
 BASE, SELF, EXPERTS, MASKED = "no change", "self-debiasing", "experts", "masked by hand"
 EQUAL = "equal shares"
 
 
-# %% A model of words that counts
-class Trigrams:
-    """Probabilities of the next word from counts of one, two and three words."""
-
-    def __init__(self, ids):
-        self.one = (np.bincount(ids, minlength=VOCABULARY) + 0.5) / (len(ids) + 0.5 * VOCABULARY)
-        self.after = []                                      # what was seen before a word, and a row of counts for each; none in the last
-        for seen, next_words in ((ids[1:-1], ids[2:]), (ids[:-2] * VOCABULARY + ids[1:-1], ids[2:])):
-            known, rows = np.unique(seen, return_inverse=True)
-            self.after.append((known, csr_array((np.ones(len(rows)), (rows, next_words)), shape=(len(known) + 1, VOCABULARY))))
-
-    def log_probabilities(self, pairs):
-        """After each two words: (texts, vocabulary)."""
-        found, total = SHARES[2] * self.one, np.full((len(pairs), 1), SHARES[2])
-        for share, (known, counts), seen in zip(SHARES[1::-1], self.after, (pairs[:, 1], pairs[:, 0] * VOCABULARY + pairs[:, 1]), strict=True):
-            place = np.minimum(np.searchsorted(known, seen), len(known) - 1)
-            rows = counts[np.where(known[place] == seen, place, len(known))].toarray()
-            number = rows.sum(axis=1, keepdims=True)
-            found, total = found + share * rows / np.maximum(number, 1), total + share * (number > 0)
-        return np.log(found / total)
-
-    def nats(self, texts):
-        """A word of each text, after the first two."""
-        rows = [self.log_probabilities(texts[:, place - 2 : place])[np.arange(len(texts)), texts[:, place]] for place in range(2, texts.shape[1])]
-        return -np.mean(rows, axis=0)
-
-    def step(self, ids, state):
-        """Logits of all places, as beam search asks for them; state is the last word, and nothing stands before a text."""
-        seen = np.concatenate([np.zeros((len(ids), 1), int) if state is None else state, ids], axis=1)
-        return np.stack([self.log_probabilities(seen[:, place : place + 2]) for place in range(ids.shape[1])], axis=1), seen[:, -1:]
-
-
-@cache
-def halves():
-    """The ids of both halves of the text, and the words."""
-    tokens = re.findall(r"[a-z_]+|[^\sa-z_]", python_reference().lower())
-    words = ["<other>", *(word for word, _ in Counter(tokens).most_common(VOCABULARY - 1))]
-    place = {word: i for i, word in enumerate(words)}
-    ids = np.array([place.get(token, 0) for token in tokens])
-    if section.quick:
-        ids = ids[:20_000]
-    return *np.array_split(ids, 2), words
-
-
-def drawn_bans(rng, ids, words):
-    """Twenty words and as many longer sequences among the frequent ones, of letters alone."""
-    good = np.array([word.isalpha() and len(word) > 3 for word in words])
-    plain = np.flatnonzero(good)[:60]
-    found = [[int(word)] for word in rng.choice(plain, 20, replace=False)]
-    for length, few in ((2, 12), (3, 8)):
-        runs = Counter(map(tuple, np.lib.stride_tricks.sliding_window_view(ids, length).tolist()))
-        often = [run for run, _ in runs.most_common(400) if all(words[word].isalpha() for word in run)]
-        found += [list(often[place]) for place in rng.choice(min(40, len(often)), few, replace=False)]
-    return banned_sequences(found, vocabulary=VOCABULARY)
-
-
-def violated(texts, banned):
-    """Of each text, whether a banned sequence comes up in it."""
-    state, found = np.zeros(len(texts), int), np.zeros(len(texts), bool)
-    for place in range(texts.shape[1]):
-        state = banned.next[state, texts[:, place]]
-        found |= banned.accept[state]
-    return found
-
-
+# %% Bans while writing
 def written(model, starts, rng, processors=()):
     texts = starts
     for _ in range(WORDS):
@@ -110,7 +44,7 @@ def written(model, starts, rng, processors=()):
 
 
 def bans(rng):
-    first, second, words = halves()
+    first, second, words = halves(20_000 if section.quick else None)
     model, judge = Trigrams(first), Trigrams(second)
     banned = drawn_bans(rng, first, words)
     process = partial(ban, banned=banned)
@@ -129,8 +63,9 @@ def bans(rng):
     for name, of in texts.items():
         rows = judge.nats(of)
         found = interval(rows, lambda drawn: drawn.mean(), rng, resamples=100 if section.quick else 500)
-        yield name, "all", {"nats": found.estimate, "nats low": found.low, "nats high": found.high, "violated": violated(of, banned).mean(), "texts": len(of),
-                            "words": len(np.unique(of[:, 2:])) / np.sqrt(of[:, 2:].size), "draws": draws / len(plain) if name == AGAIN else 1}  # fmt: skip
+        ends = {"nats": found.estimate, "nats low": found.low, "nats high": found.high}
+        words = len(np.unique(of[:, 2:])) / np.sqrt(of[:, 2:].size)
+        yield name, "all", ends | {"violated": violated(of, banned).mean(), "texts": len(of), "words": words, "draws": draws / len(plain) if name == AGAIN else 1}
     more = interval(judge.nats(limited) - judge.nats(clean), lambda drawn: drawn.mean(), rng, resamples=100 if section.quick else 500)
     yield BANNED, "all", {"more": more.estimate, "more low": more.low, "more high": more.high}
     yield from shared_equally(model, second[: 3000 if section.quick else 20_000], rng)
@@ -149,7 +84,8 @@ def shared_equally(model, ids, rng):
         worst = np.maximum(worst, [apart, moved, np.abs(q[:, rest] - p[:, rest]).max()])
         for kept, of in ((nats, log_p), (after, out)):
             kept.append(-of[np.arange(len(some)), ids[some]])
-    yield EQUAL, "all", {"apart": worst[0], "moved": worst[1], "others": worst[2], "before": np.concatenate(nats).mean(), "after": np.concatenate(after).mean()}
+    exact = dict(zip(("apart", "moved", "others"), worst, strict=True))
+    yield EQUAL, "all", exact | {"before": np.concatenate(nats).mean(), "after": np.concatenate(after).mean()}
 
 
 # %% Two kinds of texts, and models that counted them
@@ -222,7 +158,8 @@ def told(found, measure, curve, form=".3f"):
 @section.claim(
     "What is banned does not come up, in samples or in beams",
     paper="Aho and Corasick 1975, doi:10.1145/360825.360855: all sequences are found, however they overlap",
-    measured=lambda found: "share of texts with a banned sequence: " + ", ".join(f"{name} {mean_and_spread(found['violated'][name]['all'])}" for name in (PLAIN, BANNED, BEAM, BEAM_BANNED)),
+    measured=lambda found: "share of texts with a banned sequence: "
+    + ", ".join(f"{name} {mean_and_spread(found['violated'][name]['all'])}" for name in (PLAIN, BANNED, BEAM, BEAM_BANNED)),
 )
 def none_left(found):
     """No text has a banned sequence where they were banned; of those as the model writes at least 0.3 have one."""
@@ -273,7 +210,8 @@ def halved(found):
 def collateral(found):
     """Both ways, at those settings, leave at most 0.8 of their share, and masking by hand at least 0.95."""
     before = found["harmless"][BASE][0.0]
-    return all(found["harmless"][way][affordable(found, way)] <= 0.8 * before for way in (SELF, EXPERTS)) and found["harmless"][MASKED][0.0] >= 0.95 * before
+    fell = all(found["harmless"][way][affordable(found, way)] <= 0.8 * before for way in (SELF, EXPERTS))
+    return fell and found["harmless"][MASKED][0.0] >= 0.95 * before
 
 
 def affordable(found, way):
@@ -287,23 +225,27 @@ def report(found):
     rows = []
     for name, key in ((PLAIN, "plain"), (BANNED, "banned"), (AGAIN, "again"), (BEAM, "beam"), (BEAM_BANNED, "beam_banned")):
         of = {measure: curves[name]["all"] for measure, curves in found.items() if "all" in curves.get(name, {})}
-        rows.append([name, int(of["texts"].mean()), mean_and_spread(of["violated"]), mean_and_spread(of["nats"]), f"{of['nats low'].mean():.2f} to {of['nats high'].mean():.2f}",
-                     mean_and_spread(of["words"]), mean_and_spread(of["draws"], ".1f")])  # fmt: skip
+        ends = f"{of['nats low'].mean():.2f} to {of['nats high'].mean():.2f}"
+        cells = [mean_and_spread(of["violated"]), mean_and_spread(of["nats"]), ends, mean_and_spread(of["words"]), mean_and_spread(of["draws"], ".1f")]
+        rows.append([name, int(of["texts"].mean()), *cells])
         section.values(f"bans.{key}", {"violated": of["violated"].mean(), "nats": of["nats"].mean(), "draws": of["draws"].mean()})
-    section.table("bans", ["text", "texts", "with a banned sequence", "nats a word, by a judge", "95 %", "different words / √words", "texts drawn for one"], rows)
+    columns = ["text", "texts", "with a banned sequence", "nats a word, by a judge", "95 %", "different words / √words", "texts drawn for one"]
+    section.table("bans", columns, rows)
     section.values("bans.more", {end or "mean": found[f"more{' ' * bool(end)}{end}"][BANNED]["all"].mean() for end in ("", "low", "high")})
     rows = []
     for way, key in ((BASE, "base"), (MASKED, "masked"), (SELF, "self"), (EXPERTS, "experts")):
         for x in found["flagged"][way]:
-            rows.append([way, f"{x:g}" if x else "–", *(mean_and_spread(found[measure][way][x], ".3f") for measure in ("flagged", "harmless", "wanted"))])
-            section.values(f"redistribution.{key}.s{10 * x:.0f}", {measure: found[measure][way][x].mean() for measure in ("flagged", "harmless", "wanted")})
+            of = {measure: found[measure][way][x] for measure in ("flagged", "harmless", "wanted")}
+            rows.append([way, f"{x:g}" if x else "–", *(mean_and_spread(values, ".3f") for values in of.values())])
+            section.values(f"redistribution.{key}.s{10 * x:.0f}", {measure: values.mean() for measure, values in of.items()})
     section.table("redistribution", ["way", "decay or strength", "flagged share", "share of harmless ones beside them", "nats of wanted text"], rows)
     section.values("equal", {measure: found[measure][EQUAL]["all"].mean() for measure in ("before", "after")})
 
 
 @section.figure("redistribution", size=(6, 3.2))
 def picture(ax, found):
-    curves = {way: {float(np.mean(found["wanted"][way][x])): found["flagged"][way][x] for x in found["flagged"][way]} for way in (BASE, MASKED, SELF, EXPERTS)}
+    flagged = {way: found["flagged"][way] for way in (BASE, MASKED, SELF, EXPERTS)}
+    curves = {way: {float(np.mean(found["wanted"][way][x])): values for x, values in of.items()} for way, of in flagged.items()}
     lines(ax, curves, xlabel="nats of wanted text", ylabel="flagged share", ylim=(0, None))
     ax.legend()
 

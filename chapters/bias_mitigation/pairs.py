@@ -32,7 +32,7 @@ from minitransformers.reporting.word_vectors import association_tests, gender_li
 
 SETS = needs_data(("stereotypes", "crows_pairs"), ("stereotypes", "stereoset"), ("minilm", "weights"), ("fairness", "weat"))
 section = Section(__file__, __doc__, kind="arithmetic", needs=lambda quick: missing_smollm2(quick) or SETS(quick))
-DRAWN, JOBS, AT_ONCE, START = 80, 20, 8, "<|endoftext|>"     # texts of each set, a seed; occupations; texts that are read together
+DRAWN, JOBS, AT_ONCE, START = 60, 20, 8, "<|endoftext|>"     # texts of each set, a seed; occupations; texts that are read together
 CROWS, STEREO, WHOLE, BEHIND = "CrowS-Pairs", "StereoSet", "whole", "behind"
 TEMPLATES = ("This is {}.", "Here is {}.", "They spoke of {}.", "The word is {}.", "{} was mentioned.")
 TESTS, GENDER = (0, 5, 6, 7), (5, 6, 7)                      # flowers and insects, and the three of gender
@@ -238,7 +238,7 @@ def instruction(found):
 
 
 @section.claim(
-    "The associations with gender stand in MiniLM's sentence vectors, whatever the template",
+    "Do the associations with gender stand in MiniLM's sentence vectors, whatever the template?",
     paper="May et al. 2019, arXiv:1903.10561, abstract: mixed results, and patterns that make the test itself doubtful",
     measured=lambda found: "; ".join(f"{name}: d {np.mean(of['least']):.2f} to {np.mean(of['most']):.2f}" for name, of in tests(found) if name in names(GENDER)),
 )
@@ -284,6 +284,8 @@ def report(found):
         section.values(f"pairs.{key}", {measure: np.mean(found[measure]["prompts"][name]) for measure in ("odds", "he", "they", "mass")})
     rows = [[name, int(np.mean(of["words"])), span(of, "d"), f"{np.mean(of['least']):.2f} to {np.mean(of['most']):.2f}", np.mean(of["p"]), np.mean(of["largest p"])] for name, of in tests(found)]
     section.table("seat", ["test", "words", "d, mean of templates (95 %)", "d, from template to template", "p of words", "largest p of a template"], rows)
+    for number, (_, of) in zip(TESTS, tests(found), strict=True):
+        section.values(f"pairs.seat.test{number + 1}", {measure: np.mean(of[measure]) for measure in ("d", "least", "most", "p")})
     section.values("pairs", {"drawn": DRAWN, "jobs": JOBS, "templates": len(TEMPLATES), "related": np.mean(found["similarity"]["SEAT"]["cost"])})
 
 

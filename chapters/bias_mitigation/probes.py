@@ -33,7 +33,8 @@ OCCUPATIONS, TOPICS, EACH, CLEAN, WIDTH, BATCH = 12, 4, 10, 0.8, 32, 128
 SHARES = np.linspace(0.1, 0.9, OCCUPATIONS)                  # of each occupation, how often it stands with the second group
 VOCABULARY = 3 + OCCUPATIONS + TOPICS * EACH                 # words of two groups, one for neither, occupations, topics
 BAYES = float(np.maximum(SHARES, 1 - SHARES).mean())         # right, from the occupation alone
-TOPIC, CDA, ALIGNED, CHOSEN, BOTH, DELETED = "topic alone", "both forms learned", "alignment", "InfoNCE", "InfoNCE and alignment", "word deleted by hand"
+TOPIC, CDA, DELETED = "topic alone", "both forms learned", "word deleted by hand"
+ALIGNED, CHOSEN, BOTH = "alignment", "InfoNCE", "InfoNCE and alignment"
 ARMS = {TOPIC: "topic", CDA: "cda", ALIGNED: "aligned", CHOSEN: "chosen", BOTH: "both", DELETED: "deleted"}
 EXTRA = {ALIGNED: alignment_loss, CHOSEN: contrastive_loss, BOTH: partial(contrastive_loss, alignment=1.0)}
 PROBE, MEASURES = "probe of two layers", ("topic", "linear", "two layers")
@@ -226,10 +227,14 @@ def report(found):
     for arm, key in ARMS.items():
         of = {measure: curves[arm]["all"] for measure, curves in found.items()}
         cells = [f"{mean_and_spread(of[name], '.3f')} ({np.mean(of[name + ' low']):.3f} to {np.mean(of[name + ' high']):.3f})" for name in MEASURES]
-        rows.append([arm, *cells, span(of, "two layers more", "+.3f") if arm != TOPIC else "–", mean_and_spread(of["pairs"], ".3f"), mean_and_spread(of["others"])])
-        section.values(f"probes.{key}", {"topic": of["topic"].mean(), "linear": of["linear"].mean(), "mlp": of["two layers"].mean(), "pairs": of["pairs"].mean()})
-    rows += [["the occupation alone, exactly", "–", f"{BAYES:.3f}", f"{BAYES:.3f}", "–", "–", "–"], ["always one group, one topic", f"{1 / TOPICS:.3f}", "0.500", "0.500", "–", "–", "–"]]
-    section.table("probes", ["learned with", "topic right, and 95 %", "group, linear probe", "group, probe of two layers", "its change", "cosine of pairs", "of others"], rows)
+        change = span(of, "two layers more", "+.3f") if arm != TOPIC else "–"
+        rows.append([arm, *cells, change, mean_and_spread(of["pairs"], ".3f"), mean_and_spread(of["others"])])
+        names = {"topic": "topic", "linear": "linear", "mlp": "two layers", "pairs": "pairs"}
+        section.values(f"probes.{key}", {name: of[measure].mean() for name, measure in names.items()})
+    rows.append(["the occupation alone, exactly", "–", f"{BAYES:.3f}", f"{BAYES:.3f}", "–", "–", "–"])
+    rows.append(["always one group, one topic", f"{1 / TOPICS:.3f}", "0.500", "0.500", "–", "–", "–"])
+    columns = ["learned with", "topic right, and 95 %", "group, linear probe", "group, probe of two layers", "its change", "cosine of pairs", "of others"]
+    section.table("probes", columns, rows)
     section.values("probes", {"bayes": BAYES, "sentences": count(), "steps": 400})
 
 

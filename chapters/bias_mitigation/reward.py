@@ -99,7 +99,7 @@ def judged(table, reference):
     clean_p, clean_states = np.exp(log_softmax(clean)[0]), frequencies(clean).mean(axis=0)
     return {
         "flagged": each[:FLAGGED].sum(), "divergence": states @ (p * (possible - log_r)).sum(axis=-1), "entropy": -states @ (p * possible).sum(axis=-1),
-        "effective": np.exp(-(each * np.log(np.maximum(each, 1e-300))).sum()), "clean": -clean_states @ np.where(clean_p > 0, clean_p * np.where(clean_p > 0, log_p, 0), 0).sum(axis=-1),
+        "effective": np.exp(-(each * np.log(np.maximum(each, 1e-300))).sum()), "clean": -clean_states @ (clean_p * np.where(clean_p > 0, log_p, 0)).sum(axis=-1),
     }  # fmt: skip
 
 
@@ -211,13 +211,15 @@ def report(found):
         forms = {"flagged": ".3f", "divergence": ".3f", "entropy": ".2f", "effective": ".1f", "clean": ".3f"}
         rows.append([curve, f"{x:g}" if x != "all" else "–", *(mean_and_spread(of[measure], form) for measure, form in forms.items())])
         section.values(f"reward.{key}", {measure: of[measure].mean() for measure in forms})
-    section.table("reward", ["policy", "price", "flagged share", "divergence, nats", "entropy, nats", "effective symbols", "nats of clean text"], rows)
+    columns = ["policy", "price", "flagged share", "divergence, nats", "entropy, nats", "effective symbols", "nats of clean text"]
+    section.table("reward", columns, rows)
 
 
 @section.figure("reward", size=(7, 3.2), ncols=2)
 def picture(axes, found):
     for ax, measure, label in zip(axes, ("flagged", "effective"), ("flagged share", "effective symbols"), strict=True):
-        curves = {curve: {max(price, 0.03): values for price, values in points.items()} for curve, points in found[measure].items() if "all" not in points}
+        trained = {curve: points for curve, points in found[measure].items() if "all" not in points}
+        curves = {curve: {max(price, 0.03): values for price, values in points.items()} for curve, points in trained.items()}
         lines(ax, curves, xlabel="price of a nat (leftmost: 0)", ylabel=label, xscale="log", ylim=(0, None))
         ax.axhline(float(np.mean(found[measure][REFERENCE]["all"])), color="#808080", linestyle=":")
         ticks_at(ax, [0.1, 0.3, 1, 3])

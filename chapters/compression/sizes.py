@@ -31,8 +31,7 @@ def went(name, rng, *, rate, reported):
 
 @section.tuning
 def tuning(rng):
-    rates = dict.fromkeys(RATES, (1e-3,)) if section.quick else RATES
-    yield from tried(lambda name, rng, rate: went(name, rng, rate=rate, reported=False)[2], rates, rates, rng)
+    yield from tried(lambda name, rng, rate: went(name, rng, rate=rate, reported=False)[2], RATES, (1e-3,) if section.quick else RATES, rng)
 
 
 @section.experiment
@@ -47,8 +46,7 @@ def mean(found, measure, name):
     return float(np.mean(found[measure][name][0]))
 
 
-def cost(found, name):
-    """Bits a character more than the floats need."""
+def cost(found, name):                                       # bits a character more than the floats need
     return found["bits"][name][0] - found["bits"][FLOAT][0]
 
 

@@ -15,8 +15,10 @@ _MATHEMATICS = re.compile(r"<(div|span) class=\"arithmatex\">")
 
 @cache
 def explained(glossary: Path) -> dict[str, str]:
-    """A word to the first sentence of its explanation, without marks of Markdown."""
-    found = {}
+    """A word to the first sentence of its explanation, without marks of Markdown; none where there is no glossary."""
+    found: dict[str, str] = {}
+    if not glossary.is_file():
+        return found
     for entry in _ENTRY.finditer(glossary.read_text(encoding="utf-8")):
         text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", " ".join(entry["text"].split()))
         text = re.sub(r"^\$[^$]+\$[:.]?\s*", "", text)        # a formula in front; those of one letter can be read as they are

@@ -7,6 +7,7 @@ from numpy import ndarray as Array
 
 from minitransformers.bias_mitigation.bootstrap import bootstrap_interval
 from minitransformers.bias_mitigation.group_metrics import equal_opportunity_gap, group_rates, parity_gap
+from minitransformers.reporting.seeds import Found
 
 MEASURES = ("accuracy", "worst group", "parity gap", "tpr gap", "fpr gap")
 
@@ -39,3 +40,18 @@ def with_intervals(
     names = [*MEASURES, *(f"{name} more" for name in MEASURES)]
     ends = (("", found.estimate), (" low", found.low), (" high", found.high))
     return {name + end: float(value) for end, values in ends for name, value in zip(names, values, strict=True)}
+
+
+def worse(found: Found, name: str) -> list[str]:
+    """The MEASURES in which a way's decisions are worse than the others with every seed: "(perhaps)" where with one of them the interval holds 0."""
+    said = []
+    for measure in MEASURES:
+        sign, end = (-1, "high") if measure in ("accuracy", "worst group") else (1, "low")
+        if np.min(sign * found[f"{measure} more"][name][0]) > 0:
+            said.append(measure + ("" if np.min(sign * found[f"{measure} more {end}"][name][0]) > 0 else " (perhaps)"))
+    return said
+
+
+def lower(found: Found, name: str) -> list[str]:
+    """The gaps that are lower than the others' with every seed, by an interval of the difference that lies below 0."""
+    return [gap for gap in MEASURES[2:] if np.max(found[f"{gap} more high"][name][0]) < 0]
