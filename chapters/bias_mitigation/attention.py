@@ -34,7 +34,7 @@ LENGTH, EVIDENCE, NEUTRAL, WIDTH, HEADS, BATCH = 12, 20, 40, 32, 4, 64  # eviden
 GROUPS, NOBODY = (0, 1), 2                                   # the words of the groups, and the one in their place where it is deleted
 VOCABULARY = 3 + 2 * EVIDENCE + NEUTRAL
 PLAIN, DELETED = "no penalty", "word deleted by hand"
-PENALTIES = (0.01, 0.1, 1.0)
+PENALTIES = (0.01, 1.0, 10.0)
 ARMS = {PLAIN: (None, 0.0), **{f"entropy, {weight:g}": (attention_entropy_loss, weight) for weight in PENALTIES},
         "entropy after a second softmax, 1": (double_softmax_entropy_loss, 1.0), DELETED: (None, 0.0)}  # fmt: skip
 BETAS, FLOOR = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0), 0.02  # how much accuracy on training-like texts may be lost when beta is chosen
@@ -172,7 +172,8 @@ def experiment(rng):
             on_dev = {}
             for beta in BETAS:
                 on_dev[beta] = numbers(rows_of(params, name, dev, beta))
-                yield "beta", beta, measured(params, name, test, rng, beta) | {"like": numbers(rows_of(params, name, like, beta))[0]}
+                on_test = dict(zip(MEASURES, numbers(rows_of(params, name, test, beta)), strict=True))
+                yield "beta", beta, on_test | {"like": numbers(rows_of(params, name, like, beta))[0]}
             allowed = [beta for beta in BETAS if on_dev[beta][0] >= on_dev[1.0][0] - FLOOR]
             beta = min(allowed, key=lambda beta: on_dev[beta][2])  # the probability that moves, as true positives of one group are few there
             yield CHOSEN, "all", measured(params, name, test, rng, beta) | {"like": numbers(rows_of(params, name, like, beta))[0], "beta": beta}

@@ -14,11 +14,12 @@ from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.bias_mitigation.equal_thresholds import equal_opportunity_thresholds, selection_chances
 from minitransformers.bias_mitigation.group_metrics import group_rates
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting.census_ways import NONE, OPPORTUNITY, PARITY, STRONG, UPDATES, WAYS, WEAK, WEIGHTED, adult, each_learned, losses, read
+from minitransformers.reporting.census_ways import UPDATES, WAYS, adult, each_learned, losses, read
 from minitransformers.reporting.needs import needs_data
-from minitransformers.reporting.rated import MEASURES, lower, with_intervals, worse
+from minitransformers.reporting.rated import MEASURES, lower, told, with_intervals, worse
 
 section = Section(__file__, __doc__, kind="trained", needs=needs_data(("fairness", "adult_train"), ("fairness", "adult_test")))
+NONE, WEIGHTED, WEAK, STRONG, PARITY, OPPORTUNITY = WAYS
 THRESHOLDS, NO = "thresholds of equal opportunity", 'always "no"'
 ALL, SEXES = (*WAYS, THRESHOLDS, NO), ("women", "men")       # as the file numbers and calls them
 KEYS = dict(zip(("none", "weighted", "weak", "strong", "parity", "opportunity", "thresholds", "no"), ALL, strict=True))
@@ -51,13 +52,6 @@ def experiment(rng):
 # %%
 def of(found, measure, name):
     return found[measure][name][0]
-
-
-def told(found, *names, measures=MEASURES):
-    def each(name):
-        return ", ".join(f"{measure} {mean_and_spread(of(found, measure, name), '.3f')}" for measure in measures)
-
-    return "; ".join(f"{name}: {each(name)}" for name in names)
 
 
 def lowered(found, name, measure, part):

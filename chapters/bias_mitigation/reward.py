@@ -117,7 +117,7 @@ def tuning(rng):
         earned = frequencies(table).mean(axis=0) @ np.exp(log_softmax(table)[0]) @ worths[reward]
         return price * judged(table, reference)["divergence"] - earned
 
-    def few(optimizer, reward, price):
+    def few(optimizer, reward, price):                       # without a price the largest is best, however large: the loss only comes nearer to its end
         if optimizer == PLAIN:
             return (3.0, 10.0, 30.0, 100.0, 300.0)
         return (1e-3, 3e-3, 1e-2, 3e-2, 0.1) if price >= 1 else (0.03, 0.1, 0.3, 1.0, 3.0)

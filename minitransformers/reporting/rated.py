@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy import ndarray as Array
 
 from minitransformers.bias_mitigation.bootstrap import bootstrap_interval
 from minitransformers.bias_mitigation.group_metrics import equal_opportunity_gap, group_rates, parity_gap
 from minitransformers.reporting.seeds import Found
+from minitransformers.reporting.tables import mean_and_spread
 
 MEASURES = ("accuracy", "worst group", "parity gap", "tpr gap", "fpr gap")
 
@@ -40,6 +43,15 @@ def with_intervals(
     names = [*MEASURES, *(f"{name} more" for name in MEASURES)]
     ends = (("", found.estimate), (" low", found.low), (" high", found.high))
     return {name + end: float(value) for end, values in ends for name, value in zip(names, values, strict=True)}
+
+
+def told(found: Found, *names: str, measures: Sequence[str] = MEASURES) -> str:
+    """Measures of each of these ways, in words."""
+
+    def each(name: str) -> str:
+        return ", ".join(f"{measure} {mean_and_spread(found[measure][name][0], '.3f')}" for measure in measures)
+
+    return "; ".join(f"{name}: {each(name)}" for name in names)
 
 
 def worse(found: Found, name: str) -> list[str]:
