@@ -4,7 +4,7 @@ from minitransformers.reporting import run_chapter
 
 if __name__ == "__main__":
     order = [
-        "words", "directions", "pairs", "census", "risk", "minority", "loop", "occupations", "probes", "modules", "reward", "decoding", "attention",
-        "rewriting", "canary", "methods",
+        "associations", "words", "directions", "recovery", "erased", "pairs", "census", "behind", "risk", "calibrated", "cuts", "minority", "loop",
+        "held_back", "occupations", "probes", "modules", "reward", "decoding", "attention", "rewriting", "canary", "methods",
     ]  # fmt: skip
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

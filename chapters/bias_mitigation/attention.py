@@ -159,6 +159,19 @@ def measured(params, name, drawn, rng, beta=1.0):
     return {measure + end: values[i] for i, measure in enumerate(MEASURES) for end, values in ends}
 
 
+def spread(params, name, ids):
+    """Nats of entropy of the mean of the heads' attention, which the penalty is about, and of a single head's."""
+    found = []
+
+    def core(own, query, key, *rest, **settings):
+        scores = query.shape[-1] ** -0.5 * query.astype(np.float64) @ key.swapaxes(-1, -2)
+        found.extend(-attention_entropy_loss(each)[0] for each in (scores, scores.reshape(-1, 1, LENGTH, LENGTH)))
+        return tempered_attention(own, query, key, *rest, **settings)
+
+    reader(params, read(name, ids), core=core)
+    return dict(zip(("of the mean", "of a head"), found, strict=True))
+
+
 @section.experiment
 def experiment(rng):
     count = 400 if section.quick else 3000
@@ -167,7 +180,7 @@ def experiment(rng):
     for name in ARMS:
         params = trained(name, np.random.default_rng(start), section.rates[name])
         own = measured(params, name, test, rng) | {"like": numbers(rows_of(params, name, like, 1.0))[0]}
-        yield name, "all", own
+        yield name, "all", own | spread(params, name, test[0])
         if name == PLAIN:
             on_dev = {}
             for beta in BETAS:
@@ -227,12 +240,15 @@ def report(found):
         of = {measure: curves[name]["all"] for measure, curves in found.items() if name in curves}
         cells = [f"{mean_and_spread(of[name], '.3f')} ({of[name + ' low'].mean():.3f} to {of[name + ' high'].mean():.3f})" for name in MEASURES[:3]]
         label = name if name != CHOSEN else f"no penalty, {CHOSEN}: {mean_and_spread(of['beta'])}"
-        rows.append([label, *cells, mean_and_spread(of["worst"], ".3f"), mean_and_spread(of["like"], ".3f")])
+        entropies = [mean_and_spread(of[which]) if which in of else "–" for which in ("of the mean", "of a head")]
+        rows.append([label, *cells, mean_and_spread(of["worst"], ".3f"), mean_and_spread(of["like"], ".3f"), *entropies])
         if name in keys:
             section.values(f"shortcut.{keys[name]}", {measure: of[measure].mean() for measure in (*MEASURES, "like")})
-    rows.append(["always one answer", "0.500", "0.000", "0.000", "0.500", "0.500"])
+        if name in keys and name != CHOSEN:
+            section.values(f"shortcut.{keys[name]}.entropy", {"mean": of["of the mean"].mean(), "head": of["of a head"].mean()})
+    rows.append(["always one answer", "0.500", "0.000", "0.000", "0.500", "0.500", "–", "–"])
     columns = ["gap of true positives", "moved by the word", "right, worse group", "right on training-like texts"]
-    section.table("shortcut", ["learned with", "right, and 95 %", *columns], rows)
+    section.table("shortcut", ["learned with", "right, and 95 %", *columns, "entropy, mean of heads", "entropy of a head"], rows)
     rows = [[f"{beta:g}", *(mean_and_spread(found[measure]["beta"][beta], ".3f") for measure in (*MEASURES, "like"))] for beta in BETAS]
     section.table("betas", ["beta", "right", *columns], rows)
     section.values("shortcut", {"beta": found["beta"][CHOSEN]["all"].mean(), "texts": 3000, "steps": 400})

@@ -120,7 +120,7 @@ def run_of(found):
         "name": "Llama of three blocks that read planted numbers", "code_version": version("minitransformers"), "seed": section.seed, "data_sha256": digest,
         "config": {"updates": STEPS, "batch": BATCH, "context": LENGTH, "learning rate": section.rates["Llama"]},
         "environment": {"numpy": np.__version__}, "mitigation": ["none"], "metrics": metrics,
-        "training_rows": {f"planted {count}": EACH for count in TIMES}, "evaluation_rows": {f"planted {count}": each(found, count).size for count in TIMES},
+        "training_rows": {f"planted {count}": EACH * count for count in TIMES}, "evaluation_rows": {f"planted {count}": each(found, count).size for count in TIMES},
         "intended_use": "a demonstration of exposure", "factors": "how often a sentence with a number was planted",
         "caveats": f"Exposure is bounded by the sample of {FILLS} other numbers. Intervals are bootstrap percentiles over the numbers of all seeds.",
     }  # fmt: skip

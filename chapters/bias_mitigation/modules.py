@@ -19,7 +19,7 @@ from minitransformers.bias_mitigation.debiasing_adapter import StackedAdapters
 from minitransformers.bias_mitigation.modular_debiasing import difference_module, module_size, with_modules
 from minitransformers.bias_mitigation.parameter_filtering import filter_units, integrated_gradients
 from minitransformers.foundation import trees
-from minitransformers.reporting import Section, mean_and_spread, tried
+from minitransformers.reporting import Section, listed, mean_and_spread, tried
 from minitransformers.reporting import two_attributes as of
 from minitransformers.reporting.word_quality import interval, span
 
@@ -68,7 +68,7 @@ def tuning(rng):
         wanted = of.balanced(language, of.A)
         return of.distance(on(name, base, {A: module(name, base, wanted, rng, rate)}, [A]), wanted)
 
-    rates = {BASE: (1e-3, 3e-3, 1e-2, 3e-2), ADAPTERS: (3e-3, 1e-2, 3e-2, 0.1), MASKS: (3e-4, 1e-3, 3e-3, 1e-2), ALL: (3e-4, 1e-3, 3e-3, 1e-2),
+    rates = {BASE: (3e-3, 1e-2, 3e-2, 0.1), ADAPTERS: (1e-3, 3e-3, 1e-2, 3e-2), MASKS: (3e-4, 1e-3, 3e-3, 1e-2), ALL: (3e-4, 1e-3, 3e-3, 1e-2),
              VECTORS: (1e-2, 3e-2, 0.1, 0.3)}  # fmt: skip
     yield from tried(lost, rates, {name: few[1:3] for name, few in rates.items()} if section.quick else rates, rng)
 
@@ -87,7 +87,7 @@ def closed(base, language, rng):
     """What is left of a gap when units of the first layer are closed, chosen in three ways."""
     ids = np.stack([np.arange(of.SEEN), np.full(of.SEEN, of.OCCUPATIONS + of.A)], axis=1)
     hidden, _ = of.first_layer(base, ids)
-    found = integrated_gradients(hidden, gap=of.gap_behind(base), steps=50)
+    found = integrated_gradients(hidden, gap=of.gap_behind(base), steps=100)
     yield SIGNED, "all", {"missing": np.abs(found.missing).max()}
     for count in COUNTS:
         lots = [filter_units(rng.random((1, of.HIDDEN), np.float32), count=count) for _ in range(2 if section.quick else 8)]
@@ -185,7 +185,7 @@ def restored(found):
 
 
 @section.claim(
-    "Does closing the units that carry a gap lower it more than closing units by lot?",
+    "Closing the units that carry a gap lowers it more than closing units by lot",
     paper="Sundararajan et al. 2017, arXiv:1703.01365: attributions that sum to the gap",
     measured=lambda found: "; ".join(
         f"{count} of {of.HIDDEN}: " + ", ".join(
@@ -197,6 +197,16 @@ def units(found):
     """With 8 units closed the gap is at most 0.8 of the model's, and at most 0.85 of that by lot."""
     closed = found["gap A"][SIGNED][8]
     return closed <= 0.8 * found["gap A"][BASE][BASE] and closed <= 0.85 * found["gap A"][LOT][8]
+
+
+@section.claim(
+    "Do attributions choose better than mean activity does?",
+    paper="Sundararajan et al. 2017, arXiv:1703.01365: a unit may be active and not count",
+    measured=lambda found: f"gap A: {listed(found['gap A'], (SIGNED, ACTIVE), list(COUNTS))}, with {', '.join(map(str, COUNTS))} closed",
+)
+def better_than_activity(found):
+    """With 4, 8 and 16 units closed their gap is at most 0.85 of that of the units that are most active where A is asked for."""
+    return all(found["gap A"][SIGNED][count] <= 0.85 * found["gap A"][ACTIVE][count] for count in COUNTS)
 
 
 @section.report

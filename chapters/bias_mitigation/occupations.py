@@ -30,13 +30,14 @@ section = Section(__file__, __doc__, kind="trained")
 TEXTS, ASKED, STEPS, BATCH, SKEWED = 3000, 600, 300, 64, 0.7  # sentences; those asked about; log-odds from which an occupation counts as skewed
 PLAIN, CDA, CDS, WITHOUT = "as found", "CDA", "CDS", "neutral words"
 JOBS, FITS, BALANCED, CONTROL = "filtered, skewed occupations", "filtered, pronouns that fit the odds", "balanced texts", "control token, set to neutral"
-ABSOLUTE, SQUARED, EVERYWHERE, DIVERGENCE, SHARED = "equalised", "equalised, squared", "equalised, squared, everywhere", "paired divergence", "shared evenly at decoding"
+ABSOLUTE, SQUARED, LIGHT, EVERYWHERE = "equalised", "equalised, squared", "equalised, squared, a tenth of the weight", "equalised, squared, everywhere"
+DIVERGENCE, SHARED = "paired divergence", "shared evenly at decoding"
 TERMS = {
-    ABSOLUTE: of.equalised(equalization_loss), SQUARED: of.equalised(squared_equalization_loss),
+    ABSOLUTE: of.equalised(equalization_loss), SQUARED: of.equalised(squared_equalization_loss), LIGHT: of.equalised(squared_equalization_loss, weight=0.1),
     EVERYWHERE: of.equalised(squared_equalization_loss, everywhere=True), DIVERGENCE: of.diverging,
 }  # fmt: skip
 ARMS = (PLAIN, CDA, CDS, WITHOUT, JOBS, FITS, BALANCED, CONTROL, *TERMS)
-KEYS = dict(zip(("plain", "cda", "cds", "without", "jobs", "fits", "balanced", "control", "absolute", "squared", "everywhere", "divergence", "shared"), (*ARMS, SHARED), strict=True))
+KEYS = dict(zip(("plain", "cda", "cds", "without", "jobs", "fits", "balanced", "control", "absolute", "squared", "light", "everywhere", "divergence", "shared"), (*ARMS, SHARED), strict=True))
 MEASURES = ("gap", "nats", "told", "behind", "mass")
 
 
@@ -194,11 +195,21 @@ def equalise(found):
 @section.claim(
     "Does a mask keep what the loss must not touch, the pronoun of a woman or a man who was named?",
     paper="no paper: the mask says where neither word has a claim to be likelier",
-    measured=lambda found: "nats of the right pronoun " + told(found, "told", PLAIN, SQUARED, EVERYWHERE, SHARED),
+    measured=lambda found: "nats of the right pronoun " + told(found, "told", PLAIN, SQUARED, LIGHT, EVERYWHERE, SHARED),
 )
 def mask_matters(found):
     """Without the mask the right pronoun costs at least 0.2 nats more than as found; with it at most 0.05 more."""
     return at(found, "told", EVERYWHERE) >= at(found, "told", PLAIN) + 0.2 and at(found, "told", SQUARED) <= at(found, "told", PLAIN) + 0.05
+
+
+@section.claim(
+    "A tenth of the weight keeps it, and still lowers the gap",
+    paper="Qian et al. 2019, arXiv:1905.12801, choose the weight of the loss by experiment",
+    measured=lambda found: f"gap {told(found, 'gap', PLAIN, SQUARED, LIGHT)}; nats of the right pronoun {told(found, 'told', PLAIN, SQUARED, LIGHT)}",
+)
+def lighter(found):
+    """The gap is at most 0.3 of what it is as found, a token costs at most 0.05 nats more, and so does the right pronoun."""
+    return bought(found, LIGHT, 0.3) and at(found, "told", LIGHT) <= at(found, "told", PLAIN) + 0.05
 
 
 @section.claim(

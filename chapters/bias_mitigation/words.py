@@ -1,125 +1,43 @@
-"""Do word vectors hold the associations that people have, and what do three ways to take one out do to them?
+"""What do three ways to take a direction out of word vectors do to the associations in them?
 
-Caliskan, Bryson and Narayanan 2017, arXiv:1608.07187: ten tests with lists of words (WEAT), eight of them after tests with people. Here they are
-asked of GloVe with 50 numbers a word. Then the direction of gender is taken out: by hard debias (Bolukbasi et al. 2016, arXiv:1607.06520), by
-INLP (Ravfogel et al. 2020, arXiv:2004.07667) and by LEACE (Belrose et al. 2023, arXiv:2306.03819). The last two are fitted on frequent words far
-out along the direction, none of which stands in the tests of gender, 6 to 8. The tests are binary, as their lists are. Beside them stand two
-tests of other things, and what vectors are good for: how related words are (Bruni et al. 2014, MEN), and analogies within families.
-Intervals are of words drawn anew within each list, of pairs, and of the pairs that analogies begin with.
+The direction of gender is taken out of GloVe with 50 numbers a word: by hard debias (Bolukbasi et al. 2016, arXiv:1607.06520), by INLP
+(Ravfogel et al. 2020, arXiv:2004.07667) and by LEACE (Belrose et al. 2023, arXiv:2306.03819). The last two are fitted on frequent words far out
+along the direction, none of which stands in the tests of gender, 6 to 8 of Caliskan et al. 2017, arXiv:1608.07187. The tests are binary, as
+their lists are. Beside them stand two tests of other things, and what vectors are good for: how related words are (Bruni et al. 2014, MEN), and
+analogies within families. Intervals are of words drawn anew within each list, of pairs, and of the pairs that analogies begin with.
 """
 
 # %%
-from functools import cache
-
 import numpy as np
 
-from minitransformers.bias_mitigation.bias_direction import bias_direction
-from minitransformers.bias_mitigation.hard_debias import hard_debias, remove_subspace
-from minitransformers.bias_mitigation.inlp import inlp
-from minitransformers.bias_mitigation.leace import erase, leace
-from minitransformers.bias_mitigation.weat import unit_rows, weat
 from minitransformers.reporting import Section, mean_and_spread
+from minitransformers.reporting.gender_out import BEFORE, HARD, INLP, LEACE, RANDOM, ways
 from minitransformers.reporting.needs import needs_data
-from minitransformers.reporting.word_quality import beside_the_first, family_analogies, interval, relatedness, span, with_ends
-from minitransformers.reporting.word_vectors import (
-    WordVectors,
-    association_tests,
-    both_ends,
-    gender_lists,
-    load_glove,
-    similarity_pairs,
-)
+from minitransformers.reporting.tested_words import associations, sets_of, tested_words
+from minitransformers.reporting.word_quality import family_analogies, relatedness, span
+from minitransformers.reporting.word_vectors import association_tests
 
 section = Section(__file__, __doc__, kind="trained", needs=needs_data(("glove", "words"), ("fairness", "weat")))
-FREQUENT, SIDE, ROUNDS, TOLERANCE = 30_000, 2000, 45, 0.02   # words; those at each end, half of them to stop INLP by
+FREQUENT, SIDE = 30_000, 2000                                # words; those at each end that INLP and LEACE are fitted with
 GENDER, OTHER = (5, 6, 7), (0, 1)                            # places in the list of tests: 6 to 8; flowers and insects, instruments and weapons
-BEFORE, HARD, INLP, LEACE, RANDOM = "as published", "hard debias", "INLP", "LEACE", "as many random directions"
 WAYS = (HARD, INLP, LEACE)
 COST = "what they are good for"
 KEYS = dict(zip((BEFORE, HARD, INLP, LEACE, RANDOM), ("before", "hard", "inlp", "leace", "random"), strict=True))
 
 
-# %% The words, and the ways
-@cache
-def table():
-    """The most frequent words, and those of the tests and pairs as far as GloVe has them."""
-    glove = load_glove()
-    asked = [word for test in association_tests() for words in test[1:5] for word in words] + [word for pair in similarity_pairs() for word in pair[:2]]
-    words = list(dict.fromkeys([*glove.words[:FREQUENT], *glove.known(asked)]))
-    return WordVectors(words, glove.of(words))
-
-
-def sets_of(test):
-    """The numbers of the words of a test that have a vector, a list for each of its four sets."""
-    place = {word: i for i, word in enumerate(table().words)}
-    return [np.array([place[word] for word in words if word in place]) for words in test[1:5]]
-
-
-def ways(rng):
-    """The vectors of the table after each way, and how many directions it took out."""
-    words, vectors = table()
-    lists, place = gender_lists(), {word: i for i, word in enumerate(words)}
-    basis = bias_direction(*(table().of([pair[i].lower() for pair in lists.pairs]) for i in (0, 1)), sign_pair=2).basis
-
-    equal: dict[int, int] = {}                               # pairs in lower case, no word in two of them
-    for one, other in ([place.get(word.lower(), -1) for word in pair] for pair in lists.equalize):
-        if min(one, other) >= 0 and not {one, other} & {*equal, *equal.values()}:
-            equal[one] = other
-    specific = {word.lower() for word in lists.specific}
-    neutral = [i for i, word in enumerate(words) if word not in specific and i not in {*equal, *equal.values()}]
-    hard = hard_debias(vectors, basis=basis, neutral=np.array(neutral), equal=[np.array(pair) for pair in equal.items()])
-
-    tested = {words[row] for i in GENDER for rows in sets_of(association_tests()[i]) for row in rows}
-    allowed = np.array([i for i, word in enumerate(words[:FREQUENT]) if word.isalpha() and word not in tested])
-    rows, labels = both_ends(vectors[allowed] @ basis[:, 0], SIDE)
-    own, held = np.split(rng.permutation(2 * SIDE), 2)
-    x = vectors[allowed[rows]]
-    found = inlp(x[own], labels[own], rounds=ROUNDS, tolerance=TOLERANCE, dev_x=x[held], dev_labels=labels[held])
-    erased, _ = erase(vectors, eraser=leace(x[own], np.eye(2)[labels[own]]))
-    count = found.directions.shape[1]
-    random, _ = np.linalg.qr(rng.normal(size=(vectors.shape[1], count)))
-    after = {BEFORE: vectors, HARD: hard, INLP: vectors @ found.projection, LEACE: erased, RANDOM: remove_subspace(vectors, basis=random)[0]}
-    return {way: unit_rows(way, of) for way, of in after.items()}, {BEFORE: 0, HARD: 1, INLP: count, LEACE: 1, RANDOM: count}
-
-
-# %% What is measured
-def resamples():
-    return 100 if section.quick else 1000
-
-
-def found_by(vectors, sets):
-    """Effect size, and difference of the mean associations, of a test."""
-    found = weat(*(vectors[rows] for rows in sets), splits=0)
-    return found.effect_size, found.associations_x.mean() - found.associations_y.mean()
-
-
-def chance(vectors, sets, rng):
-    """p of a test. Words are shared out between sets of one size: of the larger one as many are drawn as the other has."""
-    size = min(map(len, sets[:2]))
-    drawn = [rng.permutation(rows)[:size] for rows in sets[:2]]
-    return weat(*(vectors[rows] for rows in (*drawn, *sets[2:])), splits=1000 if section.quick else 20_000, rng=rng).p_value
-
-
 @section.experiment
 def experiment(rng):
-    after, directions = ways(rng)
-    for number, test in enumerate(association_tests()):
-        some = {way: after[way] for way in (after if number in (*GENDER, *OTHER) else [BEFORE])}
-        sets = sets_of(test)
-        rows, groups = np.concatenate(sets), np.repeat(np.arange(4), list(map(len, sets)))
+    frequent, side = (10_000, 1000) if section.quick else (FREQUENT, SIDE)
+    resamples, splits = (100, 1000) if section.quick else (1000, 20_000)
+    table, tests = tested_words(frequent), association_tests()
+    after, directions = ways(table, rng, frequent=frequent, side=side, tests=[tests[number] for number in GENDER])
+    for number in (*OTHER, *GENDER):
+        found = associations(sets_of(tests[number], table.words), after, rng, resamples=resamples, splits=splits)
+        for way in after:
+            yield tests[number].name, way, found[way]
 
-        def both(drawn, some=some, rows=rows, groups=groups):  # drawn are places in rows
-            each = [rows[drawn[groups[drawn] == group]] for group in range(4)]
-            return beside_the_first(np.array([found_by(vectors, each) for vectors in some.values()]))
-
-        found = interval(np.arange(len(rows)), both, rng, groups=groups, resamples=resamples())
-        for i, way in enumerate(some):
-            numbers = [with_ends(type(found)(*(values[..., j, :] for values in found)), i, name) for j, name in enumerate(("d", "apart"))]
-            yield test.name, way, numbers[0] | numbers[1] | {"p": chance(some[way], sets, rng)}
-
-    words = table().words
-    related = relatedness(words, after, rng, resamples=resamples())
-    family = family_analogies(words[:FREQUENT], {way: vectors[:FREQUENT] for way, vectors in after.items()}, rng, resamples=resamples())
+    related = relatedness(table.words, after, rng, resamples=resamples)
+    family = family_analogies(table.words[:frequent], {way: vectors[:frequent] for way, vectors in after.items()}, rng, resamples=resamples)
     for way in after:
         yield COST, way, related[way] | family[way] | {"directions": directions[way]}
 
@@ -135,17 +53,6 @@ def at(found, curve, way):
 
 def told(found, measure, ways, numbers=GENDER, form=".2f"):
     return "; ".join(f"{way} " + ", ".join(mean_and_spread(found[measure][name_of(number)][way], form) for number in numbers) for way in ways)
-
-
-@section.claim(
-    "The associations that people have stand in the vectors",
-    paper="Caliskan et al. 2017, arXiv:1608.07187, table 1: every test of ten, in GloVe with 300 numbers",
-    kind="arithmetic",
-    measured=lambda found: "; ".join(f"{test.name} {span(at(found, test.name, BEFORE), 'd')}" for test in association_tests()),
-)
-def in_vectors(found):
-    """In all ten tests d is above 0, and p below 0.05."""
-    return all(found["d"][test.name][BEFORE] > 0 and found["p"][test.name][BEFORE] < 0.05 for test in association_tests())
 
 
 @section.claim(
@@ -191,13 +98,6 @@ def still_related(found):
 
 @section.report
 def report(found):
-    glove = set(table().words)
-    rows = []
-    for test in association_tests():
-        known = ", ".join(f"{sum(word in glove for word in words)} of {len(words)}" for words in test[1:5])
-        of = at(found, test.name, BEFORE)
-        rows.append([test.name, known, span(of, "d"), np.mean(of["p"]), "–" if test.people is None else f"{test.people:.2f}"])
-    section.table("weat", ["test", "words found: X, Y, A, B", "d, and 95 %", "p", "d in people"], rows)
     rows = []
     for number in (*GENDER, *OTHER):
         for way in KEYS:

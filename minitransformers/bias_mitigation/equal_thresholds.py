@@ -78,7 +78,7 @@ def equal_opportunity_thresholds(
     best = len(candidates) - 1 - int(np.argmin(wrong[::-1]))
     t = candidates[best]                                     # (5)
     corners = [_beside(hull, t) for hull in hulls]
-    upper, lower, share = (np.array(part) for part in zip(*corners, strict=True))
+    upper, lower, share = (np.array(part, scores.dtype) for part in zip(*corners, strict=True))
     return EqualOpportunity(GroupThresholds(upper, lower, share), float(t), float(wrong[best] / scores.size))
 
 

@@ -1,13 +1,42 @@
-"""Who can tell on which side of a direction words lay that were moved since: k-means, a linear probe, and the nearest words."""
+"""Words that should be neutral, and who can tell on which side of a direction they lay: k-means, a linear probe, and the nearest words."""
 
 from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
 
+from minitransformers.bias_mitigation.bias_direction import BiasSubspace, bias_direction
 from minitransformers.bias_mitigation.inlp import fit_linear
 from minitransformers.bias_mitigation.weat import unit_rows
 from minitransformers.reporting.word_quality import interval
+from minitransformers.reporting.word_vectors import WordVectors, gender_lists, load_word2vec
+
+
+class NeutralWords(NamedTuple):
+    """Words of Google News with their vectors, the numbers of those that are not about gender, and those of professions among them.
+
+    gender is the direction in which the published pairs differ, and what shares of it the first directions have.
+    """
+
+    table: WordVectors
+    neutral: Array
+    professions: Array
+    gender: BiasSubspace
+
+
+@cache
+def neutral_words() -> NeutralWords:
+    """By the published lists, which are binary."""
+    table, lists = load_word2vec(), gender_lists()
+    place = {word: i for i, word in enumerate(table.words)}
+    neutral = [i for word, i in place.items() if word.isalpha() and word not in lists.specific]
+    professions = [place[word] for word in table.known(lists.professions) if word not in lists.specific]
+    gender = bias_direction(*(table.of([pair[i] for pair in lists.pairs]) for i in (0, 1)), sign_pair=2)
+    return NeutralWords(table, np.array(neutral), np.array(professions), gender)
+
 
 PROBES = ("k-means", "linear", "neighbours")
 STARTS, NEAR, L2 = 5, 15, 0.01                               # of k-means; words that are asked; the penalty of the linear probe

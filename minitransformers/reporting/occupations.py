@@ -140,12 +140,12 @@ def after_swap(texts: Texts) -> list[list[str]]:
     return [counterfactual(text, tags, swaps=SWAPS) for text, tags in zip(texts.tokens, texts.tags, strict=True)]
 
 
-def equalised(loss: Callable, *, everywhere: bool = False) -> Callable:
-    """A term of Reading: an equalisation loss at_pronouns, or wherever a token comes next."""
+def equalised(loss: Callable, *, everywhere: bool = False, weight: float = 1.0) -> Callable:
+    """A term of Reading: an equalisation loss at_pronouns, or wherever a token comes next, times a weight."""
 
     def term(params: Any, logits: Array, ids: Array, targets: Array, others: Array) -> tuple[Any, Callable]:
         out, backward = loss(logits, pairs=PAIR_IDS, mask=targets != IGNORED if everywhere else at_pronouns(ids, targets))
-        return out, lambda dout: (backward(dout), None)
+        return weight * out, lambda dout: (backward(weight * dout), None)
 
     return term
 

@@ -69,22 +69,22 @@ class Network(NamedTuple):
     behind: tuple
 
 
-BEHIND = (layer_norm, linear, slot(gelu), layer_norm, debiasing_adapter, linear)
+BEHIND = (linear, slot(gelu), debiasing_adapter, linear)      # no norm: it would undo the way from 0 that attributions take
 
 
 def init_network(rng: np.random.Generator) -> Network:
     """Its sizes are this file's; there is no adapter."""
-    norms, maps = [init_layer_norm(rng, HIDDEN) for _ in range(2)], [init_linear(rng, HIDDEN, d_out) for d_out in (HIDDEN, WORDS)]
-    behind = (norms[0], maps[0], None, norms[1], StackedAdapters(None), maps[1])
-    return Network(init_embedding(rng, OCCUPATIONS + 3, WIDTH, std=0.5), (init_linear(rng, 2 * WIDTH, HIDDEN), None), behind)
+    front = (init_layer_norm(rng, 2 * WIDTH), init_linear(rng, 2 * WIDTH, HIDDEN), None)
+    behind = (init_linear(rng, HIDDEN, HIDDEN), None, StackedAdapters(None), init_linear(rng, HIDDEN, WORDS))
+    return Network(init_embedding(rng, OCCUPATIONS + 3, WIDTH, std=0.5), front, behind)
 
 
 def first_layer(params: Network, ids: Array) -> tuple[Array, Backward]:
     """Its units, closed where params have a gate of 0, and backward: dhidden -> the gradients of words and front."""
     x, words_backward = embedding(params.words, ids=ids)     # (texts, 2, width)
-    own = params.front[1]
+    own = params.front[2]
     activation = slot(gelu) if own is None else gated_neurons
-    hidden, front_backward = chain(params.front, x.reshape(len(x), -1), parts=(linear, activation))
+    hidden, front_backward = chain(params.front, x.reshape(len(x), -1), parts=(layer_norm, linear, activation))
 
     def backward(dhidden: Array) -> tuple[Any, Any]:
         dfront, dx = front_backward(dhidden)
@@ -108,12 +108,12 @@ def network(params: Network, ids: Array) -> tuple[Array, Backward]:
 
 def with_adapters(base: Network, adapters: StackedAdapters) -> Network:
     """The same model with these before its last map."""
-    return base._replace(behind=(*base.behind[:4], adapters, base.behind[5]))
+    return base._replace(behind=(*base.behind[:2], adapters, base.behind[3]))
 
 
 def with_gates(base: Network, gates: Array) -> Network:
     """The same model with gates on the units of the first layer."""
-    return base._replace(front=(base.front[0], NeuronGates(gates)))
+    return base._replace(front=(*base.front[:2], NeuronGates(gates)))
 
 
 # What is measured
@@ -162,7 +162,7 @@ def adapter(base: Network, wanted: Array, rng: np.random.Generator, **settings: 
 
     def run(own: BottleneckAdapter, ids: Array) -> tuple[Array, Callable]:
         logits, backward = network(with_adapters(base, StackedAdapters(own)), ids)
-        return logits, lambda dlogits: backward(dlogits).behind[4].debiasing
+        return logits, lambda dlogits: backward(dlogits).behind[2].debiasing
 
     start = init_bottleneck_adapter(rng, HIDDEN, d_bottleneck=4, std=0.1, residual_std=0.0)
     return fit(start, Labelled(run, partial(draw, of=wanted)), rng=rng, **settings)

@@ -8,7 +8,7 @@ says how to obtain them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -69,13 +69,15 @@ def _unit(vectors: Array) -> Array:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def load_glove(*, first: int = 400_000) -> WordVectors:
-    """The most frequent words of GloVe 6B with 50 numbers each, in float64."""
+def load_glove(*, first: int = 400_000, asked: Collection[str] = ()) -> WordVectors:
+    """The most frequent words of GloVe 6B with 50 numbers each, in float64; and of the others those that are asked for, if it has them."""
     import pyarrow.parquet as parquet
 
     table = parquet.ParquetFile(published_file("glove", "words")).read(use_threads=False)
-    words = table.column("index").to_pylist()[:first]
-    return WordVectors(words, _unit(np.load(published_file("glove", "vectors"), mmap_mode="r", allow_pickle=False)[:first]))
+    words, wanted = table.column("index").to_pylist(), set(asked)
+    kept = [place for place, word in enumerate(words) if place < first or word in wanted]
+    vectors = np.load(published_file("glove", "vectors"), mmap_mode="r", allow_pickle=False)
+    return WordVectors([words[place] for place in kept], _unit(vectors[kept]))
 
 
 def load_word2vec() -> WordVectors:

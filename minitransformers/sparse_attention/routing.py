@@ -188,9 +188,9 @@ def _is_member(members: Array, positions: int) -> Array:
 
 
 def example_call(rng: np.random.Generator):
-    """The small call of both forms: three clusters, one query in none of them, one that sees no key in one of two."""
+    """The small call of both forms: three clusters, one query in none of them, one that sees no key in one of two; a key is in two."""
     members = RoutingMembers(
-        np.array([[[[0, 1], [1, 2], [2, 3]], [[0, 3], [0, 1], [1, 3]]]]), np.array([[[[1, 4], [3, 5], [0, 2]]]])
+        np.array([[[[0, 1], [1, 2], [2, 3]], [[0, 3], [0, 1], [1, 3]]]]), np.array([[[[1, 2], [3, 5], [0, 2]]]])
     )
     shapes = (2, 2, 5, 3), (2, 1, 6, 3), (2, 1, 6, 4), (1, 2, 5, 6)
     return example(None, *(rng.normal(size=shape) for shape in shapes), members=members, mask=rng.random((2, 1, 1, 6)) < 0.8)

@@ -94,6 +94,16 @@ def test_chances_are_one_above_and_nothing_below():
     assert chances.tolist() == [1, 0.25, 0.25, 0, 0.5, 0]
 
 
+def test_thresholds_of_float32_are_float32_and_select_whom_they_were_found_for():
+    scores = SCORES.astype(np.float32)
+    found = equal_opportunity_thresholds(scores, labels=LABELS, groups=GROUPS)
+    chances = selection_chances(scores, thresholds=found.thresholds, groups=GROUPS)
+    assert {part.dtype for part in (*found.thresholds, chances)} == {np.dtype(np.float32)}
+    assert np.isin(found.thresholds.lower, scores).all()     # no threshold lies between two scores by rounding
+    np.testing.assert_allclose(rates(chances)[:, 0], found.tpr, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.errors, np.mean(np.where(LABELS == 1, 1 - chances, chances)), rtol=0, atol=1e-6)
+
+
 def test_a_group_of_one_label_is_refused_by_name():
     with pytest.raises(ValueError, match="labels: got no 1 in group 1"):
         equal_opportunity_thresholds(np.arange(4.0), labels=np.array([0, 1, 0, 0]), groups=np.array([0, 0, 1, 1]))

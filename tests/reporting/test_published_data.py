@@ -40,6 +40,10 @@ def test_glove_has_its_words_in_order_and_the_effect_sizes_that_are_known():
         scores = [(of @ a.T).mean(1) - (of @ b.T).mean(1) for of in (x, y)]
         assert abs((scores[0].mean() - scores[1].mean()) / np.concatenate(scores).std(ddof=1) - size) < 6e-4, test.name
 
+    some = load_glove(first=10, asked=["queen", "the", "no such word"])
+    assert some.words == [*glove.words[:10], "queen"]
+    np.testing.assert_array_equal(some.vectors, glove.of(some.words))
+
 
 def test_word2vec_finds_the_queen():
     wanted("fairness", "vectors")

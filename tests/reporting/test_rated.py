@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minitransformers.reporting.rated import MEASURES, measured, with_intervals
+from minitransformers.reporting.rated import MEASURES, lower, measured, told, with_intervals, worse
 
 
 def people(rng, size=400):
@@ -34,3 +34,15 @@ def test_decisions_are_no_better_than_themselves_on_any_draw():
     about, said = people(rng), rng.integers(2, size=400)
     found = with_intervals(said, said, rng=rng, resamples=100, **about)
     assert all(found[f"{name} more{end}"] == pytest.approx(0) for name in MEASURES for end in ("", " low", " high"))
+
+
+def test_worse_and_lower_go_by_every_seed_and_by_the_interval():
+    more = {"accuracy": [-0.1, -0.2], "worst group": [-0.1, 0.1], "parity gap": [0.1, 0.2], "tpr gap": [-0.2, -0.1], "fpr gap": [-0.2, -0.1]}
+    found = {f"{name} more": {"way": {0: np.array(numbers)}} for name, numbers in more.items()}
+    for end, sign in (("low", -1), ("high", 1)):
+        found |= {f"{name} more {end}": {"way": {0: np.array(numbers) + sign * 0.15}} for name, numbers in more.items()}
+    found["fpr gap more high"]["way"][0] = np.array([-0.1, -0.05])
+    found["accuracy"] = {"way": {0: np.array([0.8, 0.8])}}
+    assert worse(found, "way") == ["accuracy (perhaps)", "parity gap (perhaps)"]
+    assert lower(found, "way") == ["fpr gap"]
+    assert told(found, "way", measures=("accuracy",)) == "way: accuracy 0.800 ± 0.000"
