@@ -31,7 +31,7 @@ def alone(written: Array, first: Array) -> Array:
 class Written(NamedTuple):
     """How a generation writes, settings of next_token_probabilities, and what the next learns from, of what was written and the first sentences."""
 
-    settings: Mapping[str, float]
+    settings: Mapping[str, Any]
     kept: Callable[[Array, Array], Array] = alone
 
 

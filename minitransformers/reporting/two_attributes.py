@@ -1,14 +1,14 @@
-"""A language of occupations with two attributes, a small model that has learned it, and ways to make the model hide one of the two.
+"""A language of occupations with two attributes, a small model that has learned it, and what is measured of such a model.
 
 A text is an occupation and one of three templates; what follows is a word of attribute A, a word of attribute B, or one of the fillers, by
 template. How often an occupation goes with the first word of an attribute is its share. All probabilities are known, so that gaps and nats are
-sums over occupations and no samples. The modules see some of the occupations; the others tell whether they have learned more than those.
+sums over occupations and no samples. What is done to the model sees some of the occupations; the others tell whether more has been learned than those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,20 +20,17 @@ from minitransformers.basics.gelu import gelu
 from minitransformers.basics.linear import init_linear, linear
 from minitransformers.basics.log_softmax import log_softmax
 from minitransformers.bias_mitigation.debiasing_adapter import StackedAdapters, debiasing_adapter
-from minitransformers.bias_mitigation.hard_concrete import expected_l0
-from minitransformers.bias_mitigation.masked_difference import init_masked_difference, masked_difference
 from minitransformers.compression.gated_neurons import NeuronGates, gated_neurons
-from minitransformers.foundation import Backward, reparameterize, slot, trees
+from minitransformers.foundation import Backward, slot
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.peft.bottleneck_adapter import BottleneckAdapter, init_bottleneck_adapter
-from minitransformers.peft.targets import at_targets
+from minitransformers.reporting.word_quality import interval
 from minitransformers.training.fit import fit
-from minitransformers.training.task import Labelled, Loss
+from minitransformers.training.task import Labelled
 
 OCCUPATIONS, SEEN, FILLERS, BATCH = 36, 24, 20, 128
 A, B, TEXT = range(3)                                        # templates; the words of A are 0 and 1, those of B 2 and 3
 WORDS, WIDTH, HIDDEN = 4 + FILLERS, 16, 64
-PRICE, GATE_RATE = 0.5, 16.0                                 # of all gates open; how much faster than differences their logits learn
+MEASURES = ("gap A", "gap B", "nats")                        # those of by_occupation
 
 
 def language(rng: np.random.Generator) -> Array:
@@ -47,7 +44,7 @@ def language(rng: np.random.Generator) -> Array:
 
 
 def balanced(of: Array, attribute: int) -> Array:
-    """The language with both words of an attribute equally likely, of the occupations that modules see: what exchanging the words makes of it."""
+    """The language with both words of an attribute equally likely, of the occupations that are seen: what exchanging the words makes of it."""
     found = of[:SEEN].copy()
     found[:, attribute, 2 * attribute : 2 * attribute + 2] = 0.5
     return found
@@ -106,11 +103,6 @@ def network(params: Network, ids: Array) -> tuple[Array, Backward]:
     return logits, backward
 
 
-def with_adapters(base: Network, adapters: StackedAdapters) -> Network:
-    """The same model with these before its last map."""
-    return base._replace(behind=(*base.behind[:2], adapters, base.behind[3]))
-
-
 def with_gates(base: Network, gates: Array) -> Network:
     """The same model with gates on the units of the first layer."""
     return base._replace(front=(*base.front[:2], NeuronGates(gates)))
@@ -128,6 +120,21 @@ def by_occupation(log_p: Array, of: Array) -> Array:
     """Of each occupation: the gap of A, that of B, |log p/p'| of their two words, and nats a filler."""
     gaps = [np.abs(log_p[:, attribute, 2 * attribute] - log_p[:, attribute, 2 * attribute + 1]) for attribute in (A, B)]
     return np.stack([*gaps, -(of[:, TEXT] * log_p[:, TEXT]).sum(axis=-1)], axis=1)
+
+
+def with_intervals(log_p: Array, of: Array, rng: np.random.Generator, *, resamples: int) -> dict[str, float]:
+    """MEASURES of the occupations that are seen, " low" and " high" of each with occupations drawn anew, and " unseen" of the others."""
+    rows = by_occupation(log_p, of)
+    seen = interval(rows[:SEEN], lambda drawn: drawn.mean(axis=0), rng, resamples=resamples)
+    ends = (("", seen.estimate), (" low", seen.low), (" high", seen.high))
+    found = {name + end: float(values[i]) for i, name in enumerate(MEASURES) for end, values in ends}
+    return found | {f"{name} unseen": float(rows[SEEN:, i].mean()) for i, name in enumerate(MEASURES)}
+
+
+def entropy(of: Array) -> float:
+    """Nats a filler that nobody can do better than, of the occupations that are seen."""
+    p = of[:SEEN, TEXT]
+    return float(-np.sum(p * np.log(np.maximum(p, 1e-300)), axis=-1).mean())
 
 
 def distance(params: Network, wanted: Array) -> float:
@@ -151,73 +158,14 @@ def gap_behind(params: Network) -> Callable:
     return gap
 
 
-# What is trained
 def trained_base(of: Array, rng: np.random.Generator, *, rate: float, steps: int) -> Network:
     """The model after so many updates on the language as it is."""
     return fit(init_network(rng), Labelled(network, partial(draw, of=of)), steps=steps, peak=rate, rng=rng)
 
 
-def adapter(base: Network, wanted: Array, rng: np.random.Generator, **settings: Any) -> BottleneckAdapter:
-    """An adapter of width 4 that makes of the base a model of the language that is wanted."""
-
-    def run(own: BottleneckAdapter, ids: Array) -> tuple[Array, Callable]:
-        logits, backward = network(with_adapters(base, StackedAdapters(own)), ids)
-        return logits, lambda dlogits: backward(dlogits).behind[2].debiasing
-
-    start = init_bottleneck_adapter(rng, HIDDEN, d_bottleneck=4, std=0.1, residual_std=0.0)
-    return fit(start, Labelled(run, partial(draw, of=wanted)), rng=rng, **settings)
-
-
-def masked(base: Network, wanted: Array, rng: np.random.Generator, **settings: Any) -> Any:
-    """Differences behind gates for the three matrices, as masked_difference takes them."""
-    start = at_targets(init_masked_difference, base, ["front.*.weight", "behind.*.weight"])
-    found = fit(_scaled(start, 1 / GATE_RATE), _Gated(base, wanted), rng=rng, **settings)
-    return _scaled(found, GATE_RATE)
-
-
-def weights(base: Network, wanted: Array, rng: np.random.Generator, *, vectors: bool, **settings: Any) -> Any:
-    """Differences of all weights; vectors: of biases and norms alone, the arrays of one axis."""
-    start = trees.map(np.copy, trees.partition(base, lambda path, leaf: leaf.ndim == 1 or not vectors)[0])
-
-    def run(own: Any, ids: Array) -> tuple[Array, Callable]:
-        tree, back = reparameterize(own, base=base)
-        logits, backward = network(tree, ids)
-        return logits, lambda dlogits: back(backward(dlogits))
-
-    found = dict(trees.leaves(fit(start, Labelled(run, partial(draw, of=wanted)), rng=rng, **settings)))
-    before = dict(trees.leaves(base))
-    return trees.from_paths(start, {path: leaf - before[path] for path, leaf in found.items()})
-
-
-def _scaled(tree: Any, factor: float) -> Any:
-    """Logits of gates times a factor: so they learn at a rate of their own."""
-    return trees.from_paths(tree, {path: leaf * np.float32(factor) if path.endswith("alpha") else leaf for path, leaf in trees.leaves(tree)})
-
-
-class _Gated(Labelled):
-    """The task with noise on the gates, and a price for those that are open."""
-
-    def __init__(self, base: Network, wanted: Array) -> None:
-        super().__init__(self.run, partial(draw, of=wanted), random=True)
-        self.base = base
-
-    def run(self, own: Any, ids: Array, *, rng: np.random.Generator) -> tuple[Array, Callable]:
-        tree, back = reparameterize(_scaled(own, GATE_RATE), base=self.base, change=partial(masked_difference, rng=rng))
-        logits, backward = network(tree, ids)
-        return logits, lambda dlogits: _scaled(back(backward(dlogits)), GATE_RATE)
-
-    def loss(self, params: Any, batch: Any, *, rng: np.random.Generator) -> Loss:
-        (total, count), backward = super().loss(params, batch, rng=rng)
-        alphas = {path: leaf for path, leaf in trees.leaves(params) if path.endswith("alpha")}
-        price = PRICE * count / sum(alpha.size for alpha in alphas.values())
-        parts = {path: expected_l0(GATE_RATE * alpha) for path, alpha in alphas.items()}
-
-        def both(dloss: Any) -> Any:
-            found = dict(trees.leaves(backward(dloss)))
-            for path, (_, l0_backward) in parts.items():
-                found[path] = found[path] + (GATE_RATE * price * dloss[0] * l0_backward(np.float32(1))).astype(np.float32)
-            return trees.from_paths(params, found)
-
-        return (total + price * sum(number for number, _ in parts.values()), count), both
-
-
+@cache
+def known(seed: int, *, rate: float, steps: int) -> tuple[Array, Network]:
+    """A language, and a model that has learned it."""
+    rng = np.random.default_rng(seed)
+    of = language(rng)
+    return of, trained_base(of, rng, rate=rate, steps=steps)

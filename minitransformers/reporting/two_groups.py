@@ -102,7 +102,7 @@ def decided(
 ) -> Iterator[tuple[str, dict[str, float]]]:  # fmt: skip
     """Of each way, RULE and NO: MEASURES by true labels, how much more than base has; how often right about either group, and by the record."""
     true, recorded = world._replace(minority=0.5).true_and_recorded(rng, ASKED)
-    known = {"labels": true.labels, "groups": true.groups}
+    known: dict[str, Any] = {"labels": true.labels, "groups": true.groups}
     said = {name: way.learned(rng, rates[name], steps=steps)(true.features)[0].argmax(-1) for name, way in ways.items()}
     said[RULE] = (world.along(true.features, true.groups) > 0).astype(np.int64)
     said[NO] = np.zeros(ASKED, np.int64)

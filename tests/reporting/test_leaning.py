@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minitransformers.reporting.leaning import JOBS, MEASURES, ROUNDS, SHARES, WORDS, ZIPF, Written, generations, loop, measured, real
+from minitransformers.reporting.leaning import MEASURES, ROUNDS, SHARES, WORDS, ZIPF, Written, generations, loop, measured, real
 
 
 def test_of_many_real_sentences_the_measures_are_those_of_the_truth():
@@ -13,7 +13,7 @@ def test_of_many_real_sentences_the_measures_are_those_of_the_truth():
     assert np.isclose(found["words"], np.exp(entropy), rtol=0.01) and np.isclose(found["rarer"], np.minimum(SHARES, 1 - SHARES).mean(), atol=0.01)
     assert np.isclose(found["gap"], np.abs(np.log(SHARES / (1 - SHARES))).mean(), atol=0.03)
     pronouns = -np.mean(SHARES * np.log(SHARES) + (1 - SHARES) * np.log(1 - SHARES))
-    assert np.isclose(found["nats"], entropy + pronouns, atol=0.02) and found["nats"] < np.log(2 * WORDS) and len(SHARES) == JOBS
+    assert np.isclose(found["nats"], entropy + pronouns, atol=0.02) and found["nats"] < np.log(2 * WORDS)
 
 
 def test_who_keeps_the_first_sentences_never_changes():
