@@ -16,7 +16,8 @@ section = Section(__file__, __doc__, kind="trained", needs=needs_data(("fairness
 NONE, WEIGHTED, WEAK, STRONG, *_ = WAYS
 FEATURES = "features"
 SAME = {name: f"{NONE}, at the rate of {name}" for name in (WEAK, STRONG)}
-KEYS = {"features": FEATURES, "none": NONE, "weighted": WEIGHTED, "weak": WEAK, "strong": STRONG, "same_weak": SAME[WEAK], "same_strong": SAME[STRONG]}
+KEYS = {"features": FEATURES, "none": NONE, "weighted": WEIGHTED, "weak": WEAK, "strong": STRONG}
+KEYS |= {"same_weak": SAME[WEAK], "same_strong": SAME[STRONG]}
 
 
 @section.tuning

@@ -71,7 +71,9 @@ def no_score(found):
 def report(found):
     measures = ("base", "mean of yes", "mean of no")
     sizes = np.bincount(people()[0].groups)
-    rows = [[name, int(size), *(f"{exactly(found[measure][name]['balance']):.3f}" for measure in measures)] for name, size in zip(people()[1], sizes, strict=True)]
+    rows = []
+    for name, size in zip(people()[1], sizes, strict=True):
+        rows.append([name, int(size), *(f"{exactly(found[measure][name]['balance']):.3f}" for measure in measures)])
     section.table("calibrated", ["group", "people", "base rate", "mean score of label 1", "mean score of label 0"], rows)
 
 

@@ -36,7 +36,8 @@ def experiment(rng):
     with warnings.catch_warnings(action="ignore"):           # that pairs do not agree is what is asked
         found = [bias_direction(*x[rng.choice(len(x), (2, 10), replace=False)]) for _ in range(PAIRS)]
     of_pairs = [(f.shares[0], f.shares[1], direct_bias(jobs, f.basis[:, 0])) for f in found]
-    yield RANDOM_PAIRS, "pairs", dict(zip(("first share", "second share", "direct"), np.mean(of_pairs, axis=0), strict=True)) | {"most": np.max(of_pairs, axis=0)[0]}
+    means = dict(zip(("first share", "second share", "direct"), np.mean(of_pairs, axis=0), strict=True))
+    yield RANDOM_PAIRS, "pairs", means | {"most": np.max(of_pairs, axis=0)[0]}
     yield OTHERS, "pairs", {"direct": np.mean([direct_bias(jobs, one) for one in others])}
 
 
@@ -74,12 +75,14 @@ def report(found):
     for name in (GENDER, RANDOM_PAIRS, OTHERS):
         of = at(found, name)
         shares = [mean_and_spread(of[share], ".3f") if share in of else "–" for share in ("first share", "second share")]
-        rows.append([name, *shares, span(of, "direct", ".3f") if name == GENDER else mean_and_spread(of["direct"], ".3f"), of["after"].max() if "after" in of else None])
+        direct = span(of, "direct", ".3f") if name == GENDER else mean_and_spread(of["direct"], ".3f")
+        rows.append([name, *shares, direct, of["after"].max() if "after" in of else None])
     section.table("directions", ["direction of", "first share", "second share", "direct bias of professions", "after, at most"], rows)
     of = at(found, GENDER)
-    section.values("directions", {"first": np.mean(of["first share"]), "second": np.mean(of["second share"]), "direct": np.mean(of["direct"]),
-                                  "professions": int(np.mean(of["professions"])),
-                                  "random_first": np.mean(found["first share"][RANDOM_PAIRS]["pairs"]), "random_direct": np.mean(found["direct"][OTHERS]["pairs"])})  # fmt: skip
+    section.values("directions", {name.split()[0]: np.mean(of[name]) for name in ("first share", "second share", "direct")})
+    section.value("directions.professions", int(np.mean(of["professions"])))
+    section.value("directions.random_first", np.mean(found["first share"][RANDOM_PAIRS]["pairs"]))
+    section.value("directions.random_direct", np.mean(found["direct"][OTHERS]["pairs"]))
 
 
 if __name__ == "__main__":

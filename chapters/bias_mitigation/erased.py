@@ -43,7 +43,8 @@ def experiment(rng):
         eraser = leace(some[own], np.eye(2)[labels[own]])
         out = vectors.copy()
         out[neutral] = neutralize(x, basis=one[:, None])
-        ways = {BEFORE: vectors, HARD: out, INLP: unit_rows(INLP, vectors @ found.projection), LEACE: unit_rows(LEACE, erase(vectors, eraser=eraser)[0])}
+        erased, _ = erase(vectors, eraser=eraser)
+        ways = {BEFORE: vectors, HARD: out, INLP: unit_rows(INLP, vectors @ found.projection), LEACE: unit_rows(LEACE, erased)}
         related = relatedness(asked, ways, rng, resamples=resamples)
         for way, directions in zip(ways, (0, 1, found.directions.shape[1], 1), strict=True):
             shares = shares_told(ways[way][neutral[rows[new]]], labels[new], rng, resamples=resamples)
@@ -86,8 +87,10 @@ def report(found):
         for key, way in (("before", BEFORE), ("hard", HARD), ("inlp", INLP), ("leace", LEACE)):
             of = at(found, name, way)
             change = span(of, "similarity more", ".3f") if way != BEFORE else "–"
-            rows.append([name, way, mean_and_spread(of["directions"], ".0f"), *(span(of, probe, ".3f") for probe in PROBES[1:]), span(of, "similarity", ".3f"), change])
-            section.values(f"erased.{key}.{kind}", {measure: np.mean(of[measure]) for measure in ("linear", "neighbours", "similarity", "directions")})
+            told = [span(of, measure, ".3f") for measure in (*PROBES[1:], "similarity")]
+            rows.append([name, way, mean_and_spread(of["directions"], ".0f"), *told, change])
+            stated = ("linear", "neighbours", "similarity", "directions")
+            section.values(f"erased.{key}.{kind}", {measure: np.mean(of[measure]) for measure in stated})
     section.table("erased", ["side along", "vectors", "directions out", "linear probe", "neighbours", "rank correlation, MEN", "its change"], rows)
     section.value("erased.side", side())
 

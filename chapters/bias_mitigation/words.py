@@ -103,7 +103,8 @@ def report(found):
         for way in KEYS:
             of = at(found, name_of(number), way)
             left = np.mean(of["apart"]) / np.mean(found["apart"][name_of(number)][BEFORE])
-            rows.append([name_of(number), way, span(of, "d"), span(of, "d more") if way != BEFORE else "–", span(of, "apart", ".3f"), f"{left:.0%}", np.mean(of["p"])])
+            change = span(of, "d more") if way != BEFORE else "–"
+            rows.append([name_of(number), way, span(of, "d"), change, span(of, "apart", ".3f"), f"{left:.0%}", np.mean(of["p"])])
             for key, measure in (("d", "d"), ("p", "p"), ("apart", "apart")):
                 section.value(f"words.{KEYS[way]}.test{number + 1}.{key}", np.mean(of[measure]))
     section.table("words_after", ["test", "vectors", "d, and 95 %", "change of d", "difference of means", "left of it", "p"], rows)

@@ -58,7 +58,7 @@ def loop(way: Written, rng: np.random.Generator, *, sentences: int = SENTENCES) 
     """What is measured of each generation, from the first, which has read real sentences."""
     first, asked = (real(rng, sentences) for _ in range(2))
     read = way.kept(first, first)
-    yield measured(read, asked)
+    yield measured(first, asked)
     for _ in range(ROUNDS):
         written = next_generation(read, sizes=SIZES, rng=rng, probabilities=partial(next_token_probabilities, **way.settings))
         read = way.kept(written, first)

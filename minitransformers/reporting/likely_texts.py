@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ START, _AT_ONCE = "<|endoftext|>", 8                         # texts that are re
 
 def smollm2_scores(texts: Sequence[str], given: Sequence[int]) -> tuple[Array, Array]:
     """What SmolLM2 gives each text, and what stands behind its first so many characters: 0 where that is nothing."""
-    model = load_llama_gguf(published_file("smollm2"))
+    model = _smollm2()
 
     def ids(text: str, **settings: Any) -> Array:
         return byte_pair_encode(text, vocabulary=model.vocabulary, **settings)
@@ -28,6 +29,11 @@ def smollm2_scores(texts: Sequence[str], given: Sequence[int]) -> tuple[Array, A
     rows = [np.concatenate([first, ids(text, special=False)]) for text in texts]
     known = [len(first) + len(ids(text[:count], special=False)) for text, count in zip(texts, given, strict=True)]
     return mean_log_probabilities(rows, known, logits=lambda some: llama(model.params, ids=some, **model.settings)[0])
+
+
+@cache
+def _smollm2() -> Any:
+    return load_llama_gguf(published_file("smollm2"))
 
 
 def mean_log_probabilities(ids: Sequence[Array], known: Sequence[int], *, logits: Callable[[Array], Array]) -> tuple[Array, Array]:

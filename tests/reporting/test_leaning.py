@@ -21,6 +21,12 @@ def test_who_keeps_the_first_sentences_never_changes():
     assert len(steps) == ROUNDS + 1 and all(step == steps[0] for step in steps)
 
 
+def test_the_first_generation_is_measured_on_real_sentences_whatever_is_kept():
+    ways = (Written({}), Written({}, lambda written, first: np.concatenate([written[: len(first)], 0 * first])))
+    starts = [next(loop(way, np.random.default_rng(3), sentences=300)) for way in ways]
+    assert starts[0] == starts[1]
+
+
 def test_generations_are_means_of_loops_within_their_ends():
     found = dict(generations(Written({"temperature": 0.7}), np.random.default_rng(2), quick=True))
     assert found[0]["drift"] == 0 and found[0]["least growth"] == 1
