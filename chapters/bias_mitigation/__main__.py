@@ -5,6 +5,6 @@ from minitransformers.reporting import run_chapter
 if __name__ == "__main__":
     order = [
         "associations", "words", "directions", "recovery", "erased", "pairs", "census", "behind", "risk", "calibrated", "cuts", "minority", "loop",
-        "held_back", "occupations", "probes", "modules", "units", "reward", "bans", "equal_shares", "redistribution", "attention", "rewriting", "canary", "methods",
+        "held_back", "occupations", "probes", "modules", "units", "reward", "bans", "equal_shares", "redistribution", "attention", "rewriting", "canary",
     ]  # fmt: skip
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

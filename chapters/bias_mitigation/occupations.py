@@ -16,10 +16,9 @@ from minitransformers.bias_mitigation.control_tokens import control_information,
 from minitransformers.bias_mitigation.counterfactual_augmentation import augment, substitute
 from minitransformers.bias_mitigation.filtering import filter_texts, lexicon_scores
 from minitransformers.reporting import Section, mean_and_spread
+from minitransformers.reporting import occupation_arms as arms
 from minitransformers.reporting import occupations as of
-from minitransformers.reporting.occupation_arms import (
-    ASKED, HEADS, PLAIN, SHARED, STEPS, TEXTS, Arm, at, bought, draw, drawn, learned, losses, means, neutral_words, row, told,
-)  # fmt: skip
+from minitransformers.reporting.occupation_arms import PLAIN, SHARED, Arm, at, bought, told
 
 section = Section(__file__, __doc__, kind="trained")
 SKEWED = 0.7                                                 # log-odds from which an occupation counts as skewed
@@ -28,18 +27,9 @@ JOBS, FITS = "filtered, skewed occupations", "filtered, pronouns that fit the od
 
 
 # %% What is read
-def log_odds(texts):
-    """Of each occupation, from counts with a half added to each."""
-    counts = np.full((len(of.JOBS), 2), 0.5)
-    for tokens, group in zip(texts.tokens, texts.groups, strict=True):
-        for token in set(tokens) & set(of.JOBS):
-            counts[of.JOBS.index(token), group] += 1
-    return np.log(counts[:, 0] / counts[:, 1])
-
-
 def filtered(name, texts):
     """Sentences that stay, and what share of those of each group does not."""
-    skew = dict(zip(of.JOBS, log_odds(texts), strict=True))
+    skew = dict(zip(of.JOBS, of.log_odds(texts), strict=True))
     scores = lexicon_scores(texts.tokens, lexicon=skew) * [len(text) for text in texts.tokens]
     if name == FITS:
         scores = np.maximum(np.where(texts.groups == 0, scores, -scores), 0)
@@ -70,7 +60,7 @@ def controlled(texts, rng):
 
 ARMS = {
     PLAIN: Arm(), CDA: Arm(lambda texts, rng: augment(texts.tokens, texts.tags, swaps=of.SWAPS).texts),
-    CDS: Arm(lambda texts, rng: substitute(texts.tokens, texts.tags, swaps=of.SWAPS, rng=rng)), WITHOUT: Arm(lambda texts, rng: neutral_words(texts)),
+    CDS: Arm(lambda texts, rng: substitute(texts.tokens, texts.tags, swaps=of.SWAPS, rng=rng)), WITHOUT: Arm(lambda texts, rng: arms.neutral_words(texts)),
     JOBS: filtering(JOBS), FITS: filtering(FITS), BALANCED: Arm(balanced), CONTROL: Arm(controlled, control=of.NEUTRAL),
 }  # fmt: skip
 KEYS = dict(zip(("plain", "cda", "cds", "without", "jobs", "fits", "balanced", "control", "shared"), (*ARMS, SHARED), strict=True))
@@ -79,14 +69,14 @@ KEYS = dict(zip(("plain", "cda", "cds", "without", "jobs", "fits", "balanced", "
 # %% What is measured
 @section.tuning
 def tuning(rng):
-    yield from losses(ARMS, rng, quick=section.quick)
+    yield from arms.losses(ARMS, rng, quick=section.quick)
 
 
 @section.experiment
 def experiment(rng):
-    texts, asked = drawn(rng, quick=section.quick)
-    yield "counted", 0, {"gap": np.abs(log_odds(texts)).mean()}
-    for name, params, numbers in learned(ARMS, texts, asked, section.rates, rng, quick=section.quick):
+    texts, asked = arms.drawn(rng, quick=section.quick)
+    yield "counted", 0, {"gap": np.abs(of.log_odds(texts)).mean()}
+    for name, params, numbers in arms.learned(ARMS, texts, asked, section.rates, rng, quick=section.quick):
         yield name, 0, numbers
         if name == CONTROL:
             yield CONTROL, "used", used(params, asked)
@@ -140,18 +130,24 @@ def filters(found):
 def report(found):
     rows = [["counted in the text", mean_and_spread(at(found, "gap", "counted")), *[""] * 5]]
     for key, name in KEYS.items():
-        rows.append([name, *row(found, name)])
-        section.values(f"occupations.{key}", means(found, name))
-    section.table("occupations", ["arm", *HEADS], rows)
+        rows.append([name, *arms.row(found, name)])
+        section.values(f"occupations.{key}", arms.means(found, name))
+    section.table("occupations", ["arm", *arms.HEADS], rows)
     for key, name in (("jobs", JOBS), ("fits", FITS)):
         section.values(f"occupations.dropped.{key}", {f"g{group + 1}": np.mean(found[f"dropped {group}"][name]["dropped"]) for group in (0, 1)})
     section.values("occupations.token", {measure: np.mean(found[measure][CONTROL]["used"]) for measure in ("information", "forced")})
-    section.values("occupations", {"texts": TEXTS, "asked": ASKED, "steps": STEPS, "counted": np.mean(at(found, "gap", "counted"))})
+    section.values("occupations", {"texts": arms.TEXTS, "asked": arms.ASKED, "steps": arms.STEPS, "counted": np.mean(at(found, "gap", "counted"))})
 
 
-@section.figure("occupations", size=(6.4, 4))
-def picture(ax, found):
-    draw(ax, found, KEYS.values())
+@section.figure("occupations", size=(8.5, 4), ncols=3, sharey=True)
+def picture(axes, found):
+    names = list(KEYS.values())
+    for ax, measure, label in zip(axes, ("gap", "nats", "told"), ("gap, mean |log p/p'|", "nats a token, no pronouns", "nats, right pronoun"), strict=True):
+        for row, name in enumerate(reversed(names)):
+            ax.plot(np.atleast_1d(at(found, measure, name)), [row] * np.size(at(found, measure, name)), "o", color="C0", alpha=0.8)
+        ax.axvline(float(np.mean(at(found, measure, PLAIN))), linestyle=":", color="#808080")
+        ax.set(xlabel=label, yticks=range(len(names)))
+        ax.set_yticklabels(names[::-1])
 
 
 if __name__ == "__main__":

@@ -11,18 +11,10 @@ nothing.
 # %%
 import numpy as np
 
-from minitransformers.basics.embedding import Embedding, embedding
-from minitransformers.basics.log_softmax import log_softmax
-from minitransformers.bias_mitigation.constrained_decoding import ban, banned_sequences
-from minitransformers.bias_mitigation.policy_gradient_loss import leave_one_out_advantages, policy_gradient_loss
-from minitransformers.compression.reverse_kl import reverse_kl
 from minitransformers.reporting import Section, lines, mean_and_spread, ticks_at, tried
-from minitransformers.training.fit import fit
-from minitransformers.training.schedule import warmup_cosine
-from minitransformers.training.task import Task
+from minitransformers.reporting.rewarded import FLAGGED, SYMBOLS, Rewarded, drawn_reference, earned, judged, learned, masked
 
 section = Section(__file__, __doc__, kind="trained")
-SYMBOLS, FLAGGED, LENGTH, TEXTS, START = 20, 2, 12, 64, 20   # the last row of the table is the start
 FLAGS, LEXICON = "flags", "flags and a lexicon"
 ADAM, PLAIN = "Adam", "plain steps"
 PRICES = (0, 0.1, 0.3, 1, 3)
@@ -32,81 +24,16 @@ ARMS = {f"{optimizer}, {reward}, {price:g}": (optimizer, reward, price)
 REFERENCE, MASKED = "reference", "masked by hand"
 
 
-# %% The reference, and how a policy is trained
+# %% The two rewards, and how a policy is trained
 def drawn_language(rng):
-    """A reference, which finds flagged symbols a little likelier than others, and what each symbol is worth by each reward."""
-    table = rng.normal(size=(SYMBOLS + 1, SYMBOLS))
-    table[:, :FLAGGED] += 0.3
-    flags = np.where(np.arange(SYMBOLS) < FLAGGED, -1.0, 0.0)
-    return table, {FLAGS: flags, LEXICON: flags + np.where(flags < 0, 0, rng.uniform(0, 0.3, size=SYMBOLS))}
-
-
-def write(table, rng):
-    """Texts of a policy, and the symbol before each symbol."""
-    steps, before = np.cumsum(np.exp(log_softmax(table)[0]), axis=-1), np.full((TEXTS, LENGTH + 1), START)
-    for i in range(LENGTH):
-        reached = steps[before[:, i]] < rng.random((TEXTS, 1))
-        before[:, i + 1] = np.minimum(reached.sum(axis=-1), SYMBOLS - 1)
-    return before[:, 1:], before[:, :-1]
-
-
-class Rewarded(Task):
-    """Minus the mean reward of a text, with its price for each nat of divergence at the symbols that were written."""
-
-    def __init__(self, reference, worth, price):
-        self.reference, self.worth, self.price = reference, worth, price
-
-    def loss(self, params, batch, *, rng):
-        texts, before = write(params.weight, rng)
-        logits, table_backward = embedding(params, ids=before)
-        to_come = np.cumsum(self.worth[texts][:, ::-1], axis=1)[:, ::-1]
-        value, reward_backward = policy_gradient_loss(logits, sampled=texts, advantages=leave_one_out_advantages(to_come))
-        apart, apart_backward = reverse_kl(logits, teacher=self.reference[before], reduction="sum")
-
-        def backward(dtotal):
-            return table_backward(reward_backward(dtotal[0]) + apart_backward(dtotal[0] * self.price / TEXTS))
-
-        return (value + self.price / TEXTS * apart, 1), backward
+    """A reference, and what each symbol is worth by each reward."""
+    reference, flags = drawn_reference(rng), np.where(np.arange(SYMBOLS) < FLAGGED, -1.0, 0.0)
+    return reference, {FLAGS: flags, LEXICON: flags + np.where(flags < 0, 0, rng.uniform(0, 0.3, size=SYMBOLS))}
 
 
 def trained(name, reference, worths, rng, rate):
     optimizer, reward, price = ARMS[name]
-    task, steps, params = Rewarded(reference, worths[reward], price), 10 if section.quick else 600, Embedding(reference)
-    if optimizer == ADAM:
-        return fit(params, task, steps=steps, peak=rate, rng=rng, clip=None).weight
-    for step in range(1, steps + 1):
-        _, backward = task.loss(params, None, rng=rng)
-        params = Embedding(params.weight - warmup_cosine(step, peak=rate, steps=steps, warmup=steps // 10) * backward((np.float64(1), None)).weight)
-    return params.weight
-
-
-# %% Exact sums
-def frequencies(table):
-    """How often a text is in each state before each of its symbols: (length, states)."""
-    found = [np.eye(SYMBOLS + 1)[START]]
-    for _ in range(LENGTH - 1):
-        found.append(np.append(found[-1] @ np.exp(log_softmax(table)[0]), 0))
-    return np.array(found)
-
-
-def judged(table, reference):
-    """Of a policy, a mean over all symbols of all texts."""
-    log_p, log_r = log_softmax(table)[0], log_softmax(reference)[0]
-    p, states = np.exp(log_p), frequencies(table).mean(axis=0)
-    possible = np.where(p > 0, log_p, 0)
-    each = states @ p                                        # how often each symbol is written
-    clean = masked(reference)
-    clean_p, clean_states = np.exp(log_softmax(clean)[0]), frequencies(clean).mean(axis=0)
-    return {
-        "flagged": each[:FLAGGED].sum(), "divergence": states @ (p * (possible - log_r)).sum(axis=-1), "entropy": -states @ (p * possible).sum(axis=-1),
-        "effective": np.exp(-(each * np.log(np.maximum(each, 1e-300))).sum()), "clean": -clean_states @ (clean_p * np.where(clean_p > 0, log_p, 0)).sum(axis=-1),
-    }  # fmt: skip
-
-
-def masked(table):
-    """The table whose flagged symbols are banned, each alone."""
-    before = np.arange(SYMBOLS + 1)[:, None] % SYMBOLS       # what came before makes no difference
-    return ban(table, before, banned=banned_sequences([[symbol] for symbol in range(FLAGGED)], vocabulary=SYMBOLS))
+    return learned(Rewarded(reference, worths[reward], price), rng, steps=10 if section.quick else 600, rate=rate, plain=optimizer == PLAIN)
 
 
 @section.tuning
@@ -114,8 +41,7 @@ def tuning(rng):
     def lost(name, rng, rate):
         reference, worths = drawn_language(rng)
         table, (_, reward, price) = trained(name, reference, worths, rng, rate), ARMS[name]
-        earned = frequencies(table).mean(axis=0) @ np.exp(log_softmax(table)[0]) @ worths[reward]
-        return price * judged(table, reference)["divergence"] - earned
+        return price * judged(table, reference)["divergence"] - earned(table, worths[reward])
 
     def few(optimizer, reward, price):                       # without a price the largest is best, however large: the loss only comes nearer to its end
         if optimizer == PLAIN:

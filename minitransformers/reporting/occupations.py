@@ -54,6 +54,15 @@ def texts_of(tokens: Sequence[Sequence[str]]) -> Texts:
     return Texts([*map(list, tokens)], [[TAGS.get(token, "") for token in text] for text in tokens], np.array(groups), np.array([bool(set(text) & set(JOBS)) for text in tokens]))
 
 
+def log_odds(texts: Texts) -> Array:
+    """Of each occupation for the first group, from counts with a half added to each."""
+    counts = np.full((len(JOBS), 2), 0.5)
+    for tokens, group in zip(texts.tokens, texts.groups, strict=True):
+        for token in set(tokens) & set(JOBS):
+            counts[JOBS.index(token), group] += 1
+    return np.log(counts[:, 0] / counts[:, 1])
+
+
 def filled(first: Sequence[str], name: str, who: str, word: str) -> list[str]:
     """A sentence."""
     return [*(name if token == "{word}" else token for token in first), who, *NEXT[first[-1]], word]
