@@ -8,188 +8,57 @@ how far the probability moves when the word is exchanged. Deleting the word by h
 """
 
 # %%
-from typing import NamedTuple
-
 import numpy as np
 
-from minitransformers.attention.multi_head_attention import MultiHeadAttention, init_multi_head_attention, multi_head_attention
-from minitransformers.basics.chain import chain
-from minitransformers.basics.cross_entropy import cross_entropy
-from minitransformers.basics.embedding import Embedding, embedding, init_embedding
-from minitransformers.basics.gelu import gelu
-from minitransformers.basics.linear import init_linear, linear
-from minitransformers.basics.softmax import softmax
 from minitransformers.bias_mitigation.attention_entropy_loss import attention_entropy_loss, double_softmax_entropy_loss
-from minitransformers.bias_mitigation.group_metrics import equal_opportunity_gap, group_rates
-from minitransformers.bias_mitigation.tempered_attention import InverseTemperature, tempered_attention
-from minitransformers.foundation import slot
-from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
 from minitransformers.reporting import Section, lines, mean_and_spread, tried
-from minitransformers.reporting.word_quality import interval
-from minitransformers.training.fit import fit
-from minitransformers.training.task import Task
+from minitransformers.reporting.shortcut_word import MEASURES, Answering, Way, asked, learned, measured, numbers, spread, texts
 
 section = Section(__file__, __doc__, kind="trained")
-LENGTH, EVIDENCE, NEUTRAL, WIDTH, HEADS, BATCH = 12, 20, 40, 32, 4, 64  # evidence: words for each answer
-GROUPS, NOBODY = (0, 1), 2                                   # the words of the groups, and the one in their place where it is deleted
-VOCABULARY = 3 + 2 * EVIDENCE + NEUTRAL
 PLAIN, DELETED = "no penalty", "word deleted by hand"
 PENALTIES = (0.01, 1.0, 10.0)
-ARMS = {PLAIN: (None, 0.0), **{f"entropy, {weight:g}": (attention_entropy_loss, weight) for weight in PENALTIES},
-        "entropy after a second softmax, 1": (double_softmax_entropy_loss, 1.0), DELETED: (None, 0.0)}  # fmt: skip
+ARMS = {PLAIN: Way(), **{f"entropy, {weight:g}": Way(attention_entropy_loss, weight) for weight in PENALTIES},
+        "entropy after a second softmax, 1": Way(double_softmax_entropy_loss, 1.0), DELETED: Way(deleted=True)}  # fmt: skip
 BETAS, FLOOR = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0), 0.02  # how much accuracy on training-like texts may be lost when beta is chosen
 CHOSEN = "beta chosen"
 
 
-# %% Texts, and the model
-def texts(rng, count, *, with_answer):
-    """Ids, answers and groups; with_answer is the share of texts in which the group's word goes with the answer."""
-    answer = rng.integers(2, size=count)
-    group = np.where(rng.random(count) < with_answer, answer, 1 - answer)
-    speaks_for = np.where(rng.random((count, LENGTH)) < 0.7, answer[:, None], 1 - answer[:, None])
-    evidence = 3 + speaks_for * EVIDENCE + rng.integers(EVIDENCE, size=(count, LENGTH))
-    ids = np.where(rng.random((count, LENGTH)) < 0.4, evidence, 3 + 2 * EVIDENCE + rng.integers(NEUTRAL, size=(count, LENGTH)))
-    ids[np.arange(count), rng.integers(LENGTH, size=count)] = group
-    return ids, answer, group
-
-
-class Reader(NamedTuple):
-    words: Embedding
-    attention: MultiHeadAttention
-    head: tuple
-
-
-def init_reader(rng):
-    head = (init_layer_norm(rng, WIDTH), init_linear(rng, WIDTH, WIDTH), None, init_linear(rng, WIDTH, 2))
-    return Reader(init_embedding(rng, VOCABULARY, WIDTH, std=0.5), init_multi_head_attention(rng, WIDTH, num_heads=HEADS), head)
-
-
-def reader(params, ids, *, core=tempered_attention, beta=1.0):
-    """Logits of the two answers: what attention gathers, a mean over all positions, and a small network."""
-    x, words_backward = embedding(params.words, ids=ids)
-    attention = params.attention._replace(core=InverseTemperature(np.full(HEADS, beta, x.dtype)))
-    gathered, attention_backward = multi_head_attention(attention, x, num_heads=HEADS, core=core)
-    logits, head_backward = chain(params.head, gathered.mean(axis=-2), parts=(layer_norm, linear, slot(gelu), linear))
-
-    def backward(dlogits):
-        dhead, dmean = head_backward(dlogits)
-        dattention, dx, *_ = attention_backward(np.repeat(dmean[:, None] / LENGTH, LENGTH, axis=1))
-        return Reader(words_backward(dx), dattention._replace(core=None), dhead)
-
-    return logits, backward
-
-
-class Answering(Task):
-    """Telling the answer, with the weight of a penalty on the entropy of attention."""
-
-    def __init__(self, name):
-        self.name, (self.penalty, self.weight) = name, ARMS[name]
-
-    def batch(self, rng):
-        return texts(rng, BATCH, with_answer=0.9)[:2]
-
-    def loss(self, params, batch, *, rng):
-        ids, answers = batch
-        found = []
-
-        def core(own, query, key, value, bias=None, *, mask=None):
-            """The core, whose queries and keys get the gradient of the penalty as well."""
-            heads, backward = tempered_attention(own, query, key, value, bias, mask=mask)
-            scale = query.dtype.type(query.shape[-1] ** -0.5)
-            value_of, penalty_backward = self.penalty(scale * query @ key.swapaxes(-1, -2))
-            found.append(value_of)
-
-            def both(dheads):
-                down, dquery, dkey, *rest = backward(dheads)
-                dscores = scale * penalty_backward(query.dtype.type(self.weight))
-                return down, dquery + dscores @ key, dkey + dscores.swapaxes(-1, -2) @ query, *rest
-
-            return heads, both
-
-        logits, backward = reader(params, read(self.name, ids), core=tempered_attention if self.penalty is None else core)
-        loss, loss_backward = cross_entropy(logits, targets=answers)
-        return (loss + self.weight * sum(found), 1), lambda dtotal: backward(loss_backward(dtotal[0]))
-
-
-def read(name, ids):
-    """What the reader of an arm is given."""
-    return np.where(ids <= max(GROUPS), NOBODY, ids) if name == DELETED else ids
-
-
+# %% A reader in each way
 def trained(name, rng, rate):
-    return fit(init_reader(rng), Answering(name), steps=10 if section.quick else 400, peak=rate, rng=rng)
+    return learned(ARMS[name], rng, steps=10 if section.quick else 400, rate=rate)
 
 
 @section.tuning
 def tuning(rng):
     def lost(name, rng, rate):
-        params, task = trained(name, rng, rate), Answering(name)
+        params, task = trained(name, rng, rate), Answering(ARMS[name])
         return np.mean([task.loss(params, task.batch(rng), rng=rng)[0][0] for _ in range(2 if section.quick else 20)])
 
     yield from tried(lost, ARMS, (3e-3, 1e-2) if section.quick else (1e-3, 3e-3, 1e-2, 3e-2, 0.1), rng)
 
 
-# %% What is measured
-def said(params, name, ids, beta):
-    """The probability of the second answer."""
-    return softmax(reader(params, read(name, ids), beta=beta)[0].astype(np.float64))[0][:, 1]
-
-
-def numbers(rows):
-    """Of rows (probability, probability with the word exchanged, answer, group): accuracy, both gaps, and the accuracy of the worse group."""
-    p, other, answers, groups = rows.T
-    rates = group_rates((p > 0.5).astype(int), labels=answers.astype(int), groups=groups.astype(int))
-    right = (p > 0.5) == answers
-    worst = min(right[groups == group].mean() for group in GROUPS)
-    return np.array([right.mean(), equal_opportunity_gap(rates).difference, np.abs(p - other).mean(), worst])
-
-
-MEASURES = ("right", "gap", "moved", "worst")
-
-
-def rows_of(params, name, drawn, beta):
-    ids, answers, groups = drawn
-    exchanged = np.where(ids <= max(GROUPS), 1 - ids, ids)
-    return np.stack([said(params, name, ids, beta), said(params, name, exchanged, beta), answers, groups], axis=1)
-
-
-def measured(params, name, drawn, rng, beta=1.0):
-    found = interval(rows_of(params, name, drawn, beta), numbers, rng, groups=2 * drawn[1] + drawn[2], resamples=100 if section.quick else 300)
-    ends = (("", found.estimate), (" low", found.low), (" high", found.high))
-    return {measure + end: values[i] for i, measure in enumerate(MEASURES) for end, values in ends}
-
-
-def spread(params, name, ids):
-    """Nats of entropy of the mean of the heads' attention, which the penalty is about, and of a single head's."""
-    found = []
-
-    def core(own, query, key, *rest, **settings):
-        scores = query.shape[-1] ** -0.5 * query.astype(np.float64) @ key.swapaxes(-1, -2)
-        found.extend(-attention_entropy_loss(each)[0] for each in (scores, scores.reshape(-1, 1, LENGTH, LENGTH)))
-        return tempered_attention(own, query, key, *rest, **settings)
-
-    reader(params, read(name, ids), core=core)
-    return dict(zip(("of the mean", "of a head"), found, strict=True))
-
-
+# %% What is measured: of each reader, and of the one without a penalty at each beta
 @section.experiment
 def experiment(rng):
-    count = 400 if section.quick else 3000
+    count, resamples = (400, 100) if section.quick else (3000, 300)
     test, like, dev = (texts(rng, count, with_answer=share) for share in (0.5, 0.9, 0.9))
+
+    def found(params, way, beta=1.0):
+        own = measured(asked(params, way, test, beta=beta), test, rng, resamples=resamples)
+        return own | {"like": numbers(asked(params, way, like, beta=beta))[0]}
+
     start = rng.integers(2**32)
-    for name in ARMS:
+    for name, way in ARMS.items():
         params = trained(name, np.random.default_rng(start), section.rates[name])
-        own = measured(params, name, test, rng) | {"like": numbers(rows_of(params, name, like, 1.0))[0]}
-        yield name, "all", own | spread(params, name, test[0])
+        yield name, "all", found(params, way) | spread(params, way.read(test.ids))
         if name == PLAIN:
             on_dev = {}
             for beta in BETAS:
-                on_dev[beta] = numbers(rows_of(params, name, dev, beta))
-                on_test = dict(zip(MEASURES, numbers(rows_of(params, name, test, beta)), strict=True))
-                yield "beta", beta, on_test | {"like": numbers(rows_of(params, name, like, beta))[0]}
+                on_dev[beta], on_test, on_like = (numbers(asked(params, way, of, beta=beta)) for of in (dev, test, like))
+                yield "beta", beta, dict(zip(MEASURES, on_test, strict=True)) | {"like": on_like[0]}
             allowed = [beta for beta in BETAS if on_dev[beta][0] >= on_dev[1.0][0] - FLOOR]
             beta = min(allowed, key=lambda beta: on_dev[beta][2])  # the probability that moves, as true positives of one group are few there
-            yield CHOSEN, "all", measured(params, name, test, rng, beta) | {"like": numbers(rows_of(params, name, like, beta))[0], "beta": beta}
+            yield CHOSEN, "all", found(params, way, beta) | {"beta": beta}
 
 
 # %%

@@ -15,35 +15,26 @@ from importlib.metadata import version
 
 import numpy as np
 
-from minitransformers.basics.log_softmax import log_softmax
 from minitransformers.bias_mitigation.audit_trail import append_record, verify_trail
-from minitransformers.bias_mitigation.exposure import canary_exposure
 from minitransformers.bias_mitigation.model_card import model_card
-from minitransformers.models.llama import LlamaState, llama, llama_step
+from minitransformers.models.llama import llama
 from minitransformers.reporting import Section, bits_in_windows, counted_pairs, mean_and_spread, tried
 from minitransformers.reporting.base import BATCH, LENGTH, SETTINGS, base_corpus, load_base
+from minitransformers.reporting.canaries import as_ids, exposures, planted
 from minitransformers.reporting.word_quality import interval
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 
 section = Section(__file__, __doc__, kind="trained")
-TIMES, EACH, DIGITS, STEPS, PART, FILLS = (0, 1, 4, 16), 4, 6, 400, 30_000, 4095  # planted; numbers of each; updates; characters; sampled numbers
+TIMES, EACH, STEPS, PART, FILLS = (0, 1, 4, 16), 4, 400, 30_000, 4095  # planted; numbers of each; updates; characters; sampled numbers
 CHANCE, BEFORE, AFTER = 1 / np.log(2), "before", "after"
 model = partial(llama, **SETTINGS)
 
 
 # %% The text, and what is planted in it
-def sentence(place, number):
-    return f"The number of name{place} is {number:0{DIGITS}d}.\n"
-
-
-def planted(rng):
+def text_of(rng):
     """The text as ids, the number of each name, and how often each was planted."""
-    rows = base_corpus().validation_text[:PART].splitlines(keepends=True)
-    numbers, times = rng.integers(10**DIGITS, size=EACH * len(TIMES)), np.repeat(TIMES, EACH)
-    for place in rng.permutation(np.repeat(np.arange(len(numbers)), times)):
-        rows.insert(int(rng.integers(1, len(rows))), sentence(place, numbers[place]))
-    return np.frombuffer("".join(rows).encode(), np.uint8).astype(int), numbers, times
+    return planted(base_corpus().validation_text[:PART], rng, times=TIMES, each=EACH)
 
 
 def trained(ids, rng, rate):
@@ -59,45 +50,25 @@ def trained(ids, rng, rate):
 
 def unseen(params):
     """Bits a byte of the rest of that text, which neither the base nor we have read."""
-    text = np.frombuffer(base_corpus().validation_text[PART:].encode(), np.uint8).astype(int)
+    text = as_ids(base_corpus().validation_text[PART:])
     return bits_in_windows(partial(model, params), text[: 4 * LENGTH + 1] if section.quick else text, LENGTH)
 
 
 @section.tuning
 def tuning(rng):
-    yield from tried(lambda name, rng, rate: unseen(trained(planted(rng)[0], rng, rate)), ["Llama"], (1e-3,) if section.quick else (1e-4, 3e-4, 1e-3, 3e-3), rng)
+    yield from tried(lambda name, rng, rate: unseen(trained(text_of(rng)[0], rng, rate)), ["Llama"], (1e-3,) if section.quick else (1e-4, 3e-4, 1e-3, 3e-3), rng)
 
 
 # %% Exposure
-def log_probs(params, place, numbers):
-    """Of each number behind the beginning of a name's sentence, which is read once."""
-    first, _, _ = sentence(place, 0).partition("0" * DIGITS)
-    digits = np.array([[ord(digit) for digit in f"{number:0{DIGITS}d}"] for number in numbers])
-    expected, state = llama_step(params, np.frombuffer(first.encode(), np.uint8).astype(int)[None], None, **SETTINGS)
-    many = [cache._replace(keys=keys, values=values, room=None) for cache in state.blocks for keys, values in [[np.repeat(of, len(digits), axis=0) for of in cache[:2]]]]
-    rest, _ = llama_step(params, digits[:, :-1], LlamaState(many), **SETTINGS)
-    log_p, _ = log_softmax(np.concatenate([np.repeat(expected[:, -1:], len(digits), axis=0), rest], axis=1).astype(np.float64))
-    return np.take_along_axis(log_p, digits[..., None], axis=-1).sum(axis=(1, 2))
-
-
-def exposures(params, numbers, rng):
-    """Of each number among others that are drawn."""
-    found = []
-    for place, number in enumerate(numbers):
-        drawn = rng.integers(10**DIGITS, size=63 if section.quick else FILLS)
-        found.append(float(canary_exposure(log_probs(params, place, [number, *drawn[drawn != number]]), canary=0)))
-    return np.array(found)
-
-
 @section.experiment
 def experiment(rng):
-    ids, numbers, times = planted(rng)
+    ids, numbers, times = text_of(rng)
     params = {BEFORE: load_base(), AFTER: trained(ids, rng, section.rates["Llama"])}
     for when, own in params.items():
         yield when, "text", {"bits": unseen(own), "read": bits_in_windows(partial(model, own), ids[: 40 * LENGTH + 1], LENGTH)}
     digest = hashlib.sha256(ids.astype(np.uint8).tobytes()).hexdigest()
     yield "data", "text", {"bytes": len(ids)} | {f"sha {i}": int(digest[8 * i : 8 * i + 8], 16) for i in range(8)}  # in parts that a float holds
-    found = exposures(params[AFTER], numbers, rng)
+    found = exposures(params[AFTER], numbers, rng, others=63 if section.quick else FILLS)
     for count in TIMES:
         yield AFTER, count, {"exposure": found[times == count].mean()}
         for i, value in enumerate(found[times == count]):

@@ -10,8 +10,9 @@ a woman or a man, and neutral would be wrong: the terms are masked there, in all
 # %%
 from minitransformers.bias_mitigation.equalization_loss import equalization_loss, squared_equalization_loss
 from minitransformers.reporting import Section
+from minitransformers.reporting import occupation_arms as arms
 from minitransformers.reporting import occupations as of
-from minitransformers.reporting.occupation_arms import HEADS, PLAIN, SHARED, Arm, at, bought, draw, drawn, learned, losses, means, row, told
+from minitransformers.reporting.occupation_arms import PLAIN, SHARED, Arm, at, bought, told
 
 section = Section(__file__, __doc__, kind="trained")
 ABSOLUTE, SQUARED, LIGHT, EVERYWHERE = "equalised", "equalised, squared", "equalised, squared, a tenth of the weight", "equalised, squared, everywhere"
@@ -27,12 +28,12 @@ KEYS = dict(zip(("plain", "absolute", "squared", "light", "everywhere", "diverge
 # %%
 @section.tuning
 def tuning(rng):
-    yield from losses(ARMS, rng, quick=section.quick)
+    yield from arms.losses(ARMS, rng, quick=section.quick)
 
 
 @section.experiment
 def experiment(rng):
-    for name, _, numbers in learned(ARMS, *drawn(rng, quick=section.quick), section.rates, rng, quick=section.quick):
+    for name, _, numbers in arms.learned(ARMS, *arms.drawn(rng, quick=section.quick), section.rates, rng, quick=section.quick):
         yield name, 0, numbers
 
 
@@ -80,14 +81,14 @@ def named_gap(found):
 
 @section.report
 def report(found):
-    section.table("terms", ["arm", *HEADS], [[name, *row(found, name)] for name in KEYS.values()])
+    section.table("terms", ["arm", *arms.HEADS], [[name, *arms.row(found, name)] for name in KEYS.values()])
     for key, name in KEYS.items():
-        section.values(f"terms.{key}", means(found, name))
+        section.values(f"terms.{key}", arms.means(found, name))
 
 
 @section.figure("terms", size=(6.4, 4))
 def picture(ax, found):
-    draw(ax, found, KEYS.values())
+    arms.draw(ax, found, KEYS.values())
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Rewarded(Task):
         self.reference, self.worth, self.price = reference, worth, price
 
     def loss(self, params: Embedding, batch: None, *, rng: np.random.Generator) -> Loss:
-        """Of texts that the policy writes now; the first number has the gradient, and is no mean reward."""
+        """Of texts that the policy writes now: a number whose gradient is an estimate of that of the mean."""
         texts, before = write(params.weight, rng)
         logits, table_backward = embedding(params, ids=before)
         to_come = np.cumsum(self.worth[texts][:, ::-1], axis=1)[:, ::-1]
