@@ -9,63 +9,40 @@ made: groups are how often a number was planted.
 
 # %%
 import hashlib
-import re
 from functools import partial
 from importlib.metadata import version
 
 import numpy as np
 
-from minitransformers.bias_mitigation.audit_trail import append_record, verify_trail
 from minitransformers.bias_mitigation.model_card import model_card
-from minitransformers.models.llama import llama
 from minitransformers.reporting import Section, bits_in_windows, counted_pairs, mean_and_spread, tried
-from minitransformers.reporting.base import BATCH, LENGTH, SETTINGS, base_corpus, load_base
-from minitransformers.reporting.canaries import as_ids, exposures, planted
+from minitransformers.reporting.base import BATCH, LENGTH, base_corpus, load_base
+from minitransformers.reporting.canaries import PART, STEPS, exposures, model, planted, trained, unseen
+from minitransformers.reporting.run_records import card_rows, edits_are_found, trail_of, trail_rows
 from minitransformers.reporting.word_quality import interval
-from minitransformers.training.fit import fit
-from minitransformers.training.task import Labelled
 
 section = Section(__file__, __doc__, kind="trained")
-TIMES, EACH, STEPS, PART, FILLS = (0, 1, 4, 16), 4, 400, 30_000, 4095  # planted; numbers of each; updates; characters; sampled numbers
+TIMES, EACH, FILLS = (0, 1, 4, 16), 4, 4095                 # planted; numbers of each; sampled numbers
 CHANCE, BEFORE, AFTER = 1 / np.log(2), "before", "after"
-model = partial(llama, **SETTINGS)
 
 
-# %% The text, and what is planted in it
-def text_of(rng):
-    """The text as ids, the number of each name, and how often each was planted."""
-    return planted(base_corpus().validation_text[:PART], rng, times=TIMES, each=EACH)
-
-
-def trained(ids, rng, rate):
-    windows = np.lib.stride_tricks.sliding_window_view(ids, LENGTH + 1)
-
-    def draw(rng):
-        drawn = windows[rng.integers(len(windows), size=BATCH)]
-        return drawn[:, :-1], drawn[:, 1:]
-
-    task = Labelled(lambda params, ids: model(params, ids=ids), draw)
-    return fit(load_base(), task, steps=10 if section.quick else STEPS, peak=rate, rng=rng)
-
-
-def unseen(params):
-    """Bits a byte of the rest of that text, which neither the base nor we have read."""
-    text = as_ids(base_corpus().validation_text[PART:])
-    return bits_in_windows(partial(model, params), text[: 4 * LENGTH + 1] if section.quick else text, LENGTH)
-
-
+# %%
 @section.tuning
 def tuning(rng):
-    yield from tried(lambda name, rng, rate: unseen(trained(text_of(rng)[0], rng, rate)), ["Llama"], (1e-3,) if section.quick else (1e-4, 3e-4, 1e-3, 3e-3), rng)
+    def lost(name, rng, rate):
+        ids, _, _ = planted(rng, times=TIMES, each=EACH)
+        return unseen(trained(ids, rng, rate, quick=section.quick), quick=section.quick)
+
+    yield from tried(lost, ["Llama"], (1e-3,) if section.quick else (1e-4, 3e-4, 1e-3, 3e-3), rng)
 
 
 # %% Exposure
 @section.experiment
 def experiment(rng):
-    ids, numbers, times = text_of(rng)
-    params = {BEFORE: load_base(), AFTER: trained(ids, rng, section.rates["Llama"])}
+    ids, numbers, times = planted(rng, times=TIMES, each=EACH)
+    params = {BEFORE: load_base(), AFTER: trained(ids, rng, section.rates["Llama"], quick=section.quick)}
     for when, own in params.items():
-        yield when, "text", {"bits": unseen(own), "read": bits_in_windows(partial(model, own), ids[: 40 * LENGTH + 1], LENGTH)}
+        yield when, "text", {"bits": unseen(own, quick=section.quick), "read": bits_in_windows(partial(model, own), ids[: 40 * LENGTH + 1], LENGTH)}
     digest = hashlib.sha256(ids.astype(np.uint8).tobytes()).hexdigest()
     yield "data", "text", {"bytes": len(ids)} | {f"sha {i}": int(digest[8 * i : 8 * i + 8], 16) for i in range(8)}  # in parts that a float holds
     found = exposures(params[AFTER], numbers, rng, others=63 if section.quick else FILLS)
@@ -97,13 +74,12 @@ def run_of(found):
     }  # fmt: skip
 
 
-def trail_of(found, card):
-    seeds = range(len(np.atleast_1d(found["bits"][AFTER]["text"])))
-    trail = append_record(b"", record={"step": "data", "bytes": int(of_seed(found, 0, "bytes", "data", "text")), "sha256": run_of(found)["data_sha256"]})
-    for seed in seeds:
+def own_trail(found, card):
+    evaluations = []
+    for seed in range(len(np.atleast_1d(found["bits"][AFTER]["text"]))):
         numbers = {f"planted {count}": round(of_seed(found, seed, "exposure", AFTER, count), 2) for count in TIMES}
-        trail = append_record(trail, record={"step": "evaluation", "seed": section.seed + seed, "bits a byte": round(of_seed(found, seed, "bits", AFTER, "text"), 3), "exposure": numbers})
-    return append_record(trail, record={"step": "card", "sha256": hashlib.sha256(card.encode()).hexdigest()})
+        evaluations.append({"seed": section.seed + seed, "bits a byte": round(of_seed(found, seed, "bits", AFTER, "text"), 3), "exposure": numbers})
+    return trail_of({"bytes": int(of_seed(found, 0, "bytes", "data", "text")), "sha256": run_of(found)["data_sha256"]}, evaluations, card)
 
 
 # %%
@@ -140,15 +116,12 @@ def once(found):
     "An edit of the trail of this run is found",
     paper="Haber and Stornetta 1991, doi:10.1007/BF00196791: each link holds the checksum of the one before",
     kind="exact",
-    measured=lambda found: f"{verify_trail(trail_of(found, model_card(run_of(found)))).records} records",
+    measured=lambda found: f"{len(trail_rows(own_trail(found, model_card(run_of(found)))))} records",
 )
 def trail_finds(found):
     """The same record gives the same card; the trail is sound, and is not with one letter more in any line but the last."""
     card = model_card(run_of(found))
-    trail = trail_of(found, card)
-    lines_of = trail.splitlines(keepends=True)
-    edited = [b"".join([*lines_of[:i], line.replace(b'"step":"', b'"step":"x', 1), *lines_of[i + 1 :]]) for i, line in enumerate(lines_of[:-1])]
-    return card == model_card(run_of(found)) and verify_trail(trail).sound and not any(verify_trail(other).sound for other in edited)
+    return card == model_card(run_of(found)) and edits_are_found(own_trail(found, card))
 
 
 @section.report
@@ -165,10 +138,8 @@ def report(found):
         section.value(f"canary.planted{count}", mean_of(found, count).mean())
     section.values("canary", {"steps": STEPS, "characters": PART, "fills": FILLS, "most": float(np.log2(FILLS + 1)), "before": found["bits"][BEFORE]["text"].mean(), "after": found["bits"][AFTER]["text"].mean()})
     card = model_card(run_of(found))
-    parts = [part.partition("\n\n") for part in card.split("\n## ")[1:]]
-    section.table("card", ["section of the card", "what stands there"], [[head, " / ".join(line.strip("| ").replace(" | ", ", ") for line in text.splitlines() if line.strip("| -"))] for head, _, text in parts])
-    records = [line.decode() for line in trail_of(found, card).splitlines()]
-    section.table("trail", ["line"], [[re.sub(r"[0-9a-f]{64}", lambda digits: digits.group()[:8] + "…", line)] for line in records])
+    section.table("card", ["section of the card", "what stands there"], card_rows(card))
+    section.table("trail", ["line"], trail_rows(own_trail(found, card)))
 
 
 @section.figure("canary", size=(5.4, 3.2))

@@ -113,30 +113,36 @@ class Answering(Task):
     def loss(self, params: Reader, batch: tuple[Array, Array], *, rng: np.random.Generator) -> Loss:
         """A mean in nats, and the penalty."""
         ids, answers = batch
-        values: list[Any] = []
-        core = tempered_attention if self.way.penalty is None else _penalised(self.way.penalty, self.way.weight, values)
-        logits, backward = reader(params, self.way.read(ids), core=core)
+        core = None if self.way.penalty is None else _Penalised(self.way.penalty)
+        logits, backward = reader(params, self.way.read(ids), core=core or tempered_attention)
         loss, loss_backward = cross_entropy(logits, targets=answers)
-        return (loss + self.way.weight * sum(values), 1), lambda dtotal: backward(loss_backward(dtotal[0]))
+        if core is None:
+            return (loss, 1), lambda dtotal: backward(loss_backward(dtotal[0]))
+
+        def both_backward(dtotal: Any) -> Reader:
+            core.arriving = self.way.weight * dtotal[0]
+            return backward(loss_backward(dtotal[0]))
+
+        return (loss + self.way.weight * core.value, 1), both_backward
 
 
-def _penalised(penalty: Callable, weight: float, values: list[Any]) -> Callable:
-    """The core, whose queries and keys get the gradient of the penalty as well; the penalty's value goes to values."""
+class _Penalised:
+    """The core, whose queries and keys get the gradient of a penalty as well: that of value, when arriving is what reaches it."""
 
-    def core(own: Any, query: Array, key: Array, value: Array, bias: Array | None = None, *, mask: Array | None = None) -> tuple[Array, Backward]:
+    def __init__(self, penalty: Callable) -> None:
+        self.penalty, self.value, self.arriving = penalty, 0.0, 0.0
+
+    def __call__(self, own: Any, query: Array, key: Array, value: Array, bias: Array | None = None, *, mask: Array | None = None) -> tuple[Array, Backward]:
         heads, backward = tempered_attention(own, query, key, value, bias, mask=mask)
         scale = query.dtype.type(query.shape[-1] ** -0.5)
-        value_of, penalty_backward = penalty(scale * query @ key.swapaxes(-1, -2))
-        values.append(value_of)
+        self.value, penalty_backward = self.penalty(scale * query @ key.swapaxes(-1, -2))
 
         def both(dheads: Array) -> tuple:
             down, dquery, dkey, *rest = backward(dheads)
-            dscores = scale * penalty_backward(query.dtype.type(weight))
+            dscores = scale * penalty_backward(query.dtype.type(self.arriving))
             return down, dquery + dscores @ key, dkey + dscores.swapaxes(-1, -2) @ query, *rest
 
         return heads, both
-
-    return core
 
 
 def learned(way: Way, rng: np.random.Generator, *, steps: int, rate: float) -> Reader:

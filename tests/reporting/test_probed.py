@@ -5,7 +5,8 @@ import pytest
 
 from minitransformers import check_gradients, trees
 from minitransformers.bias_mitigation.alignment_loss import alignment_loss
-from minitransformers.reporting.probed import BAYES, OCCUPATIONS, Telling, Way, encode, exchanged, learned, probe, sentences, standard, without
+from minitransformers.reporting import probed
+from minitransformers.reporting.probed import Telling, Way, encode, exchanged, learned, probe, sentences, standard, without
 
 WAYS = {"plain": Way(), "both forms": Way(both_forms=True), "aligned": Way(extra=alignment_loss), "deleted": Way(deleted=True)}
 
@@ -13,8 +14,8 @@ WAYS = {"plain": Way(), "both forms": Way(both_forms=True), "aligned": Way(extra
 def test_the_occupation_tells_the_group_as_often_as_is_known():
     ids, topics, groups = sentences(np.random.default_rng(0), 20_000)
     assert (ids[:, 0] == groups).all() and len(topics) == 20_000
-    guess = ids[:, 1] - 3 >= OCCUPATIONS / 2
-    assert abs((guess == groups).mean() - BAYES) < 0.01
+    guess = ids[:, 1] - 3 >= probed.OCCUPATIONS / 2
+    assert abs((guess == groups).mean() - probed.BAYES) < 0.01
     assert (exchanged(ids)[:, 0] == 1 - groups).all() and (exchanged(exchanged(ids)) == ids).all() and (without(ids)[:, 0] == 2).all()
 
 
@@ -40,4 +41,4 @@ def test_where_the_word_is_deleted_both_forms_have_one_vector_and_a_probe_does_n
     x, held, swapped = (encode(params, way.read(each))[0] for each in (ids, other, exchanged(other)))
     np.testing.assert_array_equal(held, swapped)
     asked = probe(standard(x, x), groups, rng, steps=200, rate=0.03)(standard(held, x))
-    assert 0.6 < (asked.argmax(axis=1) == others).mean() < BAYES + 0.04
+    assert 0.55 < (asked.argmax(axis=1) == others).mean() < probed.BAYES + 0.04

@@ -3,7 +3,8 @@
 import numpy as np
 
 from minitransformers.basics.embedding import Embedding
-from minitransformers.reporting.rewarded import FLAGGED, LENGTH, SYMBOLS, Rewarded, drawn_reference, earned, frequencies, judged, learned, masked, write
+from minitransformers.reporting import rewarded
+from minitransformers.reporting.rewarded import FLAGGED, LENGTH, SYMBOLS, Rewarded, drawn_reference, earned, judged, learned, masked
 
 FLAGS = np.where(np.arange(SYMBOLS) < FLAGGED, -1.0, 0.0)
 
@@ -11,8 +12,8 @@ FLAGS = np.where(np.arange(SYMBOLS) < FLAGGED, -1.0, 0.0)
 def test_exact_sums_are_what_many_texts_show():
     rng = np.random.default_rng(0)
     table = drawn_reference(rng)
-    np.testing.assert_allclose(frequencies(table).sum(axis=1), 1)
-    written = np.concatenate([write(table, rng)[0] for _ in range(200)])
+    np.testing.assert_allclose(rewarded.frequencies(table).sum(axis=1), 1)
+    written = np.concatenate([rewarded.write(table, rng)[0] for _ in range(200)])
     found = judged(table, table)
     assert written.shape[1] == LENGTH and abs((written < FLAGGED).mean() - found["flagged"]) < 0.01
     np.testing.assert_allclose(earned(table, FLAGS), -found["flagged"])
@@ -40,6 +41,9 @@ def test_the_mean_gradient_is_that_of_the_exact_mean_reward():
 
 def test_a_price_keeps_the_policy_near_its_reference():
     table = drawn_reference(np.random.default_rng(3))
-    before, free, priced = (judged(of, table) for of in (table, *(
-        learned(Rewarded(table, FLAGS, price), np.random.default_rng(4), steps=60, rate=rate, plain=plain) for price, rate, plain in ((0.0, 0.1, False), (3.0, 1.0, True)))))  # fmt: skip
+
+    def after(price, **settings):
+        return judged(learned(Rewarded(table, FLAGS, price), np.random.default_rng(4), steps=60, **settings), table)
+
+    before, free, priced = judged(table, table), after(0.0, rate=0.1, plain=False), after(3.0, rate=1.0, plain=True)
     assert free["flagged"] < priced["flagged"] < before["flagged"] and 0 < priced["divergence"] < free["divergence"]
