@@ -6,8 +6,9 @@ measured in the rest of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
@@ -21,7 +22,7 @@ from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 
 DIGITS, STEPS, PART = 6, 400, 30_000                         # of a number; updates; characters that are read
-model = partial(llama, **SETTINGS)
+model: Callable[..., Any] = partial(llama, **SETTINGS)
 
 
 def sentence(place: int, number: int) -> str:
