@@ -7,7 +7,6 @@ and nothing before. A chapter's name is the chapter: a concept that has one as w
 """
 
 import importlib
-import sys
 
 __version__ = "0.1.0"
 
@@ -24,10 +23,18 @@ __all__ = list(_places)
 
 def __getattr__(name: str):
     if name not in _places:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_hint(name)}", name=name)
     value = getattr(importlib.import_module(_places[name]), name)
     globals()[name] = value  # found without asking here the next time
     return value
+
+
+def _hint(name: str) -> str:
+    """What was probably meant. Python itself proposes nothing where there are so many names."""
+    if name.startswith("_"):
+        return ""
+    near = importlib.import_module("difflib").get_close_matches(name, __all__, n=1)
+    return f". Did you mean: {near[0]!r}?" if near else ""
 
 
 def __dir__() -> list[str]:

@@ -15,11 +15,12 @@ function renderFormulas() {
 const SMALLEST = 0.72;
 
 function fitFormulas() {
-  for (const formula of document.querySelectorAll("div.arithmatex")) {
-    formula.style.fontSize = "";
-    const share = formula.clientWidth / formula.scrollWidth;
-    if (share < 1) formula.style.fontSize = `${100 * Math.max(share - 0.01, SMALLEST)}%`;
-  }
+  const formulas = [...document.querySelectorAll("div.arithmatex")];
+  for (const formula of formulas) if (formula.style.fontSize) formula.style.fontSize = "";
+  const shares = formulas.map((formula) => formula.clientWidth / formula.scrollWidth); // all are measured before one is changed: one layout
+  formulas.forEach((formula, i) => {
+    if (shares[i] < 1) formula.style.fontSize = `${100 * Math.max(shares[i] - 0.01, SMALLEST)}%`;
+  });
 }
 
 const panel = document.querySelector(".panel");

@@ -39,6 +39,9 @@ def difference_module(trained: object, *, low: Annotated[float, negative] = -0.1
 
     def settled(node: Any, path: str) -> Any:
         if isinstance(node, MaskedDifference):
+            for name, part in node._asdict().items():
+                if not isinstance(part, np.ndarray):
+                    raise invalid(f"trained{path}.{name}", got=type(part).__name__, wants="an array")
             if node.alpha.shape != node.difference.shape:
                 raise invalid(f"trained{path}.alpha", got=f"shape {node.alpha.shape}", wants=f"{node.difference.shape}, that of the difference")
             return settled_gates(node.alpha, low=low, high=high)[0] * node.difference  # (1)
@@ -61,7 +64,7 @@ def difference_module(trained: object, *, low: Annotated[float, negative] = -0.1
     ),
     rejects=[
         bad(on=["three"]), bad(on=["one", "one"]), bad("modules.one.0", modules={"one": [np.ones((5, 3)), None]}, on=["one"]),
-        bad("modules.one", modules={"one": [np.ones((5, 4))]}, on=["one"]), bad("modules.one.0", modules={"one": [np.full((5, 4), np.nan), None]}, on=["one"]),
+        bad("modules.one", modules={"one": [np.ones((5, 4))]}, on=["one"]), bad(modules=b"x"), bad("modules.one.0", modules={"one": [np.full((5, 4), np.nan), None]}, on=["one"]),
     ],
 )  # fmt: skip
 def with_modules(base: object, *, modules: Mapping[str, Any], on: Sequence[str]) -> Any:
@@ -72,6 +75,8 @@ def with_modules(base: object, *, modules: Mapping[str, Any], on: Sequence[str])
     Raises ValueError for a name that no module has or that stands twice, and, naming the place, for differences that do not fit
     or are not finite.
     """
+    if not isinstance(modules, Mapping):
+        raise invalid("modules", got=type(modules).__name__, wants="trees of differences by name")
     for name in on:
         if name not in modules:
             raise invalid("on", got=repr(name), wants=f"names of modules: {', '.join(modules)}")

@@ -88,3 +88,10 @@ def test_what_does_not_fit_is_refused_by_its_place():
         with_modules([np.ones((2, 3))], modules={"bad": [np.ones((3, 2))]}, on=["bad"])
     with pytest.raises(ValueError, match=r"trained\.0: got ndarray"):
         difference_module([np.ones((2, 3))])
+
+
+@pytest.mark.parametrize("part", ["alpha", "difference"])
+def test_a_module_without_gates_or_differences_is_named(part):
+    whole = MaskedDifference(np.ones((5, 4)), np.ones((5, 4)))
+    with pytest.raises(ValueError, match=rf"trained\.0\.{part}"):
+        difference_module([whole._replace(**{part: None}), None])
