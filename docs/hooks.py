@@ -41,6 +41,8 @@ _FORMULA = re.compile(r'<div class="arithmatex">(.*?)</div>', re.DOTALL)
 _TAG = re.compile(r"\\tag\{(\d+)\}")
 _ANCHOR = re.compile(r'<[^>]+\bid="([^"]+)"')
 GLOSSARY = "glossary.md"
+_SOURCE = "<!-- source -->"
+_panels: dict[str, str] = {}
 _content: dict[str, book.Chapter] = {}
 _JUMP = '<a class="jump" href="#source" data-search-exclude>Code</a>'
 
@@ -89,16 +91,21 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, **_: object)
     if exhibit is not None:
         forms = _forms(exhibit, config)
         text = _link_formulas(html, forms[0].listing).replace("</h1>", "</h1>" + _museum_line(page, config, exhibit), 1)
-        html = f'<div class="beside"><div class="beside__text">{text}</div>{code_panel.render(forms)}{_JUMP}</div>'
-    page.present_anchor_ids = {*(page.present_anchor_ids or ()), *_ANCHOR.findall(html)}  # equations can be linked to
+        html = f'<div class="beside"><div class="beside__text">{text}</div>{_SOURCE}{_JUMP}</div>'
+        _panels[page.file.src_uri] = code_panel.render(forms)
+    found = _ANCHOR.findall(html + _panels.get(page.file.src_uri, ""))
+    page.present_anchor_ids = {*(page.present_anchor_ids or ()), *found}  # equations and lines can be linked to
     return html
 
 
 def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
-    """Remember the page's content for the book; sections stand in it by what pages show of them."""
+    """Set the source in its place, and remember the page's content for the book; sections stand there by what pages show of them.
+
+    The source comes so late because the search would otherwise read all of it, to leave it out.
+    """
     if not _is_section(page):
-        _content[page.file.src_uri] = book.Chapter(page.file.dest_uri, page.title or page.file.name, page.content or "")
-    return output
+        _content[page.file.src_uri] = book.Chapter(page.file.dest_uri, page.title or page.file.name, (page.content or "").replace(_SOURCE, ""))
+    return output.replace(_SOURCE, _panels.pop(page.file.src_uri, ""))
 
 
 def on_post_build(*, config: MkDocsConfig) -> None:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 _ID = re.compile(r'(<[^>]*?\s(?:id|for|name|data-head|data-first)=")([^"]+)"')
 _REFERENCE = re.compile(r'((?:\bhref|\bsrc)=")([^"]*)"')
 _INSIDE = re.compile(r"url\(#([^)]+)\)")
-_PANEL = re.compile(r'<aside class="panel".*?</aside>', re.DOTALL)
 _JUMP = re.compile(r'<a class="jump".*?</a>|<nav class="sections".*?</nav>', re.DOTALL)
 _STYLED = re.compile(r"(<style[^>]*>\s*)#")
 FILE = "book.html"
@@ -87,7 +86,7 @@ def _own(page: Chapter, places: Mapping[str, str]) -> str:
             return f'{found.group(1)}#{places[path]}{f"--{fragment}" if fragment else ""}"'
         return f'{found.group(1)}{path}{f"#{fragment}" if fragment else ""}"'
 
-    html = _JUMP.sub("", _PANEL.sub("", page.html))
+    html = _JUMP.sub("", page.html)
     html = _ID.sub(rf'\1{name}--\2"', html)
     html = _INSIDE.sub(rf"url(#{name}--\1)", html)
     return _STYLED.sub(rf"\1#{name}--", _REFERENCE.sub(link, html))

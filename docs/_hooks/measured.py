@@ -4,6 +4,7 @@ import ast
 import json
 import posixpath
 import re
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,8 +46,17 @@ def credit(markdown: str, page: PurePosixPath, titles: dict[str, str]) -> str:
 
 def titles(docs: Path) -> dict[str, str]:
     """Of every section on record: "chapter/section" to title."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(docs.glob("*/results/results.json"))]
-    return {f"{results['chapter']}/{name}": part["title"] for results in records for name, part in results.get("sections", {}).items()}
+    found: dict[str, str] = {}
+    for path in sorted(docs.glob("*/results/results.json")):
+        found |= _titles(path, path.stat().st_mtime_ns)
+    return found
+
+
+@cache
+def _titles(path: Path, changed: int) -> dict[str, str]:
+    """Of one record, parsed once for each state of the file."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    return {f"{results['chapter']}/{name}": part["title"] for name, part in results.get("sections", {}).items()}
 
 
 def page(results: dict[str, Any], name: str, source: Path) -> str:

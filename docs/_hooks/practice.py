@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
+from minitransformers.foundation import catalogue
 from minitransformers.foundation.catalogue import Entry
 from minitransformers.foundation.exercises import blank
 
@@ -12,7 +14,7 @@ _NEXT = re.compile(r"^## ", re.MULTILINE)
 
 def put_in(markdown: str, entries: Iterable[Entry]) -> str:
     """The page with a line about the command at the end of its exercises, where its concept has a backward that can be left out."""
-    name = next((entry.name for entry in entries if _has_blank(entry)), None)
+    name = next((entry.name for entry in entries if _has_blank(entry.name)), None)
     heading = _EXERCISES.search(markdown)
     if name is None or heading is None:
         return markdown
@@ -25,9 +27,10 @@ def put_in(markdown: str, entries: Iterable[Entry]) -> str:
     return markdown[:end].rstrip() + f"\n\n{text}\n\n" + markdown[end:]
 
 
-def _has_blank(entry: Entry) -> bool:
+@cache
+def _has_blank(name: str) -> bool:
     try:
-        blank(entry)
+        blank(catalogue.find(name))
     except ValueError:
         return False
     return True

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ def load(docs: Path, chapter: str) -> dict[str, Any]:
     path = docs / chapter / "results" / "results.json"
     if not path.is_file():
         raise Missing(f"{path.relative_to(docs)} is missing: run the chapter's script")
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _read(path: Path, changed: int) -> dict[str, Any]:
+    """Parsed once for each state of the file: a page asks for dozens of numbers."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
