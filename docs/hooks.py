@@ -112,7 +112,7 @@ def on_post_build(*, config: MkDocsConfig) -> None:
     """Write the book, its pages in the order of the navigation."""
     docs = Path(config.docs_dir)
     chapters = [path for chapter in navigation.chapters(docs) for path in navigation.pages(docs, chapter)]
-    order = ["index.md", "one_step_by_hand.md", *chapters, *sorted(set(_content) - set(chapters) - {"index.md", "one_step_by_hand.md"})]
+    order = ["one_step_by_hand.md", *chapters, *sorted(set(_content) - {"index.md", "one_step_by_hand.md", *chapters})]  # the book has contents of its own
     book.write(Path(config.site_dir), [_content[path] for path in order if path in _content], config.site_name)
     _content.clear()
 

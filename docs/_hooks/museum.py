@@ -116,7 +116,7 @@ def catalogue_table(chapters: Mapping[str, str], entries: Iterable[Entry], docs:
     for chapter, title in chapters.items():
         head = f"[{title}]({chapter}/index.md)" if (docs / chapter / "index.md").is_file() else title
         said = (importlib.import_module(f"minitransformers.{chapter}").__doc__ or "").strip().partition("\n")[0]
-        head += f"<br>{said}" if said else ""
+        head += f'<br><span class="said">{said}</span>' if said else ""
         kinds = [[link(entry) for entry in by_chapter.get(chapter, []) if entry.is_procedure == kind] for kind in (False, True)]
         concepts, procedures = (" · ".join(links) for links in kinds)
         rows.append(f"| {head} | " + "<br>".join(filter(None, [concepts, procedures and f"*Procedures:* {procedures}"])) + " |")

@@ -172,8 +172,8 @@ def test_tables_have_concepts_and_procedures_and_say_which_is_which(tmp_path):
     assert "legend" not in museum.concept_table([tool], {}, lambda entry: entry.title)
     home = museum.catalogue_table({"norms": "Norms", "basics": "Basics"}, [tool, concept], tmp_path, lambda entry: entry.title)
     norms, basics = home.splitlines()[4:6]
-    assert norms.startswith("| Norms<br>Normalisation: ") and norms.endswith("| RMSNorm<br>*Procedures:* Tool |")
-    assert basics.startswith("| Basics<br>Linear maps") and basics.endswith("|  |")
+    assert norms.startswith('| Norms<br><span class="said">Normalisation: ') and norms.endswith("| RMSNorm<br>*Procedures:* Tool |")
+    assert basics.startswith('| Basics<br><span class="said">Linear maps') and basics.endswith("|  |")
 
 
 def test_every_chapter_with_pages_has_an_index():
