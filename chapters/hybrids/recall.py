@@ -94,7 +94,7 @@ def told(found, *names, pairs=(4, 8, 12)):
 
 
 @section.claim(
-    "A little attention gives a recurrence its recall back",
+    "Does a little attention give a recurrence its recall back?",
     paper="Glorioso et al. 2024, arXiv:2405.16712, section 2: one shared attention block is nearly enough",
     measured=lambda found: told(found, SMALL, ZAMBA, ATTENTION),
 )
