@@ -6,38 +6,28 @@ noisy, over and over. The control needs no penalty: train, then cut by TT-SVD to
 own.
 """
 
-# %
+# %%
 import numpy as np
 
-from minitransformers.reporting import Section, lines, tried
-from minitransformers.reporting.penalised_trains import BATCH, COLUMNS, CUT, ERROR, RANKS, cut, judged, rows, teacher, told, trained
+from minitransformers.reporting import Section
+from minitransformers.reporting.penalised_trains import BATCH, COLUMNS, CUT, ERROR, drawn, learned, rows, told, tuned
 
 section = Section(__file__, __doc__, kind="trained")
-NOISE, PENALTIES, RATES = 0.5, {f"{penalty:g}": penalty for penalty in (0.0, 0.01, 0.03, 0.1)}, (0.0003, 0.001, 0.003, 0.01)
+RATES, NOISE = (0.0003, 0.001, 0.003, 0.01), 0.5
 
 
-# %%
-def learned(weight, rng, *, penalty, rate):
-    return trained(weight, rng, penalty=penalty, rate=rate, steps=50 if section.quick else 2000, noise=NOISE)
+def steps():
+    return 50 if section.quick else 2000
 
 
 @section.tuning
 def tuning(rng):
-    weight = teacher(rng)
-
-    def of_two_starts(name, rng, rate):
-        return np.mean([judged(learned(weight, rng, penalty=PENALTIES[name], rate=rate), weight)[ERROR] for _ in range(2)])
-
-    yield from tried(of_two_starts, PENALTIES, RATES, rng)
+    yield from tuned(rng, rates=RATES, steps=steps(), noise=NOISE)
 
 
 @section.experiment
 def experiment(rng):
-    weight = teacher(rng)
-    for name, penalty in PENALTIES.items():
-        train = learned(weight, rng, penalty=penalty, rate=section.rates[name])
-        plain, found = train if penalty == 0 else plain, judged(train, weight)
-        yield "train", penalty, {**found, CUT: cut(plain, weight, [found[rank] for rank in RANKS])}
+    yield from learned(rng, rates=section.rates, steps=steps(), noise=NOISE)
 
 
 # %%
@@ -60,11 +50,7 @@ def report(found):
 
 @section.figure("comera_noise", size=(4.4, 2.8))
 def picture(ax, found):
-    curves = {"with the penalty": ERROR, "without, cut to the same ranks": CUT}
-    lines(ax, {label: {at: found[measure]["train"][at] for at in list(PENALTIES.values())[1:]} for label, measure in curves.items()}, xscale="log")
-    ax.axhline(np.mean(found[ERROR]["train"][0.0]), color="#808080", linewidth=0.8, linestyle=":")
-    ax.set(xlabel="weight of the penalty", ylabel="relative error")
-    ax.legend(fontsize="small")
+    drawn(ax, found)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from minitransformers.compression.rank_penalty import early_objective
 from minitransformers.compression.tensor_train import tt_matrix, tt_svd
 from minitransformers.compression.tt_linear import TensorTrain, init_tt_linear, tt_linear
 from minitransformers.foundation import trees
-from minitransformers.reporting.seeds import Found
+from minitransformers.reporting.figures import lines
+from minitransformers.reporting.seeds import Found, tried
 from minitransformers.reporting.tables import mean_and_spread
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Task
 
 DIGITS, TRUE, START, BATCH, DECAY = (4, 4), (3, 3, 3), (8, 8, 8), 64, 1e-4
+PENALTIES = {f"{penalty:g}": penalty for penalty in (0.0, 0.01, 0.03, 0.1)}
 RANKS, ERROR, CUT = ("rank 1", "rank 2", "rank 3"), "error", "error if cut"
 
 
@@ -81,6 +84,37 @@ def cut(train: TensorTrain, weight: Array, ranks: list[int]) -> float:
     first, last = (min(rank, 4) for rank in (ranks[0], ranks[2]))
     whole, ranks = tt_matrix(prune_ranks(train).cores), [first, min(ranks[1], 4 * first), last]
     return apart(tt_svd(whole, rows=DIGITS, columns=DIGITS, ranks=ranks), weight) if all(ranks) else 1.0
+
+
+def tuned(rng: np.random.Generator, *, rates: Sequence[float], steps: int, noise: float | None) -> Iterator[tuple[str, float, dict[str, float]]]:
+    """For a tuning: the error of each weight of the penalty at each rate, a mean of two starts."""
+    weight = teacher(rng)
+
+    def of_two_starts(name: str, rng: np.random.Generator, *, rate: float) -> float:
+        trains = [trained(weight, rng, penalty=PENALTIES[name], rate=rate, steps=steps, noise=noise) for _ in range(2)]
+        return float(np.mean([judged(train, weight)[ERROR] for train in trains]))
+
+    yield from tried(of_two_starts, PENALTIES, rates, rng)
+
+
+def learned(rng: np.random.Generator, *, rates: Mapping[str, float], steps: int, noise: float | None) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """For an experiment: what each weight of the penalty finds, and the train without one, cut to the same ranks."""
+    weight = teacher(rng)
+    plain = None
+    for name, penalty in PENALTIES.items():
+        train = trained(weight, rng, penalty=penalty, rate=rates[name], steps=steps, noise=noise)
+        plain, found = train if plain is None else plain, judged(train, weight)  # the first is without
+        yield "train", penalty, {**found, CUT: cut(plain, weight, [found[rank] for rank in RANKS])}
+
+
+def drawn(ax: Any, found: Found, **settings: Any) -> None:
+    """The errors by the weight of the penalty; dotted, the error without."""
+    curves = {"with the penalty": ERROR, "without, cut to the same ranks": CUT}
+    priced = list(PENALTIES.values())[1:]
+    lines(ax, {label: {at: found[measure]["train"][at] for at in priced} for label, measure in curves.items()}, xscale="log", **settings)
+    ax.axhline(np.mean(found[ERROR]["train"][0.0]), color="#808080", linewidth=0.8, linestyle=":")
+    ax.set(xlabel="weight of the penalty", ylabel="relative error")
+    ax.legend(fontsize="small")
 
 
 def found_ranks(found: Found, penalty: float) -> str:

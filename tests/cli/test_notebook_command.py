@@ -1,5 +1,6 @@
 """minitransformers notebook: a section's cells, with what is said and on record between them."""
 
+import ast
 import contextlib
 import io
 import json
@@ -47,6 +48,8 @@ def test_its_cells_run_one_after_another(folder, run):
 def test_every_section_can_be_one():
     docs = repository.root() / "docs"
     for source in every_section():
+        before, marked, _ = source.read_text(encoding="utf-8").partition("\n# %%")
+        assert marked and len(ast.parse(before).body) == 1, f"{source}: something stands between its text and its first cell"
         cells = made(source, docs)["cells"]
         for cell in cells:
             if cell["cell_type"] == "code":
