@@ -159,6 +159,7 @@ from minitransformers.bias_mitigation.group_metrics import SignedGaps as SignedG
 from minitransformers.bias_mitigation.group_metrics import equal_opportunity_gap as equal_opportunity_gap
 from minitransformers.bias_mitigation.group_metrics import equalized_odds_gap as equalized_odds_gap
 from minitransformers.bias_mitigation.group_metrics import group_rates as group_rates
+from minitransformers.bias_mitigation.group_metrics import mean_odds_gap as mean_odds_gap
 from minitransformers.bias_mitigation.group_metrics import parity_gap as parity_gap
 from minitransformers.bias_mitigation.group_metrics import signed_gaps as signed_gaps
 from minitransformers.bias_mitigation.hard_concrete import expected_l0 as expected_l0

@@ -13,7 +13,7 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.reporting import Section, level, lines, listed, mean_and_spread, mean_nats, ticks_at, tried
-from minitransformers.reporting.keyed import HEADS, VALUES, asked_at, draw, init_keyed, keyed
+from minitransformers.reporting.attention.keyed import HEADS, VALUES, asked_at, draw, init_keyed, keyed
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 from minitransformers.training.threads import hold_blas

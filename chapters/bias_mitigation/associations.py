@@ -8,10 +8,10 @@ asked of GloVe with 50 numbers a word. Intervals are of words drawn anew within 
 import numpy as np
 
 from minitransformers.reporting import Section
+from minitransformers.reporting.bias_mitigation.tested_words import associations, sets_of, tested_words
+from minitransformers.reporting.bias_mitigation.word_quality import span
+from minitransformers.reporting.bias_mitigation.word_vectors import association_tests
 from minitransformers.reporting.needs import needs_data
-from minitransformers.reporting.tested_words import associations, sets_of, tested_words
-from minitransformers.reporting.word_quality import span
-from minitransformers.reporting.word_vectors import association_tests
 
 section = Section(__file__, __doc__, kind="arithmetic", needs=needs_data(("glove", "words"), ("fairness", "weat")))
 PUBLISHED = "as published"

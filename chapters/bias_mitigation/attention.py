@@ -12,7 +12,17 @@ import numpy as np
 
 from minitransformers.bias_mitigation.attention_entropy_loss import attention_entropy_loss, double_softmax_entropy_loss
 from minitransformers.reporting import Section, lines, mean_and_spread, tried
-from minitransformers.reporting.shortcut_word import MEASURES, Answering, Way, asked, learned, measured, numbers, spread, texts
+from minitransformers.reporting.bias_mitigation.shortcut_word import (
+    MEASURES,
+    Answering,
+    Way,
+    asked,
+    learned,
+    measured,
+    numbers,
+    spread,
+    texts,
+)
 
 section = Section(__file__, __doc__, kind="trained")
 PLAIN, DELETED = "no penalty", "word deleted by hand"

@@ -15,8 +15,8 @@ from minitransformers.bias_mitigation.constrained_decoding import ban
 from minitransformers.models.beam_search import beam_search
 from minitransformers.models.decoding import next_token_probabilities
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting.trigrams import VOCABULARY, Trigrams, drawn_bans, halves, violated
-from minitransformers.reporting.word_quality import interval
+from minitransformers.reporting.bias_mitigation.trigrams import VOCABULARY, Trigrams, drawn_bans, halves, violated
+from minitransformers.reporting.bias_mitigation.word_quality import interval
 
 section = Section(__file__, __doc__, kind="arithmetic")
 WORDS = 20                                                   # of each text

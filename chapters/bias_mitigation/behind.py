@@ -9,7 +9,7 @@ features, from the hidden layer of each way, and from that of no way at the lear
 # %%
 from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.reporting import Section, dots, mean_and_spread
-from minitransformers.reporting.census_ways import WAYS, adult, each_learned, losses, read, trained
+from minitransformers.reporting.bias_mitigation.census_ways import WAYS, adult, each_learned, losses, read, trained
 from minitransformers.reporting.needs import needs_data
 
 section = Section(__file__, __doc__, kind="trained", needs=needs_data(("fairness", "adult_train"), ("fairness", "adult_test")))

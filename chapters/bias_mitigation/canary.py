@@ -17,9 +17,9 @@ import numpy as np
 from minitransformers.bias_mitigation.model_card import model_card
 from minitransformers.reporting import Section, bits_in_windows, counted_pairs, mean_and_spread, tried
 from minitransformers.reporting.base import BATCH, LENGTH, base_corpus, load_base
-from minitransformers.reporting.canaries import PART, STEPS, exposures, model, planted, trained, unseen
-from minitransformers.reporting.run_records import card_rows, edits_are_found, trail_of, trail_rows
-from minitransformers.reporting.word_quality import interval
+from minitransformers.reporting.bias_mitigation.canaries import PART, STEPS, exposures, model, planted, trained, unseen
+from minitransformers.reporting.bias_mitigation.run_records import card_rows, edits_are_found, trail_of, trail_rows
+from minitransformers.reporting.bias_mitigation.word_quality import interval
 
 section = Section(__file__, __doc__, kind="trained")
 TIMES, EACH, FILLS = (0, 1, 4, 16), 4, 4095                 # planted; numbers of each; sampled numbers

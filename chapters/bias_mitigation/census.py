@@ -14,9 +14,9 @@ from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.bias_mitigation.equal_thresholds import equal_opportunity_thresholds, selection_chances
 from minitransformers.bias_mitigation.group_metrics import group_rates
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting.census_ways import UPDATES, WAYS, adult, each_learned, losses, read
+from minitransformers.reporting.bias_mitigation.census_ways import UPDATES, WAYS, adult, each_learned, losses, read
+from minitransformers.reporting.bias_mitigation.rated import MEASURES, lower, told, with_intervals, worse
 from minitransformers.reporting.needs import needs_data
-from minitransformers.reporting.rated import MEASURES, lower, told, with_intervals, worse
 
 section = Section(__file__, __doc__, kind="trained", needs=needs_data(("fairness", "adult_train"), ("fairness", "adult_test")))
 NONE, WEIGHTED, WEAK, STRONG, PARITY, OPPORTUNITY = WAYS

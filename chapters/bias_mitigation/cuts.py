@@ -13,7 +13,7 @@ import numpy as np
 from minitransformers.bias_mitigation.equal_thresholds import equal_opportunity_thresholds, selection_chances
 from minitransformers.bias_mitigation.group_metrics import group_rates
 from minitransformers.reporting import Section
-from minitransformers.reporting.decisions import load_compas, numbered
+from minitransformers.reporting.bias_mitigation.decisions import load_compas, numbered
 from minitransformers.reporting.needs import needs_data
 
 section = Section(__file__, __doc__, kind="exact", needs=needs_data(("fairness", "compas")))

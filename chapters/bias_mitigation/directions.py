@@ -14,9 +14,9 @@ from minitransformers.bias_mitigation.bias_direction import bias_direction, dire
 from minitransformers.bias_mitigation.hard_debias import neutralize
 from minitransformers.bias_mitigation.weat import unit_rows
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting.former_sides import neutral_words
+from minitransformers.reporting.bias_mitigation.former_sides import neutral_words
+from minitransformers.reporting.bias_mitigation.word_quality import interval, span
 from minitransformers.reporting.needs import needs_data
-from minitransformers.reporting.word_quality import interval, span
 
 section = Section(__file__, __doc__, kind="trained", needs=needs_data(("fairness", "vectors")))
 RANDOM, PAIRS = 5, 20                                        # random directions, sets of ten random pairs

@@ -10,7 +10,7 @@ import numpy as np
 
 from minitransformers.bias_mitigation.balance_pairs import balance_pairs
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting.trigrams import VOCABULARY, Trigrams, halves
+from minitransformers.reporting.bias_mitigation.trigrams import VOCABULARY, Trigrams, halves
 
 section = Section(__file__, __doc__, kind="arithmetic")
 EQUAL = "equal shares"

@@ -13,10 +13,10 @@ from minitransformers.bias_mitigation.inlp import inlp
 from minitransformers.bias_mitigation.leace import erase, leace
 from minitransformers.bias_mitigation.weat import unit_rows
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting.former_sides import PROBES, neutral_words, shares_told
+from minitransformers.reporting.bias_mitigation.former_sides import PROBES, neutral_words, shares_told
+from minitransformers.reporting.bias_mitigation.word_quality import relatedness, span
+from minitransformers.reporting.bias_mitigation.word_vectors import both_ends
 from minitransformers.reporting.needs import needs_data
-from minitransformers.reporting.word_quality import relatedness, span
-from minitransformers.reporting.word_vectors import both_ends
 
 section = Section(__file__, __doc__, kind="trained", needs=needs_data(("fairness", "vectors")))
 SIDE, ROUNDS, TOLERANCE = 2000, 60, 0.02

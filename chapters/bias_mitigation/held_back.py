@@ -11,7 +11,7 @@ import numpy as np
 
 from minitransformers.bias_mitigation.counterfactual_augmentation import counterfactual, swap_map
 from minitransformers.reporting import Section, lines
-from minitransformers.reporting.leaning import COLUMNS, MEASURES, PRONOUNS, ROUNDS, Written, generations, rows, told
+from minitransformers.reporting.bias_mitigation.leaning import COLUMNS, MEASURES, PRONOUNS, ROUNDS, Written, generations, rows, told
 
 section = Section(__file__, __doc__, kind="trained")
 PARTNER = np.array([PRONOUNS.index(counterfactual([word], swaps=swap_map([PRONOUNS]))[0]) for word in PRONOUNS])

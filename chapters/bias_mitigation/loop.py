@@ -8,7 +8,17 @@ the unlikely. 20 loops a seed.
 
 # %%
 from minitransformers.reporting import Section, lines
-from minitransformers.reporting.leaning import COLUMNS, LOOPS, MEASURES, ROUNDS, SENTENCES, Written, generations, rows, told
+from minitransformers.reporting.bias_mitigation.leaning import (
+    COLUMNS,
+    LOOPS,
+    MEASURES,
+    ROUNDS,
+    SENTENCES,
+    Written,
+    generations,
+    rows,
+    told,
+)
 
 section = Section(__file__, __doc__, kind="trained")
 COUNTED, COOL, COLD, CUT, SHORT = "as counted", "temperature 0.8", "temperature 0.7", "top-p 0.9", "top-p 0.7"

@@ -9,8 +9,20 @@ Kamiran and Calders 2012, doi:10.1007/s10115-011-0463-8, and one hidden layer of
 # %%
 from minitransformers.bias_mitigation.reweighting import reweighting_weights
 from minitransformers.reporting import Section, dots, mean_and_spread, tried
-from minitransformers.reporting.deciding import reader
-from minitransformers.reporting.two_groups import ASKED, NO, PEOPLE, RULE, SHOWN, UPDATES, Learner, World, alike, decided, row
+from minitransformers.reporting.bias_mitigation.deciding import reader
+from minitransformers.reporting.bias_mitigation.two_groups import (
+    ASKED,
+    NO,
+    PEOPLE,
+    RULE,
+    SHOWN,
+    UPDATES,
+    Learner,
+    World,
+    alike,
+    decided,
+    row,
+)
 
 section = Section(__file__, __doc__, kind="trained")
 MODEL, DATA = World(minority=0.1, angle=75), World(minority=0.1, lost=0.4)  # lost: how much of the minority's yes is recorded as a no

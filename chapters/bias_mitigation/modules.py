@@ -13,10 +13,23 @@ import numpy as np
 
 from minitransformers.bias_mitigation.balance_pairs import balance_pairs
 from minitransformers.foundation import trees
-from minitransformers.reporting import Section, attribute_modules, mean_and_spread, tried
-from minitransformers.reporting import two_attributes as of
-from minitransformers.reporting.attribute_modules import ADAPTERS, ALL, BASE, BOTH, MASKS, OFF, VECTORS, WAYS, A, B, told
-from minitransformers.reporting.word_quality import span
+from minitransformers.reporting import Section, mean_and_spread, tried
+from minitransformers.reporting.bias_mitigation import attribute_modules
+from minitransformers.reporting.bias_mitigation import two_attributes as of
+from minitransformers.reporting.bias_mitigation.attribute_modules import (
+    ADAPTERS,
+    ALL,
+    BASE,
+    BOTH,
+    MASKS,
+    OFF,
+    VECTORS,
+    WAYS,
+    A,
+    B,
+    told,
+)
+from minitransformers.reporting.bias_mitigation.word_quality import span
 
 section = Section(__file__, __doc__, kind="trained")
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from minitransformers.bias_mitigation.inlp import fit_linear
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting import occupations as of
-from minitransformers.reporting.occupation_arms import drawn, neutral_words
+from minitransformers.reporting.bias_mitigation import occupations as of
+from minitransformers.reporting.bias_mitigation.occupation_arms import drawn, neutral_words
 
 section = Section(__file__, __doc__, kind="trained")
 WITHOUT = "neutral words"

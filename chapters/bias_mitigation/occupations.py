@@ -16,9 +16,9 @@ from minitransformers.bias_mitigation.control_tokens import control_information,
 from minitransformers.bias_mitigation.counterfactual_augmentation import augment, substitute
 from minitransformers.bias_mitigation.filtering import filter_texts, lexicon_scores
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting import occupation_arms as arms
-from minitransformers.reporting import occupations as of
-from minitransformers.reporting.occupation_arms import PLAIN, SHARED, Arm, at, bought, told
+from minitransformers.reporting.bias_mitigation import occupation_arms as arms
+from minitransformers.reporting.bias_mitigation import occupations as of
+from minitransformers.reporting.bias_mitigation.occupation_arms import PLAIN, SHARED, Arm, at, bought, told
 
 section = Section(__file__, __doc__, kind="trained")
 SKEWED = 0.7                                                 # log-odds from which an occupation counts as skewed

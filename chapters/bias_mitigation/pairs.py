@@ -14,10 +14,10 @@ import numpy as np
 from minitransformers.bias_mitigation.pseudo_log_likelihood import crows_score
 from minitransformers.bias_mitigation.stereoset import stereoset_score
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting.likely_texts import smollm2_scores
+from minitransformers.reporting.bias_mitigation.likely_texts import smollm2_scores
+from minitransformers.reporting.bias_mitigation.stereotypes import load_crows_pairs, load_stereoset
+from minitransformers.reporting.bias_mitigation.word_quality import interval, span
 from minitransformers.reporting.needs import missing_smollm2, needs_data
-from minitransformers.reporting.stereotypes import load_crows_pairs, load_stereoset
-from minitransformers.reporting.word_quality import interval, span
 
 SETS = needs_data(("stereotypes", "crows_pairs"), ("stereotypes", "stereoset"))
 section = Section(__file__, __doc__, kind="arithmetic", needs=lambda quick: missing_smollm2(quick) or SETS(quick))

@@ -18,8 +18,19 @@ from minitransformers.bias_mitigation.alignment_loss import alignment_loss
 from minitransformers.bias_mitigation.contrastive_loss import contrastive_loss
 from minitransformers.bias_mitigation.inlp import fit_linear
 from minitransformers.reporting import Section, dots, mean_and_spread, nats, tried
-from minitransformers.reporting.probed import BAYES, TOPICS, Telling, Way, encode, exchanged, learned, probe, sentences, standard
-from minitransformers.reporting.word_quality import beside_the_first, interval, span, with_ends
+from minitransformers.reporting.bias_mitigation.probed import (
+    BAYES,
+    TOPICS,
+    Telling,
+    Way,
+    encode,
+    exchanged,
+    learned,
+    probe,
+    sentences,
+    standard,
+)
+from minitransformers.reporting.bias_mitigation.word_quality import beside_the_first, interval, span, with_ends
 
 section = Section(__file__, __doc__, kind="trained")
 TOPIC, CDA, DELETED = "topic alone", "both forms learned", "word deleted by hand"

@@ -17,9 +17,9 @@ from minitransformers.models.llama_gguf import load_llama_gguf
 from minitransformers.models.published import published_file
 from minitransformers.models.tokenizers.byte_pair_encoding import byte_pair_encode
 from minitransformers.reporting import Section, mean_and_spread
+from minitransformers.reporting.bias_mitigation.word_quality import interval, span
+from minitransformers.reporting.bias_mitigation.word_vectors import gender_lists
 from minitransformers.reporting.needs import missing_smollm2, needs_data
-from minitransformers.reporting.word_quality import interval, span
-from minitransformers.reporting.word_vectors import gender_lists
 
 LISTS = needs_data(("fairness", "words"))
 section = Section(__file__, __doc__, kind="arithmetic", needs=lambda quick: missing_smollm2(quick) or LISTS(quick))

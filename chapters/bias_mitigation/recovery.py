@@ -12,10 +12,10 @@ import numpy as np
 from minitransformers.bias_mitigation.hard_debias import neutralize
 from minitransformers.bias_mitigation.weat import unit_rows
 from minitransformers.reporting import Section
-from minitransformers.reporting.former_sides import PROBES, neutral_words, shares_told, told
+from minitransformers.reporting.bias_mitigation.former_sides import PROBES, neutral_words, shares_told, told
+from minitransformers.reporting.bias_mitigation.word_quality import span
+from minitransformers.reporting.bias_mitigation.word_vectors import both_ends
 from minitransformers.reporting.needs import needs_data
-from minitransformers.reporting.word_quality import span
-from minitransformers.reporting.word_vectors import both_ends
 
 section = Section(__file__, __doc__, kind="trained", needs=needs_data(("fairness", "vectors")))
 RANDOM, SIDES = 5, (250, 2000)                               # random directions, words a side

@@ -11,9 +11,9 @@ import numpy as np
 
 from minitransformers.bias_mitigation.reranking import rerank
 from minitransformers.reporting import Section, mean_and_spread, tried
-from minitransformers.reporting import rewriters as of
-from minitransformers.reporting.rewriters import NEW, SEQUENCE, SETS, WORD, measured
-from minitransformers.reporting.word_quality import span
+from minitransformers.reporting.bias_mitigation import rewriters as of
+from minitransformers.reporting.bias_mitigation.rewriters import NEW, SEQUENCE, SETS, WORD, measured
+from minitransformers.reporting.bias_mitigation.word_quality import span
 
 section = Section(__file__, __doc__, kind="trained")
 TEMPLATES, PRICE = 1000, 20.0                                # nats that a word of the lexicon is worth

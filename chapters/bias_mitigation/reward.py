@@ -12,7 +12,16 @@ nothing.
 import numpy as np
 
 from minitransformers.reporting import Section, lines, mean_and_spread, ticks_at, tried
-from minitransformers.reporting.rewarded import FLAGGED, SYMBOLS, Rewarded, drawn_reference, earned, judged, learned, masked
+from minitransformers.reporting.bias_mitigation.rewarded import (
+    FLAGGED,
+    SYMBOLS,
+    Rewarded,
+    drawn_reference,
+    earned,
+    judged,
+    learned,
+    masked,
+)
 
 section = Section(__file__, __doc__, kind="trained")
 FLAGS, LEXICON = "flags", "flags and a lexicon"

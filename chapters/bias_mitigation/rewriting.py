@@ -10,9 +10,9 @@ sentences of templates and words that were seen, of new templates, of new words,
 import numpy as np
 
 from minitransformers.reporting import Section, mean_and_spread, tried
-from minitransformers.reporting import rewriters as of
-from minitransformers.reporting.rewriters import NEW, NONE, SEQUENCE, SETS, TOKEN, WORD, measured
-from minitransformers.reporting.word_quality import span
+from minitransformers.reporting.bias_mitigation import rewriters as of
+from minitransformers.reporting.bias_mitigation.rewriters import NEW, NONE, SEQUENCE, SETS, TOKEN, WORD, measured
+from minitransformers.reporting.bias_mitigation.word_quality import span
 
 section = Section(__file__, __doc__, kind="trained")
 RULE, EXCEPTION = "rule", "rule, not behind a title"

@@ -15,7 +15,7 @@ from minitransformers.bias_mitigation.bootstrap import bootstrap_interval
 from minitransformers.bias_mitigation.group_calibration import false_positive_identity
 from minitransformers.bias_mitigation.group_metrics import group_rates
 from minitransformers.reporting import Section
-from minitransformers.reporting.decisions import load_compas, numbered
+from minitransformers.reporting.bias_mitigation.decisions import load_compas, numbered
 from minitransformers.reporting.needs import needs_data
 
 section = Section(__file__, __doc__, kind="exact", needs=needs_data(("fairness", "compas")))

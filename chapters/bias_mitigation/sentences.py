@@ -11,9 +11,9 @@ import numpy as np
 from minitransformers.bias_mitigation.weat import seat, template_vectors, weat
 from minitransformers.models.minilm import load_minilm, minilm_vectors
 from minitransformers.reporting import Section
+from minitransformers.reporting.bias_mitigation.word_quality import interval, relatedness, span
+from minitransformers.reporting.bias_mitigation.word_vectors import association_tests, similarity_pairs
 from minitransformers.reporting.needs import needs_data
-from minitransformers.reporting.word_quality import interval, relatedness, span
-from minitransformers.reporting.word_vectors import association_tests, similarity_pairs
 
 section = Section(__file__, __doc__, kind="arithmetic", needs=needs_data(("minilm", "weights"), ("fairness", "weat"), ("fairness", "similarity")))
 TEMPLATES = ("This is {}.", "Here is {}.", "They spoke of {}.", "The word is {}.", "{} was mentioned.")

@@ -10,9 +10,9 @@ a woman or a man, and neutral would be wrong: the terms are masked there, in all
 # %%
 from minitransformers.bias_mitigation.equalization_loss import equalization_loss, squared_equalization_loss
 from minitransformers.reporting import Section
-from minitransformers.reporting import occupation_arms as arms
-from minitransformers.reporting import occupations as of
-from minitransformers.reporting.occupation_arms import PLAIN, SHARED, Arm, at, bought, told
+from minitransformers.reporting.bias_mitigation import occupation_arms as arms
+from minitransformers.reporting.bias_mitigation import occupations as of
+from minitransformers.reporting.bias_mitigation.occupation_arms import PLAIN, SHARED, Arm, at, bought, told
 
 section = Section(__file__, __doc__, kind="trained")
 ABSOLUTE, SQUARED, LIGHT, EVERYWHERE = "equalised", "equalised, squared", "equalised, squared, a tenth of the weight", "equalised, squared, everywhere"

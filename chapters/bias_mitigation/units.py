@@ -11,7 +11,7 @@ import numpy as np
 
 from minitransformers.bias_mitigation.parameter_filtering import filter_units, integrated_gradients
 from minitransformers.reporting import Section, lines, listed, mean_and_spread, tried
-from minitransformers.reporting import two_attributes as of
+from minitransformers.reporting.bias_mitigation import two_attributes as of
 
 section = Section(__file__, __doc__, kind="trained")
 BASE = "no module"                                           # as in modules: nothing is closed

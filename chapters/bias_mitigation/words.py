@@ -11,11 +11,11 @@ analogies within families. Intervals are of words drawn anew within each list, o
 import numpy as np
 
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting.gender_out import BEFORE, HARD, INLP, LEACE, RANDOM, ways
+from minitransformers.reporting.bias_mitigation.gender_out import BEFORE, HARD, INLP, LEACE, RANDOM, ways
+from minitransformers.reporting.bias_mitigation.tested_words import associations, sets_of, tested_words
+from minitransformers.reporting.bias_mitigation.word_quality import family_analogies, relatedness, span
+from minitransformers.reporting.bias_mitigation.word_vectors import association_tests
 from minitransformers.reporting.needs import needs_data
-from minitransformers.reporting.tested_words import associations, sets_of, tested_words
-from minitransformers.reporting.word_quality import family_analogies, relatedness, span
-from minitransformers.reporting.word_vectors import association_tests
 
 section = Section(__file__, __doc__, kind="trained", needs=needs_data(("glove", "words"), ("fairness", "weat")))
 FREQUENT, SIDE = 30_000, 2000                                # words; those at each end that INLP and LEACE are fitted with

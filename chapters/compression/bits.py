@@ -15,9 +15,9 @@ from minitransformers.compression.calibration import least_error_magnitude
 from minitransformers.compression.fake_quantize import Latent, change_by, fake_quantize
 from minitransformers.compression.quantize import largest_magnitude
 from minitransformers.reporting import Section, counted_pairs, lines, matrices, mean_and_spread, tried
-from minitransformers.reporting import smaller as of
 from minitransformers.reporting.base import load_base
-from minitransformers.reporting.changes import above_zero, stepped
+from minitransformers.reporting.compression import smaller as of
+from minitransformers.reporting.compression.changes import above_zero, stepped
 
 section = Section(__file__, __doc__, kind="trained")
 BITS, STEPS = (8, 4, 3, 2), 200

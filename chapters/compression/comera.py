@@ -10,7 +10,7 @@ Every weight of the penalty has a learning rate of its own.
 import numpy as np
 
 from minitransformers.reporting import Section
-from minitransformers.reporting.penalised_trains import COLUMNS, CUT, ERROR, RANKS, drawn, learned, rows, told, tuned
+from minitransformers.reporting.compression.penalised_trains import COLUMNS, CUT, ERROR, RANKS, drawn, learned, rows, told, tuned
 
 section = Section(__file__, __doc__, kind="trained")
 RATES, NOISE = (0.01, 0.03, 0.1, 0.3), None

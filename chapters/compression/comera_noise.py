@@ -10,7 +10,7 @@ own.
 import numpy as np
 
 from minitransformers.reporting import Section
-from minitransformers.reporting.penalised_trains import BATCH, COLUMNS, CUT, ERROR, drawn, learned, rows, told, tuned
+from minitransformers.reporting.compression.penalised_trains import BATCH, COLUMNS, CUT, ERROR, drawn, learned, rows, told, tuned
 
 section = Section(__file__, __doc__, kind="trained")
 RATES, NOISE = (0.0003, 0.001, 0.003, 0.01), 0.5

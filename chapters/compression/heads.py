@@ -16,7 +16,7 @@ from minitransformers.attention.multi_head_attention import multi_head_attention
 from minitransformers.compression.head_pruning import heads_by_width, without_heads
 from minitransformers.reporting import Section, dots, mean_and_spread
 from minitransformers.reporting import adaptation as at
-from minitransformers.reporting.importance import LAYERED, LEFT_OUT, REVERSE, SIZE, SLOPE, SUMMED, head_scores
+from minitransformers.reporting.compression.importance import LAYERED, LEFT_OUT, REVERSE, SIZE, SLOPE, SUMMED, head_scores
 
 section = Section(__file__, __doc__, kind="trained")
 BASE_STEPS, RECOVERY, RATE, SEEN = 900, 100, 1e-3, 64

@@ -15,8 +15,8 @@ from minitransformers.compression.low_rank_linear import low_rank_weight
 from minitransformers.foundation import trees
 from minitransformers.peft.targets import targets
 from minitransformers.reporting import Section, counted_pairs, lines, matrices, mean_and_spread, tried
-from minitransformers.reporting import smaller as of
 from minitransformers.reporting.base import load_base
+from minitransformers.reporting.compression import smaller as of
 
 section = Section(__file__, __doc__, kind="trained")
 SHARES, STEPS, WINDOWS = (0.3, 0.5, 0.75, 0.9), 200, 64

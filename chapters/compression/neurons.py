@@ -14,7 +14,7 @@ from minitransformers.compression.neuron_pruning import without_neurons
 from minitransformers.models.gpt2 import gpt2_block
 from minitransformers.reporting import Section, lines, mean_and_spread
 from minitransformers.reporting import adaptation as at
-from minitransformers.reporting.importance import BUSY, LOT, REVERSE, SIZE, SLOPE, SUMMED, unit_scores
+from minitransformers.reporting.compression.importance import BUSY, LOT, REVERSE, SIZE, SLOPE, SUMMED, unit_scores
 
 section = Section(__file__, __doc__, kind="trained")
 BASE_STEPS, RECOVERY, RATE, SEEN, DRAWS = 900, 100, 1e-3, 64, 5

@@ -16,9 +16,9 @@ from minitransformers.compression.magnitude_pruning import apply_masks, global_m
 from minitransformers.compression.masked_weight import MaskedWeight, masked_weight
 from minitransformers.foundation import reparameterize
 from minitransformers.reporting import Section, counted_pairs, dots, matrices, mean_and_spread, tried
-from minitransformers.reporting import smaller as of
 from minitransformers.reporting.base import load_base
-from minitransformers.reporting.changes import masked_and_rounded
+from minitransformers.reporting.compression import smaller as of
+from minitransformers.reporting.compression.changes import masked_and_rounded
 
 section = Section(__file__, __doc__, kind="trained")
 SPARSITY, BITS, STEPS, FEW = 0.5, 3, 200, 96

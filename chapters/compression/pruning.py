@@ -17,7 +17,7 @@ from minitransformers.foundation import reparameterize, trees
 from minitransformers.peft.targets import targets
 from minitransformers.reporting import Section, lines, mean_and_spread, tried
 from minitransformers.reporting import adaptation as at
-from minitransformers.reporting.changes import Sparser
+from minitransformers.reporting.compression.changes import Sparser
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 

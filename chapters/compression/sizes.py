@@ -1,7 +1,7 @@
 """One model, every way of making it smaller: bytes, bits a character, tokens a second.
 
 Li et al. 2024, arXiv:2402.05964, sort the ways: fewer weights, fewer bits a weight, smaller parts, thinner matrices. A small Llama of 155,000
-numbers goes every way of this chapter (minitransformers/reporting/ways.py). Inputs, where a way looks at them, are those of 64 windows of what the
+numbers goes every way of this chapter (minitransformers/reporting/compression/ways.py). Inputs, where a way looks at them, are those of 64 windows of what the
 model has read. Whatever learns has as many updates, and a rate of its own. Bytes are counted as they would be stored: codes packed, steps in 16
 bits, a mask a bit a place, and all that is not made smaller in 16 bits.
 """
@@ -10,9 +10,9 @@ bits, a mask a bit a place, and all that is not made smaller in 16 bits.
 import numpy as np
 
 from minitransformers.reporting import Section, counted_pairs, mean_and_spread, tried
-from minitransformers.reporting import smaller as of
+from minitransformers.reporting.compression import smaller as of
+from minitransformers.reporting.compression.ways import FLOAT, STUDENT, WAYS, made
 from minitransformers.reporting.figures import front, named_points
-from minitransformers.reporting.ways import FLOAT, STUDENT, WAYS, made
 
 section = Section(__file__, __doc__, kind="trained")
 STEPS = 200

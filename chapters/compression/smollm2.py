@@ -18,9 +18,9 @@ from minitransformers.models.llama_gguf import load_llama_gguf
 from minitransformers.models.published import published_file
 from minitransformers.models.tokenizers.byte_pair_encoding import byte_pair_encode
 from minitransformers.reporting import Section, bits, dots, matrices, mean_and_spread
+from minitransformers.reporting.compression.smaller import side_by_side
 from minitransformers.reporting.needs import missing_smollm2
 from minitransformers.reporting.observed import observed
-from minitransformers.reporting.smaller import side_by_side
 
 section = Section(__file__, __doc__, kind="trained", needs=missing_smollm2)
 GROUP, WINDOW, READ, ASKED = 64, 256, 8, 2                   # weights that share a step; tokens; windows to calibrate with; windows to ask about

@@ -13,7 +13,7 @@ from minitransformers.basics.linear import Linear, linear
 from minitransformers.compression.magnitude_pruning import magnitude_mask
 from minitransformers.compression.sparse_linear import sparse_from_dense, sparse_linear
 from minitransformers.reporting import Section, crossing, lines, ticks_at
-from minitransformers.reporting.paces import BOTH, FORWARD, compared, quiet, ratio, told
+from minitransformers.reporting.compression.paces import BOTH, FORWARD, compared, quiet, ratio, told
 
 section = Section(__file__, __doc__, kind="timed")
 ROWS, WIDTH = 128, 768

@@ -22,7 +22,7 @@ from minitransformers.compression.quantize import quantize_symmetric
 from minitransformers.compression.tt_linear import init_tt_linear, tt_linear
 from minitransformers.compression.tt_linear_by_core import tt_linear_by_core
 from minitransformers.reporting import Section
-from minitransformers.reporting.paces import BOTH, FORWARD, compared, quiet, ratio, told
+from minitransformers.reporting.compression.paces import BOTH, FORWARD, compared, quiet, ratio, told
 
 section = Section(__file__, __doc__, kind="timed")
 ROWS, WIDTH, HEADS, HIDDEN = 128, 768, 12, 3072

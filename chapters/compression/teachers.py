@@ -13,7 +13,19 @@ from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.linear import init_linear
 from minitransformers.reporting import Section, dots, mean_and_spread, tried
 from minitransformers.reporting import adaptation as at
-from minitransformers.reporting.lessons import DRAWN, HARD, RENORMALISED, SOFT, SOURCES, STATES, TEXT, TOP, WARM, Taught, shown_by
+from minitransformers.reporting.compression.lessons import (
+    DRAWN,
+    HARD,
+    RENORMALISED,
+    SOFT,
+    SOURCES,
+    STATES,
+    TEXT,
+    TOP,
+    WARM,
+    Taught,
+    shown_by,
+)
 from minitransformers.training.fit import fit
 
 section = Section(__file__, __doc__, kind="trained")

@@ -9,8 +9,8 @@ and the models are those of the section recall; the end of the last segment alon
 import numpy as np
 
 from minitransformers.reporting import Section, listed, mean_and_spread, tried
-from minitransformers.reporting.cues import CUES, SEGMENTS, remembered, remembering
-from minitransformers.reporting.memories import SAME_LAYER, WRITTEN
+from minitransformers.reporting.long_context.cues import CUES, SEGMENTS, remembered, remembering
+from minitransformers.reporting.long_context.memories import SAME_LAYER, WRITTEN
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")

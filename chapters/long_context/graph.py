@@ -10,7 +10,7 @@ neighbour comes before or after, or all at once, as a hierarchical Transformer d
 import numpy as np
 
 from minitransformers.reporting import Section, dots, mean_and_spread, nats, tried
-from minitransformers.reporting.neighbours import (
+from minitransformers.reporting.long_context.neighbours import (
     ALONE,
     CONTEXTS,
     EDGES,

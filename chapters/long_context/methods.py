@@ -10,8 +10,8 @@ of as many texts, and a learning rate of its own. At best: what one can say who 
 import numpy as np
 
 from minitransformers.reporting import Section, lines, mean_and_spread, nats, processor_seconds, ticks_at, tried
-from minitransformers.reporting.reading_methods import read_at_once, read_with_memory, taught
-from minitransformers.reporting.reading_tasks import at_best, two_marks
+from minitransformers.reporting.long_context.reading_methods import read_at_once, read_with_memory, taught
+from minitransformers.reporting.long_context.reading_tasks import at_best, two_marks
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")

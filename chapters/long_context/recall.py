@@ -11,8 +11,8 @@ layer of 32 features, and 16 rows of memory where they have rows.
 import numpy as np
 
 from minitransformers.reporting import Section, lines, mean_and_spread, ticks_at, tried
-from minitransformers.reporting.cues import CUES, SEGMENTS, remembered, remembering
-from minitransformers.reporting.memories import NOTHING, SAME_LAYER, SQUEEZED, WRITTEN, XL
+from minitransformers.reporting.long_context.cues import CUES, SEGMENTS, remembered, remembering
+from minitransformers.reporting.long_context.memories import NOTHING, SAME_LAYER, SQUEEZED, WRITTEN, XL
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")

@@ -12,7 +12,7 @@ import numpy as np
 from minitransformers.basics.log_softmax import log_softmax
 from minitransformers.basics.softmax import softmax
 from minitransformers.reporting import Section, mean_and_spread, tried
-from minitransformers.reporting.questions import (
+from minitransformers.reporting.long_context.questions import (
     ANSWERS,
     by_answers,
     by_pairs,

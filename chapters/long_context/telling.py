@@ -9,7 +9,7 @@ has learned does not change its pace, so it has learned nothing.
 from functools import partial
 
 from minitransformers.reporting import Section, mean_and_spread, shortest_times
-from minitransformers.reporting.streams import LAYERS, LENGTH, init_model, segment_model
+from minitransformers.reporting.long_context.streams import LAYERS, LENGTH, init_model, segment_model
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="timed")

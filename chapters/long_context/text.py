@@ -10,7 +10,7 @@ time; then the validation text, with memories of other lengths than it learned w
 import numpy as np
 
 from minitransformers.reporting import Section, counted_pairs, lines, mean_and_spread, processor_seconds, tried
-from minitransformers.reporting.streams import LENGTH, Streams, bits_in_streams, init_model
+from minitransformers.reporting.long_context.streams import LENGTH, Streams, bits_in_streams, init_model
 from minitransformers.training.fit import fit
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas

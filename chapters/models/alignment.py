@@ -18,8 +18,8 @@ from minitransformers.basics.linear import linear
 from minitransformers.models.transformer import init_transformer, sub_layer, transformer_decoder_block, transformer_encoder
 from minitransformers.positional.sinusoidal import sinusoidal
 from minitransformers.reporting import Section, mean_and_spread
-from minitransformers.reporting.translators import SETTINGS, SIZES, load_translator
-from minitransformers.reporting.verses import END, decoded, encoded, load_verses, pairs
+from minitransformers.reporting.models.translators import SETTINGS, SIZES, load_translator
+from minitransformers.reporting.models.verses import END, decoded, encoded, load_verses, pairs
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")

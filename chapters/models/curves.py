@@ -15,7 +15,7 @@ import numpy as np
 from minitransformers.models.gpt2 import gpt2, gpt2_weights, init_gpt2
 from minitransformers.models.llama import init_llama, llama, llama_weights
 from minitransformers.reporting import Section, lines, processor_seconds
-from minitransformers.reporting.pytorch import decaying, their_losses, with_weights
+from minitransformers.reporting.models.pytorch import decaying, their_losses, with_weights
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling
 from minitransformers.training.text import Corpus

@@ -13,8 +13,9 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.models.llama import llama_body
-from minitransformers.reporting import Section, base, entries, level, lines, mean_and_spread, processor_seconds, ticks_at, tried
+from minitransformers.reporting import Section, base, level, lines, mean_and_spread, processor_seconds, ticks_at, tried
 from minitransformers.reporting.base import SETTINGS, SIZES
+from minitransformers.reporting.models import entries
 from minitransformers.training.classification import Classification
 from minitransformers.training.fit import fit
 from minitransformers.training.language_modelling import LanguageModelling

@@ -13,9 +13,10 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.attention.masks import causal_mask
-from minitransformers.reporting import Section, dots, entries, mean_and_spread, nats, processor_seconds, tried
+from minitransformers.reporting import Section, dots, mean_and_spread, nats, processor_seconds, tried
 from minitransformers.reporting.base import base_corpus
-from minitransformers.reporting.bodies import body, init_body
+from minitransformers.reporting.models import entries
+from minitransformers.reporting.models.bodies import body, init_body
 from minitransformers.training.fit import fit
 from minitransformers.training.objectives import causal, masked, prefix, spans
 from minitransformers.training.task import IGNORED, Labelled

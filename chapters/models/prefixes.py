@@ -2,7 +2,7 @@
 
 Raffel et al. 2020, arXiv:1910.10683, section 2.1: every task is a text, and a prefix says which is meant. One T5 has read verses in either English,
 that of the 1390s and that of 2000, behind one of two prefixes, "old: " and "modern: ", and learned to write what the prefix says: to translate, or
-to repeat. The source does not tell which. It was trained once (minitransformers/reporting/translators.py). Which English a text is in is told by
+to repeat. The source does not tell which. It was trained once (minitransformers/reporting/models/translators.py). Which English a text is in is told by
 counted trigrams. Beside it: the other prefix, and none.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 from minitransformers import trees
 from minitransformers.models.t5 import t5, t5_step
 from minitransformers.reporting import Section, bits, mean_and_spread
-from minitransformers.reporting.entries import by_trigrams
-from minitransformers.reporting.translators import LETTERS, NOW, STEPS, THEN, greedy, load_two_way, nats, prefix
-from minitransformers.reporting.verses import chrf, decoded, encoded, load_verses
+from minitransformers.reporting.models.entries import by_trigrams
+from minitransformers.reporting.models.translators import LETTERS, NOW, STEPS, THEN, greedy, load_two_way, nats, prefix
+from minitransformers.reporting.models.verses import chrf, decoded, encoded, load_verses
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")

@@ -11,7 +11,7 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.reporting import Section, level, lines, listed, mean_and_spread, processor_seconds, size_and_time, tried
-from minitransformers.reporting.learned import learned
+from minitransformers.reporting.models.learned import learned
 from minitransformers.training.text import Corpus
 from minitransformers.training.threads import hold_blas
 from minitransformers.training.yardsticks import yardsticks

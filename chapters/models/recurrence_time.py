@@ -9,7 +9,7 @@ other, read whole texts of growing length and write one character after them, on
 from functools import partial
 
 from minitransformers.reporting import Section, lines, one_seed, paired_times, ticks_at
-from minitransformers.reporting.readers import VOCABULARY, attention_reader, recurrent_reader
+from minitransformers.reporting.models.readers import VOCABULARY, attention_reader, recurrent_reader
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="timed")

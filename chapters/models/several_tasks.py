@@ -11,8 +11,8 @@ import numpy as np
 from minitransformers.models.t5 import t5, t5_step
 from minitransformers.models.transformer import transformer, transformer_step
 from minitransformers.reporting import Section, bits, mean_and_spread
-from minitransformers.reporting.translators import LETTERS, NOW, greedy, load_translator, load_two_way, nats, prefix
-from minitransformers.reporting.verses import chrf, encoded, load_verses
+from minitransformers.reporting.models.translators import LETTERS, NOW, greedy, load_translator, load_two_way, nats, prefix
+from minitransformers.reporting.models.verses import chrf, encoded, load_verses
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")

@@ -1,7 +1,7 @@
 """Does a small encoder-decoder read what it translates?
 
 Vaswani et al. 2017, arXiv:1706.03762, section 3: each block of the decoder attends over the whole source. The texts are verses in the English of
-the 1390s and in that of 2000. The model was trained once (minitransformers/reporting/translators.py) and is asked about chapters that it has not
+the 1390s and in that of 2000. The model was trained once (minitransformers/reporting/models/translators.py) and is asked about chapters that it has not
 seen: with the right source, with that of another verse, and with none. What it writes is held against the source as it stands, against a
 dictionary that was counted, and against what it writes for another verse. Three seeds choose the verses.
 """
@@ -16,8 +16,8 @@ from minitransformers import trees
 from minitransformers.models.beam_search import beam_search
 from minitransformers.models.transformer import transformer, transformer_step
 from minitransformers.reporting import Section, bits, mean_and_spread
-from minitransformers.reporting.translators import LONGEST, SETTINGS, greedy, load_translator, nats
-from minitransformers.reporting.verses import END, START, chrf, decoded, encoded, load_verses
+from minitransformers.reporting.models.translators import LONGEST, SETTINGS, greedy, load_translator, nats
+from minitransformers.reporting.models.verses import END, START, chrf, decoded, encoded, load_verses
 from minitransformers.training.threads import hold_blas
 from minitransformers.training.yardsticks import counted
 

@@ -14,8 +14,8 @@ from minitransformers.efficient.kv_cache import decode
 from minitransformers.models.decoding import without_cache
 from minitransformers.models.transformer import transformer, transformer_step
 from minitransformers.reporting import Section, shortest_times
-from minitransformers.reporting.translators import SETTINGS, load_translator
-from minitransformers.reporting.verses import END, encoded, load_verses, pairs
+from minitransformers.reporting.models.translators import SETTINGS, load_translator
+from minitransformers.reporting.models.verses import END, encoded, load_verses, pairs
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="timed")

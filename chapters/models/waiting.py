@@ -10,7 +10,7 @@ import numpy as np
 
 from minitransformers import trees
 from minitransformers.reporting import Section, one_seed
-from minitransformers.reporting.readers import VOCABULARY, attention_reader, recurrent_reader
+from minitransformers.reporting.models.readers import VOCABULARY, attention_reader, recurrent_reader
 from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="exact")

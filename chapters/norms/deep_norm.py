@@ -9,7 +9,19 @@ is the scale. Four layers with RoPE on real text, without a warm-up, at a learni
 import numpy as np
 
 from minitransformers.reporting import Section, counted_pairs, mean_and_spread, size_and_time, tried
-from minitransformers.reporting.placements import DEEP, OWN, POST, PRE, RATES, SAME, Placed, at_both_rates, corpus, told, trained
+from minitransformers.reporting.norms.placements import (
+    DEEP,
+    OWN,
+    POST,
+    PRE,
+    RATES,
+    SAME,
+    Placed,
+    at_both_rates,
+    corpus,
+    told,
+    trained,
+)
 
 section = Section(__file__, __doc__, kind="trained")
 MODELS = {

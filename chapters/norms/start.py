@@ -8,8 +8,9 @@ of its own, and some at pre-norm's as well.
 # %%
 import numpy as np
 
-from minitransformers.reporting import Section, counted_pairs, level, lines, mean_and_spread, placements, size_and_time, tried
-from minitransformers.reporting.placements import OWN, POST, PRE, SAME, STEPS, Placed, at_both_rates, corpus, told, trained
+from minitransformers.reporting import Section, counted_pairs, level, lines, mean_and_spread, size_and_time, tried
+from minitransformers.reporting.norms import placements
+from minitransformers.reporting.norms.placements import OWN, POST, PRE, SAME, STEPS, Placed, at_both_rates, corpus, told, trained
 from minitransformers.training.yardsticks import counted
 
 section = Section(__file__, __doc__, kind="trained")

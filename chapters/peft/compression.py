@@ -17,7 +17,7 @@ from minitransformers.peft.masked_lora import masked_lora
 from minitransformers.peft.targets import at_targets, targets
 from minitransformers.reporting import Section, matrices, mean_and_spread, tried
 from minitransformers.reporting import adaptation as at
-from minitransformers.reporting import fine_tuning as tuned
+from minitransformers.reporting.peft import fine_tuning as tuned
 
 section = Section(__file__, __doc__, kind="trained")
 RANK = 4

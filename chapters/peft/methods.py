@@ -13,7 +13,7 @@ import numpy as np
 from minitransformers.foundation import trees
 from minitransformers.reporting import Section, dots, mean_and_spread, ticks_at, tried
 from minitransformers.reporting import adaptation as at
-from minitransformers.reporting import fine_tuning as tuned
+from minitransformers.reporting.peft import fine_tuning as tuned
 
 section = Section(__file__, __doc__, kind="trained")
 NONE, HEAD, ALL = "nothing", "head alone", "all weights"

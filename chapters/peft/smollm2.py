@@ -19,7 +19,7 @@ from minitransformers.models.llama_gguf import load_llama_gguf
 from minitransformers.models.published import published_file
 from minitransformers.reporting import Section, level, mean_and_spread, tried
 from minitransformers.reporting.needs import missing_smollm2
-from minitransformers.reporting.smollm2_tuning import (
+from minitransformers.reporting.peft.smollm2_tuning import (
     AHEAD,
     FULL,
     LENGTH,

@@ -13,7 +13,7 @@ import numpy as np
 from minitransformers.foundation import trees
 from minitransformers.reporting import Section, mean_and_spread, tried
 from minitransformers.reporting import adaptation as at
-from minitransformers.reporting.four_tasks import HYPER, SEPARATE, SHARED, TEXTS, WAYS, languages, learn, lost, new_row, reads
+from minitransformers.reporting.peft.four_tasks import HYPER, SEPARATE, SHARED, TEXTS, WAYS, languages, learn, lost, new_row, reads
 
 section = Section(__file__, __doc__, kind="trained")
 OWN = (0.35, 1.0)                                            # how large the shifts are that languages have to themselves

@@ -7,9 +7,20 @@ and that are the best there are; and the model predicts from what it lets throug
 """
 
 # %%
-from minitransformers.reporting import Section, dense_weights, mean_and_spread, tried
-from minitransformers.reporting.dense_weights import HEADS, LENGTH, TEXTS, bits_of, corpus, laid_on, more, told, unread
-from minitransformers.reporting.patterns import centroids_of, clustered, hashed, in_blocks, met
+from minitransformers.reporting import Section, mean_and_spread, tried
+from minitransformers.reporting.sparse_attention import dense_weights
+from minitransformers.reporting.sparse_attention.dense_weights import (
+    HEADS,
+    LENGTH,
+    TEXTS,
+    bits_of,
+    corpus,
+    laid_on,
+    more,
+    told,
+    unread,
+)
+from minitransformers.reporting.sparse_attention.patterns import centroids_of, clustered, hashed, in_blocks, met
 from minitransformers.sparse_attention.compressed_attention import most_read_blocks
 from minitransformers.sparse_attention.moba import moba_selection
 from minitransformers.training.threads import hold_blas

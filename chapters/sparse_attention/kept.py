@@ -11,9 +11,20 @@ from functools import partial
 
 import numpy as np
 
-from minitransformers.reporting import Section, counted_pairs, dense_weights, mean_and_spread, tried
-from minitransformers.reporting.dense_weights import HEADS, LAYERS, LENGTH, bits_of, corpus, laid_on, more, told, unread
-from minitransformers.reporting.patterns import read_through
+from minitransformers.reporting import Section, counted_pairs, mean_and_spread, tried
+from minitransformers.reporting.sparse_attention import dense_weights
+from minitransformers.reporting.sparse_attention.dense_weights import (
+    HEADS,
+    LAYERS,
+    LENGTH,
+    bits_of,
+    corpus,
+    laid_on,
+    more,
+    told,
+    unread,
+)
+from minitransformers.reporting.sparse_attention.patterns import read_through
 from minitransformers.sparse_attention.block_table import block_mask, causal_block_table
 from minitransformers.sparse_attention.longformer import pattern
 from minitransformers.sparse_attention.strided import fixed_pattern, strided_pattern

@@ -12,9 +12,9 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.reporting import Section, level, mean_and_spread, nats, tried
-from minitransformers.reporting.by_content import ByClusters, by_hashes, by_place, pairs_seen
 from minitransformers.reporting.networks import behind_norm, network, summed
-from minitransformers.reporting.patterns import shared_attention
+from minitransformers.reporting.sparse_attention.by_content import ByClusters, by_hashes, by_place, pairs_seen
+from minitransformers.reporting.sparse_attention.patterns import shared_attention
 from minitransformers.training.fit import fit
 from minitransformers.training.needles import matching
 from minitransformers.training.task import Labelled, accuracy

@@ -15,7 +15,7 @@ import numpy as np
 
 import minitransformers as mt
 from minitransformers.reporting import Section, growth, lines, one_seed, peak_megabytes, shortest_times, ticks_at
-from minitransformers.reporting.cores import longformer, lsh, native
+from minitransformers.reporting.sparse_attention.cores import longformer, lsh, native
 from minitransformers.sparse_attention.routing import random_centroids
 from minitransformers.training.threads import hold_blas
 

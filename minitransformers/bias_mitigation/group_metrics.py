@@ -125,16 +125,28 @@ def equal_opportunity_gap(rates: GroupRates) -> RateGap:
     example=lambda rng: example(_rates(rng)),
     rejects=[bad(rates=_NOBODY)],
 )
-def equalized_odds_gap(rates: GroupRates, *, agg: Literal["worst_case", "mean"] = "worst_case") -> RateGap:
-    """How far true and false positive rates lie apart: the worse of the two, or their mean.
+def equalized_odds_gap(rates: GroupRates) -> RateGap:
+    """How far true and false positive rates lie apart, the worse of the two.
 
     Raises ValueError where fewer than two groups have a rate (NaN is left out).
     """
-    both = _gap("tpr", rates.tpr), _gap("fpr", rates.fpr)
-    differences, ratios = [gap.difference for gap in both], [gap.ratio for gap in both]
-    if agg == "mean":
-        return RateGap(float(np.mean(differences)), float(np.mean(ratios)))
-    return RateGap(max(differences), float(np.min(ratios)))  # (5)
+    tpr, fpr = _gap("tpr", rates.tpr), _gap("fpr", rates.fpr)
+    return RateGap(max(tpr.difference, fpr.difference), float(np.minimum(tpr.ratio, fpr.ratio)))  # (5)
+
+
+@procedure(
+    title="Mean odds gap",
+    source="Hardt, Price and Srebro 2016, arXiv:1610.02413, definition 2.1; the mean as in fairlearn",
+    example=lambda rng: example(_rates(rng)),
+    rejects=[bad(rates=_NOBODY)],
+)
+def mean_odds_gap(rates: GroupRates) -> RateGap:
+    """How far true and false positive rates lie apart, the mean of both, in which a large gap and a small one are one of the middle.
+
+    Raises ValueError where fewer than two groups have a rate (NaN is left out).
+    """
+    tpr, fpr = _gap("tpr", rates.tpr), _gap("fpr", rates.fpr)
+    return RateGap((tpr.difference + fpr.difference) / 2, (tpr.ratio + fpr.ratio) / 2)
 
 
 @procedure(

@@ -1,4 +1,7 @@
-"""What chapters report through: sections, claims over seeds, tables, figures, and the measures that they share."""
+"""What chapters report through: sections, claims over seeds, tables, figures, and the measures that they share.
+
+What several chapters begin with, a small trained model for example, lies here; what the sections of one chapter share, in the folder of its name.
+"""
 
 from minitransformers.reporting.figures import by_pairs, dots, level, lines, ticks_at
 from minitransformers.reporting.measures import (

@@ -8,11 +8,11 @@ from minitransformers.basics.embedding import init_embedding
 from minitransformers.basics.linear import init_linear, linear
 from minitransformers.long_context.segment_reordering import count_orders
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting.memories import NOTHING, WRITTEN, init_stack, last_segment, last_segment_read_twice
+from minitransformers.reporting.long_context.memories import NOTHING, WRITTEN, init_stack, last_segment, last_segment_read_twice
+from minitransformers.reporting.long_context.reading_methods import memory_steps, read_at_once
+from minitransformers.reporting.long_context.reading_tasks import Reordering, Retrieving, at_best, said, two_marks
+from minitransformers.reporting.long_context.segment_readers import first, parts
 from minitransformers.reporting.networks import network
-from minitransformers.reporting.reading_methods import memory_steps, read_at_once
-from minitransformers.reporting.reading_tasks import Reordering, Retrieving, at_best, said, two_marks
-from minitransformers.reporting.segment_readers import first, parts
 
 SIZES = {"segments": 4, "length": 2, "marks": 3}
 READERS = read_at_once(seen=2, **SIZES)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from minitransformers.foundation import trees
-from minitransformers.reporting import attribute_modules as put
-from minitransformers.reporting import two_attributes as of
+from minitransformers.reporting.bias_mitigation import attribute_modules as put
+from minitransformers.reporting.bias_mitigation import two_attributes as of
 
 
 def test_of_the_language_itself_the_measures_are_those_of_its_shares():

@@ -8,7 +8,8 @@ import pytest
 
 from minitransformers.foundation.safetensors import read_metadata
 from minitransformers.models.llama import llama
-from minitransformers.reporting import base, entries
+from minitransformers.reporting import base
+from minitransformers.reporting.models import entries
 from minitransformers.training.language_modelling import LanguageModelling
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minitransformers.reporting.base import load_base
-from minitransformers.reporting.canaries import PART, as_ids, log_probs, model, planted, sentence
+from minitransformers.reporting.bias_mitigation.canaries import PART, as_ids, log_probs, model, planted, sentence
 
 
 def test_each_number_stands_there_as_often_as_it_says():

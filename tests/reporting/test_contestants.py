@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from minitransformers.reporting import growth, listed, mean_nats, size_and_time, tried
-from minitransformers.reporting.by_content import ByClusters, by_hashes, by_place, pairs_seen
 from minitransformers.reporting.measures import gradient_by_distance
 from minitransformers.reporting.networks import gru_layer, init_gru_layer, summed
+from minitransformers.reporting.sparse_attention.by_content import ByClusters, by_hashes, by_place, pairs_seen
 
 
 def drawn(name, rng, *, rate):

@@ -6,8 +6,8 @@ import pytest
 from minitransformers.bias_mitigation.reweighting import reweighting_weights
 from minitransformers.bias_mitigation.soft_parity import soft_parity
 from minitransformers.foundation import trees
-from minitransformers.reporting.deciding import Deciding, Way, decided, hidden, learned, readable
-from minitransformers.reporting.decisions import Table
+from minitransformers.reporting.bias_mitigation.deciding import Deciding, Way, decided, hidden, learned, readable
+from minitransformers.reporting.bias_mitigation.decisions import Table
 
 
 def people(rng, size=600):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from minitransformers.reporting.former_sides import shares_told, told
-from minitransformers.reporting.word_quality import beside_the_first, interval, span, with_ends
+from minitransformers.reporting.bias_mitigation.former_sides import shares_told, told
+from minitransformers.reporting.bias_mitigation.word_quality import beside_the_first, interval, span, with_ends
 
 
 def test_two_heaps_are_told_by_all_and_shuffled_labels_by_none():

@@ -2,7 +2,18 @@
 
 import numpy as np
 
-from minitransformers.reporting.leaning import MEASURES, ROUNDS, SHARES, WORDS, ZIPF, Written, generations, loop, measured, real
+from minitransformers.reporting.bias_mitigation.leaning import (
+    MEASURES,
+    ROUNDS,
+    SHARES,
+    WORDS,
+    ZIPF,
+    Written,
+    generations,
+    loop,
+    measured,
+    real,
+)
 
 
 def test_of_many_real_sentences_the_measures_are_those_of_the_truth():

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from minitransformers.reporting.likely_texts import mean_log_probabilities
+from minitransformers.reporting.bias_mitigation.likely_texts import mean_log_probabilities
 
 
 def test_texts_of_any_length_get_what_each_gets_alone():

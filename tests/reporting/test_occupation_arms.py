@@ -2,9 +2,20 @@
 
 import numpy as np
 
-from minitransformers.reporting import occupation_arms
-from minitransformers.reporting import occupations as of
-from minitransformers.reporting.occupation_arms import PLAIN, SHARED, Arm, bought, drawn, learned, losses, means, neutral_words, row
+from minitransformers.reporting.bias_mitigation import occupation_arms
+from minitransformers.reporting.bias_mitigation import occupations as of
+from minitransformers.reporting.bias_mitigation.occupation_arms import (
+    PLAIN,
+    SHARED,
+    Arm,
+    bought,
+    drawn,
+    learned,
+    losses,
+    means,
+    neutral_words,
+    row,
+)
 
 
 def test_odds_are_of_the_first_group_and_counted_once_a_sentence():

@@ -18,7 +18,7 @@ from minitransformers import (
 )
 from minitransformers.attention.masks import causal_mask
 from minitransformers.foundation.gradients import assert_gradients
-from minitransformers.reporting.patterns import (
+from minitransformers.reporting.sparse_attention.patterns import (
     centroids_of,
     clustered,
     dense,

@@ -5,8 +5,18 @@ import pytest
 
 from minitransformers import check_gradients, trees
 from minitransformers.bias_mitigation.alignment_loss import alignment_loss
-from minitransformers.reporting import probed
-from minitransformers.reporting.probed import Telling, Way, encode, exchanged, learned, probe, sentences, standard, without
+from minitransformers.reporting.bias_mitigation import probed
+from minitransformers.reporting.bias_mitigation.probed import (
+    Telling,
+    Way,
+    encode,
+    exchanged,
+    learned,
+    probe,
+    sentences,
+    standard,
+    without,
+)
 
 WAYS = {"plain": Way(), "both forms": Way(both_forms=True), "aligned": Way(extra=alignment_loss), "deleted": Way(deleted=True)}
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from minitransformers.models.published import published_file
-from minitransformers.reporting.decisions import load_adult, load_compas
-from minitransformers.reporting.stereotypes import load_crows_pairs, load_stereoset
-from minitransformers.reporting.word_vectors import (
+from minitransformers.reporting.bias_mitigation.decisions import load_adult, load_compas
+from minitransformers.reporting.bias_mitigation.stereotypes import load_crows_pairs, load_stereoset
+from minitransformers.reporting.bias_mitigation.word_vectors import (
     WordVectors,
     analogies,
     association_tests,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minitransformers.reporting.rated import MEASURES, lower, measured, told, with_intervals, worse
+from minitransformers.reporting.bias_mitigation.rated import MEASURES, lower, measured, told, with_intervals, worse
 
 
 def people(rng, size=400):

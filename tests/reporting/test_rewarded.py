@@ -3,8 +3,18 @@
 import numpy as np
 
 from minitransformers.basics.embedding import Embedding
-from minitransformers.reporting import rewarded
-from minitransformers.reporting.rewarded import FLAGGED, LENGTH, SYMBOLS, Rewarded, drawn_reference, earned, judged, learned, masked
+from minitransformers.reporting.bias_mitigation import rewarded
+from minitransformers.reporting.bias_mitigation.rewarded import (
+    FLAGGED,
+    LENGTH,
+    SYMBOLS,
+    Rewarded,
+    drawn_reference,
+    earned,
+    judged,
+    learned,
+    masked,
+)
 
 FLAGS = np.where(np.arange(SYMBOLS) < FLAGGED, -1.0, 0.0)
 

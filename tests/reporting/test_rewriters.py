@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minitransformers.reporting import rewriters as of
+from minitransformers.reporting.bias_mitigation import rewriters as of
 
 
 def test_what_changes_is_a_listed_word_that_no_title_makes_a_name():

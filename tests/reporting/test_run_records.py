@@ -1,7 +1,7 @@
 """What a run says of itself, in tables; and that an edit of its trail is found."""
 
 from minitransformers.bias_mitigation.audit_trail import append_record
-from minitransformers.reporting.run_records import card_rows, edits_are_found, trail_of, trail_rows
+from minitransformers.reporting.bias_mitigation.run_records import card_rows, edits_are_found, trail_of, trail_rows
 
 CARD = "# A model\n\n## Data\n\n| set | rows |\n| --- | --- |\n| one | 3 |\n\n## Use\n\nNone.\n"
 

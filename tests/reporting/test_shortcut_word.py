@@ -5,8 +5,18 @@ import pytest
 
 from minitransformers import check_gradients, trees
 from minitransformers.bias_mitigation.attention_entropy_loss import attention_entropy_loss
-from minitransformers.reporting import shortcut_word
-from minitransformers.reporting.shortcut_word import LENGTH, MEASURES, Answering, Way, asked, learned, measured, reader, texts
+from minitransformers.reporting.bias_mitigation import shortcut_word
+from minitransformers.reporting.bias_mitigation.shortcut_word import (
+    LENGTH,
+    MEASURES,
+    Answering,
+    Way,
+    asked,
+    learned,
+    measured,
+    reader,
+    texts,
+)
 
 
 def test_texts_hold_one_word_of_a_group_that_goes_with_the_answer_as_often_as_asked():

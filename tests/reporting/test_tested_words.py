@@ -3,9 +3,9 @@
 import numpy as np
 
 from minitransformers.bias_mitigation.weat import weat
-from minitransformers.reporting.decisions import Scored, numbered
-from minitransformers.reporting.tested_words import associations, sets_of
-from minitransformers.reporting.word_vectors import AssociationTest
+from minitransformers.reporting.bias_mitigation.decisions import Scored, numbered
+from minitransformers.reporting.bias_mitigation.tested_words import associations, sets_of
+from minitransformers.reporting.bias_mitigation.word_vectors import AssociationTest
 
 
 def test_a_set_has_the_words_that_are_known_in_their_order():

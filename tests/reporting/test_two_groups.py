@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minitransformers.reporting.two_groups import ASKED, NO, RULE, Learner, World, alike, decided, once
+from minitransformers.reporting.bias_mitigation.two_groups import ASKED, NO, RULE, Learner, World, alike, decided, once
 
 
 def test_a_world_is_as_it_says():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from minitransformers.foundation.safetensors import read_metadata
-from minitransformers.reporting import translators, verses
-from minitransformers.reporting.verses import END, GAP, SIZE, START
+from minitransformers.reporting.models import translators, verses
+from minitransformers.reporting.models.verses import END, GAP, SIZE, START
 from minitransformers.training.task import IGNORED
 
 

@@ -11,11 +11,12 @@ from minitransformers.compression.llm_int8 import llm_int8
 from minitransformers.compression.quantize import quantize_symmetric
 from minitransformers.compression.tt_linear import tt_weight
 from minitransformers.peft.qlora_linear import QuantizedLinear
-from minitransformers.reporting import matrices, rounded_inputs
-from minitransformers.reporting import smaller as of
+from minitransformers.reporting import matrices
 from minitransformers.reporting.base import load_base
-from minitransformers.reporting.changes import Sparser
-from minitransformers.reporting.ways import FLOAT, WAYS, made
+from minitransformers.reporting.compression import rounded_inputs
+from minitransformers.reporting.compression import smaller as of
+from minitransformers.reporting.compression.changes import Sparser
+from minitransformers.reporting.compression.ways import FLOAT, WAYS, made
 
 rng = partial(np.random.default_rng, 0)
 

@@ -12,7 +12,7 @@ from minitransformers.basics.cross_entropy import cross_entropy
 from minitransformers.basics.embedding import embedding, init_embedding
 from minitransformers.basics.linear import init_linear, linear
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting.memories import init_stack, steps, through
+from minitransformers.reporting.long_context.memories import init_stack, steps, through
 from minitransformers.training.fit import fit
 from minitransformers.training.task import IGNORED, Loss, Task
 

@@ -16,9 +16,16 @@ from minitransformers.bias_mitigation.modular_debiasing import difference_module
 from minitransformers.foundation import reparameterize, trees
 from minitransformers.peft.bottleneck_adapter import BottleneckAdapter, init_bottleneck_adapter
 from minitransformers.peft.targets import at_targets
+from minitransformers.reporting.bias_mitigation.two_attributes import (
+    HIDDEN,
+    Network,
+    draw,
+    log_probabilities,
+    network,
+    with_intervals,
+)
 from minitransformers.reporting.seeds import Found
 from minitransformers.reporting.tables import mean_and_spread
-from minitransformers.reporting.two_attributes import HIDDEN, Network, draw, log_probabilities, network, with_intervals
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, Loss
 

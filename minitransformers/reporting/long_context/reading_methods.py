@@ -19,7 +19,7 @@ from minitransformers.long_context.transformer_xl_layer import transformer_xl_pr
 from minitransformers.long_context.truncation import keep_head, keep_head_and_tail, keep_tail
 from minitransformers.long_context.two_sided_relative import two_sided_relative
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting.memories import (
+from minitransformers.reporting.long_context.memories import (
     NOTHING,
     SAME_LAYER,
     SQUEEZED,
@@ -30,9 +30,8 @@ from minitransformers.reporting.memories import (
     last_segment_read_twice,
     steps,
 )
-from minitransformers.reporting.networks import network
-from minitransformers.reporting.reading_tasks import Reordering, Retrieving, said
-from minitransformers.reporting.segment_readers import (
+from minitransformers.reporting.long_context.reading_tasks import Reordering, Retrieving, said
+from minitransformers.reporting.long_context.segment_readers import (
     Reader,
     attentive,
     block,
@@ -45,7 +44,8 @@ from minitransformers.reporting.segment_readers import (
     parts,
     whole,
 )
-from minitransformers.reporting.structured_readers import first_tokens, levels, linked, related
+from minitransformers.reporting.long_context.structured_readers import first_tokens, levels, linked, related
+from minitransformers.reporting.networks import network
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 

@@ -17,8 +17,8 @@ from numpy import ndarray as Array
 from minitransformers.basics.linear import linear
 from minitransformers.bias_mitigation.adversarial_debiasing import AdversarialDebiasing
 from minitransformers.bias_mitigation.reweighting import reweighting_weights
-from minitransformers.reporting.deciding import PROBE, Deciding, Way, hidden, learned, readable
-from minitransformers.reporting.decisions import Table, load_adult
+from minitransformers.reporting.bias_mitigation.deciding import PROBE, Deciding, Way, hidden, learned, readable
+from minitransformers.reporting.bias_mitigation.decisions import Table, load_adult
 from minitransformers.reporting.seeds import tried
 
 UPDATES, PARTS = 600, 10                                     # what soft parity counts beside the loss of the task

@@ -11,7 +11,7 @@ from numpy import ndarray as Array
 from scipy.stats import rankdata
 
 from minitransformers.bias_mitigation.bootstrap import BootstrapInterval, bootstrap_interval
-from minitransformers.reporting.word_vectors import analogies, similarity_pairs
+from minitransformers.reporting.bias_mitigation.word_vectors import analogies, similarity_pairs
 
 Ways = Mapping[str, Array]                                   # vectors of length 1 of the same words; the first are those that the others are compared with
 

@@ -16,8 +16,8 @@ from numpy import ndarray as Array
 from minitransformers.bias_mitigation.neural_rewriting import greedy_rewriting, init_neural_rewriting, neural_rewriting
 from minitransformers.bias_mitigation.rule_rewriting import rewrite
 from minitransformers.bias_mitigation.token_rewriter import init_token_rewriter, token_rewriter
+from minitransformers.reporting.bias_mitigation.word_quality import interval
 from minitransformers.reporting.measures import nats
-from minitransformers.reporting.word_quality import interval
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 

@@ -1,7 +1,7 @@
 """Two models that have learned from verses, for sections to begin with: each trained once, kept beside this file.
 
 A Transformer of 2017 puts the English of the 1390s into that of 2000. A T5 writes either, whichever it reads: a prefix says which is wanted, and
-nothing else does; of what it learned from, a third was to be repeated as it is. ``python -m minitransformers.reporting.translators transformer``
+nothing else does; of what it learned from, a third was to be repeated as it is. ``python -m minitransformers.reporting.models.translators transformer``
 (or t5) trains one of them again, in some minutes of one processor, and writes its weights in float16. Both learned in batches of verses of like
 length, with a part of what the decoder has written hidden from it (Bowman et al. 2016, arXiv:1511.06349, section 3.2): it can go on by its source.
 """
@@ -23,7 +23,7 @@ from minitransformers.foundation.safetensors import write_safetensors
 from minitransformers.models.t5 import T5, init_t5, load_t5, t5, t5_weights
 from minitransformers.models.transformer import Transformer, init_transformer, load_transformer, transformer, transformer_weights
 from minitransformers.reporting.measures import bits
-from minitransformers.reporting.verses import END, GAP, SIZE, START, Pairs, Verse, decoded, encoded, load_verses, pairs
+from minitransformers.reporting.models.verses import END, GAP, SIZE, START, Pairs, Verse, decoded, encoded, load_verses, pairs
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled, labelled_loss
 

@@ -13,9 +13,9 @@ from minitransformers.basics.chain import chain
 from minitransformers.basics.linear import init_linear, linear
 from minitransformers.bias_mitigation.group_metrics import group_rates
 from minitransformers.bias_mitigation.weighted_cross_entropy import weighted_cross_entropy
-from minitransformers.reporting.deciding import init_reader, reader
-from minitransformers.reporting.decisions import Table
-from minitransformers.reporting.rated import with_intervals
+from minitransformers.reporting.bias_mitigation.deciding import init_reader, reader
+from minitransformers.reporting.bias_mitigation.decisions import Table
+from minitransformers.reporting.bias_mitigation.rated import with_intervals
 from minitransformers.reporting.seeds import Found
 from minitransformers.reporting.tables import mean_and_spread
 from minitransformers.training.fit import fit

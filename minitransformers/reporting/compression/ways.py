@@ -22,11 +22,11 @@ from minitransformers.foundation import reparameterize, trees
 from minitransformers.models.llama import Llama
 from minitransformers.peft.targets import targets
 from minitransformers.reporting import matrices
-from minitransformers.reporting import smaller as of
 from minitransformers.reporting.base import load_base
-from minitransformers.reporting.changes import Sparser, by_learned_steps, masked_and_stepped, stepped
-from minitransformers.reporting.rounded_inputs import but_outliers, reads_rounded, smoothed
-from minitransformers.reporting.smaller_parts import fewer_heads, fewer_layers, fewer_units, student
+from minitransformers.reporting.compression import smaller as of
+from minitransformers.reporting.compression.changes import Sparser, by_learned_steps, masked_and_stepped, stepped
+from minitransformers.reporting.compression.rounded_inputs import but_outliers, reads_rounded, smoothed
+from minitransformers.reporting.compression.smaller_parts import fewer_heads, fewer_layers, fewer_units, student
 
 USUAL, BETWEEN, HIGHER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # learning rates to try
 

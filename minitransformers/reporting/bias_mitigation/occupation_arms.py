@@ -14,10 +14,10 @@ from numpy import ndarray as Array
 
 from minitransformers.bias_mitigation.balance_pairs import balance_pairs
 from minitransformers.bias_mitigation.neutralising import NEUTRAL, NEUTRAL_TAGGED, neutral_map, neutralise_words
-from minitransformers.reporting import occupations as of
+from minitransformers.reporting.bias_mitigation import occupations as of
+from minitransformers.reporting.bias_mitigation.word_quality import interval, span
 from minitransformers.reporting.seeds import Found, tried
 from minitransformers.reporting.tables import mean_and_spread
-from minitransformers.reporting.word_quality import interval, span
 from minitransformers.training.fit import fit
 
 TEXTS, ASKED, STEPS, BATCH = 3000, 600, 300, 64              # sentences; those asked about

@@ -11,8 +11,8 @@ from numpy import ndarray as Array
 from minitransformers.bias_mitigation.bias_direction import BiasSubspace, bias_direction
 from minitransformers.bias_mitigation.inlp import fit_linear
 from minitransformers.bias_mitigation.weat import unit_rows
-from minitransformers.reporting.word_quality import interval
-from minitransformers.reporting.word_vectors import WordVectors, gender_lists, load_word2vec
+from minitransformers.reporting.bias_mitigation.word_quality import interval
+from minitransformers.reporting.bias_mitigation.word_vectors import WordVectors, gender_lists, load_word2vec
 
 
 class NeutralWords(NamedTuple):

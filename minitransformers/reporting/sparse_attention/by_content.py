@@ -14,7 +14,7 @@ from numpy import ndarray as Array
 
 from minitransformers.attention.core import softmax_attention
 from minitransformers.foundation import Backward
-from minitransformers.reporting.patterns import one_vector
+from minitransformers.reporting.sparse_attention.patterns import one_vector
 from minitransformers.sparse_attention.lsh_attention import lsh_buckets, lsh_chunks
 from minitransformers.sparse_attention.lsh_attention_sorted import lsh_attention_sorted
 from minitransformers.sparse_attention.routing import random_centroids, update_centroids

@@ -17,7 +17,7 @@ from minitransformers.bias_mitigation.gradient_reversal import reversal_strength
 from minitransformers.bias_mitigation.soft_parity import soft_parity
 from minitransformers.bias_mitigation.weighted_cross_entropy import weighted_cross_entropy
 from minitransformers.foundation import slot, trees
-from minitransformers.reporting.decisions import Table
+from minitransformers.reporting.bias_mitigation.decisions import Table
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Loss, Task
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy import ndarray as Array
 
 from minitransformers.reporting.measures import bits, nats
-from minitransformers.reporting.patterns import Seen, dense, init_dense, kept_weight, met, read_through
 from minitransformers.reporting.seeds import Found
+from minitransformers.reporting.sparse_attention.patterns import Seen, dense, init_dense, kept_weight, met, read_through
 from minitransformers.reporting.tables import mean_and_spread
 from minitransformers.training.fit import fit
 from minitransformers.training.task import IGNORED, Labelled

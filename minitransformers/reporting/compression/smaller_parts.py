@@ -15,7 +15,7 @@ from minitransformers.compression.layer_pruning import without_layers
 from minitransformers.compression.neuron_pruning import neuron_importance, without_neurons
 from minitransformers.models.llama import Llama, init_llama, llama
 from minitransformers.reporting.base import LENGTH, SETTINGS, SIZES, load_base
-from minitransformers.reporting.smaller import corpora
+from minitransformers.reporting.compression.smaller import corpora
 
 
 def slopes(base: Llama, rng: np.random.Generator) -> Llama:

@@ -13,9 +13,9 @@ from minitransformers.compression.llm_int8 import outlier_columns
 from minitransformers.compression.smooth_quant import fold_into_norm, smooth_factors
 from minitransformers.models.llama import Llama, llama
 from minitransformers.reporting.base import SETTINGS, load_base
+from minitransformers.reporting.compression.smaller import at_matrices, base_inputs
 from minitransformers.reporting.matrices import rounded
 from minitransformers.reporting.observed import Inputs, slots_that_show
-from minitransformers.reporting.smaller import at_matrices, base_inputs
 
 
 def in_eight_bits(x: Array) -> Array:

@@ -23,7 +23,7 @@ from minitransformers.bias_mitigation.debiasing_adapter import StackedAdapters, 
 from minitransformers.compression.gated_neurons import NeuronGates, gated_neurons
 from minitransformers.foundation import Backward, slot
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting.word_quality import interval
+from minitransformers.reporting.bias_mitigation.word_quality import interval
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Labelled
 

@@ -24,7 +24,7 @@ from minitransformers.bias_mitigation.group_metrics import equal_opportunity_gap
 from minitransformers.bias_mitigation.tempered_attention import InverseTemperature, tempered_attention
 from minitransformers.foundation import Backward, slot
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting.word_quality import interval
+from minitransformers.reporting.bias_mitigation.word_quality import interval
 from minitransformers.training.fit import fit
 from minitransformers.training.task import Loss, Task
 

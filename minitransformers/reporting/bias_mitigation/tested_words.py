@@ -9,8 +9,8 @@ import numpy as np
 from numpy import ndarray as Array
 
 from minitransformers.bias_mitigation.weat import weat
-from minitransformers.reporting.word_quality import Ways, beside_the_first, interval, with_ends
-from minitransformers.reporting.word_vectors import (
+from minitransformers.reporting.bias_mitigation.word_quality import Ways, beside_the_first, interval, with_ends
+from minitransformers.reporting.bias_mitigation.word_vectors import (
     AssociationTest,
     WordVectors,
     association_tests,

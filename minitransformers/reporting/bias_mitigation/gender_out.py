@@ -16,8 +16,8 @@ from minitransformers.bias_mitigation.hard_debias import hard_debias, remove_sub
 from minitransformers.bias_mitigation.inlp import inlp
 from minitransformers.bias_mitigation.leace import erase, leace
 from minitransformers.bias_mitigation.weat import unit_rows
-from minitransformers.reporting.tested_words import sets_of
-from minitransformers.reporting.word_vectors import AssociationTest, WordVectors, both_ends, gender_lists
+from minitransformers.reporting.bias_mitigation.tested_words import sets_of
+from minitransformers.reporting.bias_mitigation.word_vectors import AssociationTest, WordVectors, both_ends, gender_lists
 
 BEFORE, HARD, INLP, LEACE, RANDOM = "as published", "hard debias", "INLP", "LEACE", "as many random directions"
 _ROUNDS, _TOLERANCE = 45, 0.02

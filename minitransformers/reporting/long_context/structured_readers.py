@@ -17,7 +17,16 @@ from minitransformers.long_context.hierarchical_transformer import hierarchical_
 from minitransformers.long_context.sentence_edges import sentence_edges
 from minitransformers.long_context.sentence_graph import init_sentence_graph, sentence_graph
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.reporting.segment_readers import HEADS, Reader, block, first, init_block, init_places, joined, parts
+from minitransformers.reporting.long_context.segment_readers import (
+    HEADS,
+    Reader,
+    block,
+    first,
+    init_block,
+    init_places,
+    joined,
+    parts,
+)
 
 
 def levels(segments: int) -> Reader:
