@@ -1,8 +1,9 @@
 """Why does post-norm stall without a warm-up: is it the place of the norm, the size of the first weights, or the rate?
 
 Xiong et al. 2020, arXiv:2002.04745, section 3: post-norm without warm-up trains badly, pre-norm well. All placements begin with the same
-weights here: in their blocks of deviation 1/√d_in, or half of that. Four layers with RoPE on real text, each placement at a learning rate
-of its own, and some at pre-norm's as well.
+weights here: in their blocks of deviation 1/√d_in, or half of that, which is near DeepNorm's own beta (Wang et al. 2022, arXiv:2203.00555). So
+what is left between DeepNorm and post-norm is the scaled stream. Four layers with RoPE on real text, each placement at a learning rate of its
+own, and some at pre-norm's as well.
 """
 
 # %%
@@ -10,15 +11,27 @@ import numpy as np
 
 from minitransformers.reporting import Section, counted_pairs, level, lines, mean_and_spread, size_and_time, tried
 from minitransformers.reporting.norms import placements
-from minitransformers.reporting.norms.placements import OWN, POST, PRE, SAME, STEPS, Placed, at_both_rates, corpus, told, trained
+from minitransformers.reporting.norms.placements import (
+    DEEP,
+    OWN,
+    POST,
+    PRE,
+    SAME,
+    STEPS,
+    Placed,
+    at_both_rates,
+    corpus,
+    told,
+    trained,
+)
 from minitransformers.training.yardsticks import counted
 
 section = Section(__file__, __doc__, kind="trained")
 MODELS = {
-    "pre": Placed(PRE), "post": Placed(POST), "post_warmed": Placed(POST, warmup=0.3),
-    "pre_half": Placed(PRE, 0.5), "post_half": Placed(POST, 0.5), "deleted": Placed(PRE, 0.5, deleted=True),
+    "pre": Placed(PRE), "post": Placed(POST), "post_warmed": Placed(POST, warmup=0.3), "deep": Placed(DEEP), "pre_half": Placed(PRE, 0.5),
+    "post_half": Placed(POST, 0.5), "deep_half": Placed(DEEP, 0.5), "deleted": Placed(PRE, 0.5, deleted=True),
 }  # fmt: skip
-ALIKE = ("pre", "post", "post_warmed", "post_half")          # also compared at the rate that suits pre-norm
+ALIKE = ("pre", "post", "post_warmed", "deep", "post_half")          # also compared at the rate that suits pre-norm
 
 
 # %%
@@ -76,6 +89,26 @@ def as_well(found):
 def own_rate(found):
     """Each at its own rate, post-norm without a warm-up needs at least 0.2 bits a character more than pre-norm."""
     return of(found, "post") >= of(found, "pre") + 0.2
+
+
+@section.claim(
+    "At the same rate and from the same full start DeepNorm's scaled stream learns where post-norm stalls",
+    paper="Wang et al. 2022, arXiv:2203.00555, abstract: the good performance of post-norm and the stable training of pre-norm",
+    measured=lambda found: f"{told(found, MODELS, 'post', 'deep', rate=SAME)}; {told(found, MODELS, 'post', 'deep')}",
+)
+def scaled_stream(found):
+    """At the rate that suits pre-norm at least 0.3 bits a character less than post-norm."""
+    return of(found, "deep", SAME) <= of(found, "post", SAME) - 0.3
+
+
+@section.claim(
+    "Where both start small DeepNorm is better than post-norm",
+    paper="Wang et al. 2022, arXiv:2203.00555, abstract: the good performance of post-norm and the stable training of pre-norm",
+    measured=lambda found: told(found, MODELS, "post_half", "deep_half"),
+)
+def both_small(found):
+    """At half the weights and each at its own rate, at least 0.05 bits a character less than post-norm."""
+    return of(found, "deep_half") <= of(found, "post_half") - 0.05
 
 
 @section.report
