@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from minitransformers.foundation import catalogue
+from minitransformers.foundation.atomic import write_new
 from minitransformers.foundation.exercises import blank, judge, named_in
 from minitransformers.reporting.arguments import UsageError
 
@@ -23,13 +24,8 @@ def exercise(arguments: argparse.Namespace) -> int:
             raise UsageError("exercise: --out goes with a name, not with --check")
         return _check(arguments.check)
     entry = catalogue.find(arguments.name)
-    text = blank(entry)
     path = arguments.out or Path(f"exercise_{entry.name}.py")
-    try:
-        with path.open("x", encoding="utf-8") as file:       # what somebody has written is never overwritten
-            file.write(text)
-    except FileExistsError:
-        raise ValueError(f"{path}: is there already; give another file with --out") from None
+    write_new(path, blank(entry))
     print(f"Wrote {path}. Write its backward; then: minitransformers exercise --check {path}")
     return 0
 

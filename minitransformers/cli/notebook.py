@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minitransformers.cli import repository
+from minitransformers.foundation.atomic import write_new
 from minitransformers.reporting.arguments import UsageError, known
 
 _CELL = re.compile(r"^# %%[ \t]*(.*)$", re.MULTILINE)
@@ -29,12 +30,7 @@ def notebook(arguments: argparse.Namespace) -> int:
     sections = repository.sections(scripts[known(chapter, scripts, kind="chapter")])
     source = sections[known(arguments.section, sections, kind="section")]
     path = arguments.out or Path(f"{chapter}_{name}.ipynb")
-    text = json.dumps(made(source, repository.root() / "docs"), indent=1, ensure_ascii=False) + "\n"
-    try:
-        with path.open("x", encoding="utf-8") as file:       # what somebody has changed is never overwritten
-            file.write(text)
-    except FileExistsError:
-        raise ValueError(f"{path}: is there already; give another file with --out") from None
+    write_new(path, json.dumps(made(source, repository.root() / "docs"), indent=1, ensure_ascii=False) + "\n")
     print(f"Wrote {path}. Its last cell runs the section quickly; section.measure() runs it in full.")
     return 0
 

@@ -84,3 +84,12 @@ def _locked(folder: str | Path) -> Iterator[bool]:
         yield alone
     finally:
         os.close(handle)                                      # and with it goes the lock
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet. Raises ValueError where one is: what somebody has changed is never overwritten."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{path}: is there already, and is not overwritten: choose another name") from None
