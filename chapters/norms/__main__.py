@@ -7,5 +7,5 @@ what dropping the mean saves, and how models with each norm and without one lear
 from minitransformers.reporting import run_chapter
 
 if __name__ == "__main__":
-    order = ["forgets", "plane", "cost", "depth", "one_step", "start", "no_norm", "text", "elsewhere", "scores", "rates", "fix_norm"]
+    order = ["forgets", "plane", "cost", "depth", "one_step", "start", "text", "scores", "rates", "fix_norm"]
     raise SystemExit(run_chapter(__file__, __doc__, order=order))

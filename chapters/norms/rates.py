@@ -29,7 +29,7 @@ from minitransformers.training.threads import hold_blas
 
 section = Section(__file__, __doc__, kind="trained")
 WIDTH, HEADS, CONTEXT, BATCH, STEPS, START, RATES = 48, 4, 32, 16, 150, 0.1, (1e-2, 3e-2, 1e-1)
-PLAIN, NORMED, DELETED, TURN = "without", "QK-norm", "attention deleted", mt.on_both(mt.rope)
+PLAIN, NORMED, DELETED, TURN = "without", "QK-norm", "attention deleted", mt.on_both(mt.rope_fast)
 corpus = Corpus.load(context=CONTEXT)
 
 

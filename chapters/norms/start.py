@@ -2,8 +2,8 @@
 
 Xiong et al. 2020, arXiv:2002.04745, section 3: post-norm without warm-up trains badly, pre-norm well. All placements begin with the same
 weights here: in their blocks of deviation 1/√d_in, or half of that, which is near DeepNorm's own beta (Wang et al. 2022, arXiv:2203.00555). So
-what is left between DeepNorm and post-norm is the scaled stream. Four layers with RoPE on real text, each placement at a learning rate of its
-own, and some at pre-norm's as well.
+what is left between DeepNorm and post-norm is the scaled stream. Beside them stands the model without a norm. Four layers with RoPE on real
+text, each placement at a learning rate of its own, and some at pre-norm's as well.
 """
 
 # %%
@@ -13,6 +13,7 @@ from minitransformers.reporting import Section, counted_pairs, level, lines, mea
 from minitransformers.reporting.norms import placements
 from minitransformers.reporting.norms.placements import (
     DEEP,
+    NONE,
     OWN,
     POST,
     PRE,
@@ -29,7 +30,7 @@ from minitransformers.training.yardsticks import counted
 section = Section(__file__, __doc__, kind="trained")
 MODELS = {
     "pre": Placed(PRE), "post": Placed(POST), "post_warmed": Placed(POST, warmup=0.3), "deep": Placed(DEEP), "pre_half": Placed(PRE, 0.5),
-    "post_half": Placed(POST, 0.5), "deep_half": Placed(DEEP, 0.5), "deleted": Placed(PRE, 0.5, deleted=True),
+    "post_half": Placed(POST, 0.5), "deep_half": Placed(DEEP, 0.5), "none": Placed(NONE), "deleted": Placed(PRE, 0.5, deleted=True),
 }  # fmt: skip
 ALIKE = ("pre", "post", "post_warmed", "deep", "post_half")          # also compared at the rate that suits pre-norm
 
@@ -109,6 +110,16 @@ def scaled_stream(found):
 def both_small(found):
     """At half the weights and each at its own rate, at least 0.05 bits a character less than post-norm."""
     return of(found, "deep_half") <= of(found, "post_half") - 0.05
+
+
+@section.claim(
+    "Does a norm speed up learning from a full start?",
+    paper="Ba, Kiros and Hinton 2016, arXiv:1607.06450, abstract: layer norm substantially reduces training time",
+    measured=lambda found: told(found, MODELS, "pre", "none"),
+)
+def norm_helps(found):
+    """After as many steps, each at its own rate, pre-norm needs at least 0.1 bits a character less than no norm."""
+    return of(found, "pre") <= of(found, "none") - 0.1
 
 
 @section.report

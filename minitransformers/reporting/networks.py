@@ -115,6 +115,10 @@ def init_decoder(
     return [init_embedding(rng, vocabulary, d_model, std=0.5), *blocks, init_norm(rng, d_model) if last else None, head]
 
 
+def init_without(rng: np.random.Generator, d_model: int) -> None:
+    """Parameters of without: none, and nothing is drawn."""
+
+
 def without(params: Any, x: Array) -> tuple[Array, Backward]:
     """What stands where a part was: nothing."""
     return x, lambda dout: (params, dout)

@@ -1,4 +1,4 @@
-"""A small language model with its norms before its parts or after them, from a full start or a smaller one: what sections on placements share.
+"""A small language model with its norms before its parts, after them or nowhere, from a full start or a smaller one: what sections on placements share.
 
 Four layers with RoPE learn real text. Of one start and one seed all begin with the same weights: norms draw nothing. Each learns at a rate of its
 own, and some at pre-norm's as well.
@@ -19,10 +19,10 @@ from minitransformers.basics.linear import linear
 from minitransformers.foundation import trees
 from minitransformers.models.workbench.transformer_block import post_norm, pre_norm, transformer_block
 from minitransformers.norms.deep_norm import deep_norm_constants
-from minitransformers.norms.layer_norm import layer_norm
-from minitransformers.positional.rope import rope
+from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
+from minitransformers.positional.rope_fast import rope_fast
 from minitransformers.reporting.measures import bits_after, processor_seconds
-from minitransformers.reporting.networks import init_decoder, network, without
+from minitransformers.reporting.networks import init_decoder, init_without, network, without
 from minitransformers.reporting.seeds import Found
 from minitransformers.reporting.tables import mean_and_spread
 from minitransformers.training.text import Corpus
@@ -30,8 +30,8 @@ from minitransformers.training.threads import hold_blas
 
 LAYERS, WIDTH, HEADS, CONTEXT, BATCH, STEPS = 4, 48, 4, 32, 8, 150
 OWN, SAME = "at its own rate", "at the rate that suits pre-norm"
-PRE, POST, DEEP = "pre-norm", "post-norm", "DeepNorm"
-PLACEMENTS: dict[str, Callable] = {PRE: pre_norm, POST: post_norm, DEEP: partial(post_norm, alpha=deep_norm_constants(LAYERS).alpha)}
+PRE, POST, DEEP, NONE = "pre-norm", "post-norm", "DeepNorm", "no norm"
+PLACEMENTS: dict[str, Callable] = {PRE: pre_norm, POST: post_norm, DEEP: partial(post_norm, alpha=deep_norm_constants(LAYERS).alpha), NONE: pre_norm}
 RATES = (6e-4, 1.5e-3, 4e-3, 1e-2, 2.5e-2)
 
 
@@ -55,14 +55,16 @@ def corpus() -> Corpus:
 
 def fresh(of: Placed, rng: np.random.Generator) -> list[Any]:
     """Its parameters: pre-norm has a norm behind the last block."""
-    return init_decoder(rng, corpus().vocabulary.size, WIDTH, num_layers=LAYERS, num_heads=HEADS, start=of.start, last=of.placement == PRE)
+    shape = {"num_layers": LAYERS, "num_heads": HEADS, "init_norm": init_without if of.placement == NONE else init_layer_norm}
+    return init_decoder(rng, corpus().vocabulary.size, WIDTH, **shape, start=of.start, last=of.placement == PRE)
 
 
 def trained(of: Placed, rng: np.random.Generator, *, rate: float, quick: bool, watch: Any = None) -> float:
     """Bits a character of the validation text."""
     alone = np.eye(CONTEXT, dtype=bool) if of.deleted else None
-    mixer = partial(multi_head_attention, num_heads=HEADS, prepare=on_both(rope))
-    block = partial(transformer_block, mixer=mixer, channel=feed_forward, norm=layer_norm, placement=PLACEMENTS[of.placement], mask=alone)
+    mixer = partial(multi_head_attention, num_heads=HEADS, prepare=on_both(rope_fast))
+    norm, placement = without if of.placement == NONE else layer_norm, PLACEMENTS[of.placement]
+    block = partial(transformer_block, mixer=mixer, channel=feed_forward, norm=norm, placement=placement, mask=alone)
     model = network(*[block] * LAYERS, layer_norm if of.placement == PRE else without, linear)
     sizes: dict[str, Any] = {"context": CONTEXT, "batch_size": BATCH, "whole": not quick, "steps": 5 if quick else STEPS}
     return bits_after(model, fresh(of, rng), corpus(), rng=rng, peak=rate, warmup=of.warmup, floor=0.05, watch=watch, **sizes)

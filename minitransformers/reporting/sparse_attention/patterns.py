@@ -22,7 +22,7 @@ from minitransformers.basics.feed_forward import feed_forward, init_feed_forward
 from minitransformers.basics.linear import init_linear, linear
 from minitransformers.foundation import Backward
 from minitransformers.norms.layer_norm import init_layer_norm, layer_norm
-from minitransformers.positional.rope import rope
+from minitransformers.positional.rope_fast import rope_fast
 from minitransformers.reporting.networks import behind_norm, network
 from minitransformers.sparse_attention.lsh_attention import lsh_buckets, unit_vectors
 from minitransformers.sparse_attention.reformer_attention import ReformerAttention
@@ -125,7 +125,7 @@ def dense(params: list[Any], ids: Array, *, num_heads: int, cores: Sequence[Call
     """That model, with RoPE. What stands for causal attention in each layer can be replaced when it has learned."""
     parts = []
     for core in cores or [causal_attention] * ((len(params) - 3) // 2):
-        attend = partial(multi_head_attention, num_heads=num_heads, prepare=on_both(rope), core=core)
+        attend = partial(multi_head_attention, num_heads=num_heads, prepare=on_both(rope_fast), core=core)
         parts += [behind_norm(part, norm=layer_norm) for part in (attend, feed_forward)]
     return network(*parts, layer_norm, linear)(params, ids)
 
