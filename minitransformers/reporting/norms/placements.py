@@ -55,8 +55,9 @@ def corpus() -> Corpus:
 
 def fresh(of: Placed, rng: np.random.Generator) -> list[Any]:
     """Its parameters: pre-norm has a norm behind the last block."""
-    shape = {"num_layers": LAYERS, "num_heads": HEADS, "init_norm": init_without if of.placement == NONE else init_layer_norm}
-    return init_decoder(rng, corpus().vocabulary.size, WIDTH, **shape, start=of.start, last=of.placement == PRE)
+    init_norm: Callable = init_without if of.placement == NONE else init_layer_norm
+    sizes: dict[str, Any] = {"num_layers": LAYERS, "num_heads": HEADS, "start": of.start, "last": of.placement == PRE}
+    return init_decoder(rng, corpus().vocabulary.size, WIDTH, init_norm=init_norm, **sizes)
 
 
 def trained(of: Placed, rng: np.random.Generator, *, rate: float, quick: bool, watch: Any = None) -> float:
