@@ -31,7 +31,8 @@ def experiment(rng):
     yield FEATURES, 0, {"probe": read(rng, quick=section.quick)}
     for name, learned in each_learned(section.rates, rng, quick=section.quick):
         nats = cross_entropy(learned.asked, targets=asked.labels)[0]
-        yield name, 0, {"probe": learned.probe, "accuracy": (learned.asked.argmax(-1) == asked.labels).mean(), "nats": nats}
+        probe = read(rng, encoder=learned.encoder, quick=section.quick)
+        yield name, 0, {"probe": probe, "accuracy": (learned.asked.argmax(-1) == asked.labels).mean(), "nats": nats}
     for name, same in SAME.items():
         params = trained(NONE, people, rng, section.rates[name], quick=section.quick)
         yield same, 0, {"probe": read(rng, encoder=params.encoder, quick=section.quick)}
