@@ -2,18 +2,19 @@
 
 Drawn from the label's own call and the signature, so it cannot go stale. An array is a sheet as wide as its last axis and as
 high as the one before; sheets behind it stand for the axes before those. Names of axes are the signature's; where an axis has
-none, its size in the call stands there.
+none, its size in the call stands there. What has no arrays, but texts, shows the values of the call themselves.
 """
 
 import inspect
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from _hooks.values import lines_of
 from minitransformers.foundation import trees
 from minitransformers.foundation.catalogue import Entry
 from minitransformers.foundation.gradients import fresh
@@ -34,14 +35,14 @@ class Sheet(NamedTuple):
 
 
 def put_in(markdown: str, entries: Iterable[Entry]) -> str:
-    """The page with the picture of its first entry after its first paragraphs, unless it has a picture or there are no arrays to draw."""
-    entry = next(iter(entries), None)
-    if entry is None or _PICTURE.search(markdown):
+    """The page with a picture after its first paragraphs, unless it has one: of its first entry with arrays to draw, or of the first of all."""
+    entries = list(entries)
+    if not entries or _PICTURE.search(markdown):
         return markdown
-    drawn = picture(entry)
+    drawn = next(filter(None, map(picture, entries)), "") or _in_words(min(entries, key=_line))
     blocks = markdown.split("\n\n")
     place = next((i for i, block in enumerate(blocks) if i and not _is_prose(block)), len(blocks))
-    return "\n\n".join([*blocks[:place], drawn, *blocks[place:]]) if drawn else markdown
+    return "\n\n".join([*blocks[:place], drawn, *blocks[place:]])
 
 
 def _is_prose(block: str) -> bool:
@@ -50,14 +51,9 @@ def _is_prose(block: str) -> bool:
 
 def picture(entry: Entry) -> str:
     """The figure as HTML; empty where nothing that goes in, or nothing that comes out, is an array."""
-    example = entry.example(np.random.default_rng(0))
-    result = entry.function(*example.args, **fresh(example.config))
-    out = result if entry.is_procedure else result[0]
+    first, out = _called(entry)
     hints = typing.get_type_hints(inspect.unwrap(entry.function), include_extras=True)
-    names = [name for name in inspect.signature(entry.function).parameters if name in hints]
     known: Names = {}
-    given = dict(zip(names, example.args, strict=False))
-    first = [(name, value, True) for name, value in given.items()] + [(name, value, False) for name, value in example.config.items()]
     for name, value, _ in first:
         _learn(value, hints.get(name), known)
     going_in = [sheet for name, value, by_place in first for sheet in _sheets(name, value, hints.get(name), known, by_place and not entry.is_procedure)]
@@ -66,6 +62,31 @@ def picture(entry: Entry) -> str:
         return ""
     gradients = [sheet for sheet in going_in if sheet.learns]
     return _drawn(entry.name, going_in, coming_out, bool(gradients), any(not sheet.learns for sheet in going_in) and not entry.is_procedure)
+
+
+def _called(entry: Entry) -> tuple[list[tuple[str, Any, bool]], Any]:
+    """What the label's own call gives by name, the value and whether it stands by position; and what comes out."""
+    example = entry.example(np.random.default_rng(0))
+    result = entry.function(*example.args, **fresh(example.config))
+    given = zip(inspect.signature(entry.function).parameters, example.args, strict=False)
+    first = [(name, value, True) for name, value in given] + [(name, value, False) for name, value in example.config.items()]
+    return first, result if entry.is_procedure else result[0]
+
+
+def _line(entry: Entry) -> int:
+    return inspect.getsourcelines(inspect.unwrap(entry.function))[1]
+
+
+def _in_words(entry: Entry) -> str:
+    """The same figure of what has no arrays: the values themselves."""
+    first, out = _called(entry)
+    sides = ["".join(_card(name, value) for name, value, _ in first if value is not None), _card("out", out)]
+    return _figure(entry.name, sides, "→", "A call, and what comes of it.")
+
+
+def _card(name: str, value: Any) -> str:
+    lines = "".join(f"<span>{escape(line)}</span>" for line in lines_of(value))
+    return f'<div class="shapes__values">{lines}<code>{escape(name)}</code></div>'
 
 
 def _dims(hint: Any) -> list[str] | None:
@@ -121,8 +142,10 @@ def _drawn(name: str, going_in: list[Sheet], coming_out: list[Sheet], gradients:
     if gradients:
         says += " Backward, the other way: for the output's gradient one for each blue array, of its shape."
         says += " A grey one is a setting and has none." if frozen else ""
-    arrow = "⇄" if gradients else "→"
-    sides = ["".join(map(_sheet, side)) for side in (going_in, coming_out)]
+    return _figure(name, ["".join(map(_sheet, side)) for side in (going_in, coming_out)], "⇄" if gradients else "→", says)
+
+
+def _figure(name: str, sides: Sequence[str], arrow: str, says: str) -> str:
     return (
         f'<figure class="shapes"><div class="shapes__row"><div class="shapes__side">{sides[0]}</div>'
         f'<div class="shapes__last"><div class="shapes__name"><span aria-hidden="true">{arrow}</span><code>{escape(name)}</code><span aria-hidden="true">{arrow}</span></div>'

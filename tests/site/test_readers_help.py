@@ -2,8 +2,9 @@
 
 import re
 
+import numpy as np
 import pytest
-from _hooks import book, practice, results, shapes, words
+from _hooks import book, practice, results, shapes, values, words
 from site_pages import DOCS
 
 from minitransformers import catalogue
@@ -23,11 +24,24 @@ def test_a_page_without_a_picture_gets_one_of_shapes_after_its_first_paragraphs(
     assert re.findall(r"<code>([^<]*)</code><span>([^<]*)</span>", page) == [("params.gain", "d_model"), ("x", "…, d_model"), ("out", "…, d_model")]
 
 
-def test_a_page_with_a_picture_or_without_arrays_is_left_alone(rms_norm):
+def test_a_page_with_a_picture_or_without_an_entry_is_left_alone(rms_norm):
     drawn = PAGE.replace("The problem.", "![](results/a.svg)")
     assert shapes.put_in(drawn, rms_norm) == drawn
-    assert shapes.put_in(PAGE, [catalogue.find("byte_pair_encode")]) == PAGE
     assert shapes.put_in(PAGE, []) == PAGE
+
+
+def test_what_has_no_arrays_shows_the_values_of_its_call():
+    page = shapes.put_in(PAGE, [catalogue.find("undo_edits"), catalogue.find("rewrite")])
+    assert "<code>rewrite</code>" in page and "<span>chairman: chair</span>" in page  # the first of the file
+    assert "<span>text: The Chair met a firefighter. &quot;A policeman&quot;, he wrote.</span>" in page
+    assert shapes.put_in(PAGE, [catalogue.find("rewrite"), catalogue.find("rms_norm")]).count("<rect") == 3 + 2  # what has arrays goes first
+
+
+def test_values_are_told_in_a_few_short_lines():
+    assert values.lines_of(["a"] * 99) == [("a " * 99)[:63].rstrip() + "…"]
+    assert values.lines_of({i: [1.0, 2.5] for i in range(9)}) == ["0: 1 2.5", "1: 1 2.5", "2: 1 2.5", "3: 1 2.5", "…"]
+    assert values.lines_of(b"one\n\n" + b"0123456789abcdef" * 4) == ["one", "012345…"]
+    assert values.lines_of((len, np.arange(3), None, frozenset("ba"), ())) == ["a function", "0 1 2", "None", "a b", "none"]
 
 
 def test_settings_are_told_from_what_is_differentiable():
