@@ -31,7 +31,7 @@ def value_cause(own: np.ndarray, numeric: np.ndarray, bound: float) -> str:
     if not own.any():
         return "it is zero: is the term missing, or was the argument forgotten?"
     ratio = float(np.sum(own * numeric) / max(np.sum(numeric * numeric), 1e-300))
-    if close(own, ratio * numeric):
+    if abs(ratio - 1) > 1e-3 and close(own, ratio * numeric):
         if abs(ratio + 1) < 1e-5:
             return "its sign is flipped"
         return f"it is {ratio:.6g} times what it should be: a factor {1 / ratio:.6g} is missing"

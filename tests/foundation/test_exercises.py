@@ -67,7 +67,7 @@ def test_the_equations_of_the_backward_are_to_be_found():
     assert "params.gain" in text and "(2, 3, 7)" in text
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "linear", "scaled_dot_product_attention", "lora_linear", "gated_feed_forward"])
+@pytest.mark.parametrize("name", WITH_BLANK)
 def test_the_concepts_own_backward_is_right(name):
     assert judge(catalogue.find(name), filled(name)) == []
 
