@@ -155,7 +155,7 @@ def _of_example(entry: Entry, function: Callable, example: Example) -> list[str]
     if _as_the_concepts_own(entry, function, example):       # differences can be off where an example lies beside a kink; these are not
         return []
     report = check_gradients(function, *example.args, directions=0, second_opinion=False, gradient_of=entry.gradient_of, **example.config)
-    failures = [finding for finding in report.failures() if finding.startswith("gradient of")] or report.failures()
+    failures = [finding for finding in report.failures() if finding.startswith(("gradient of", "backward", "what backward"))] or report.failures()
     if failures and (likely := _mistake(entry, function, example)):
         failures.append(likely)
     return failures

@@ -42,6 +42,7 @@ BOUND = 1e-6  # largest error, relative to the gradient, that passes
 ORDER = 1.8  # smallest order of the Taylor remainder that passes
 AUTOGRAD_BOUND = 1e-10  # largest difference from HIPS autograd that passes
 DIRECTIONS = 2  # in which an argument is moved as a whole, before its elements are
+_RETURNED = "backward"  # where a report speaks of all that comes back, and of no one argument
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 # A seed that nobody else uses: with that of the caller's data, dout could equal an argument, and a transposed gradient
 # x^T dout would be symmetric and pass.
@@ -65,6 +66,16 @@ class ArgumentReport:
     analytic: float = 0.0
     numeric: float = 0.0
     cause: str = ""
+
+    def told(self, bound: float) -> str:
+        """What is wrong with it, in words."""
+        if self.path == _RETURNED:
+            return self.cause
+        if self.error == float("inf") and self.analytic == self.numeric:  # nothing could be compared
+            return f"gradient of {self.path}: {self.cause}"
+        where = f"[{', '.join(map(str, self.index))}]" if self.index else ""
+        compared = f"backward says {self.analytic:.9g}, central differences say {self.numeric:.9g} (error {self.error:.2g}, bound {bound:.0e})"
+        return f"gradient of {self.path}{where} is wrong: {compared}{f'; {self.cause}' if self.cause else ''}"
 
 
 @dataclass
@@ -102,11 +113,7 @@ class GradientReport:
         found = []
         for a in self.arguments:
             if not a.error <= self.bound:
-                where = f"[{', '.join(map(str, a.index))}]" if a.index else ""
-                found.append(
-                    f"gradient of {a.path}{where} is wrong: backward says {a.analytic:.9g}, central differences say "
-                    f"{a.numeric:.9g} (error {a.error:.2g}, bound {self.bound:.0e}){f'; {a.cause}' if a.cause else ''}"
-                )
+                found.append(a.told(self.bound))
         if not self.order >= ORDER:
             found.append(f"halving the step shrinks the Taylor remainder with order {self.order:.2f}, wants {ORDER}")
         if self.autograd is not None and not self.autograd <= AUTOGRAD_BOUND:
@@ -353,20 +360,24 @@ def _matched(report: GradientReport, names: list[str], args: tuple, gradients: A
     while isinstance(gradients, tuple) and len(gradients) > len(args) and gradients[-1] is None:
         gradients = gradients[:-1]  # of an optional argument that was left out
     if not isinstance(gradients, tuple) or len(gradients) != len(args):
-        report.arguments.append(ArgumentReport("backward", (), np.inf, cause=f"it returns {_plural(gradients)}, wants {len(args)}, one an argument"))
+        report.arguments.append(ArgumentReport(_RETURNED, (), np.inf, cause=f"backward returns {_plural(gradients)}, wants {len(args)}, one an argument"))
         return None
     try:
         matched: list[Any] = []
         for name, argument, gradient in zip(names, args, gradients, strict=True):
             trees.map(lambda leaf, own: matched.append(np.asarray(own)), argument, gradient, path=name)
+            if matched and matched[-1].dtype.kind not in "fiub":
+                raise ValueError(f"that of {name} is {_plural(gradient)}, wants an array")
         return matched
     except ValueError as error:
-        report.arguments.append(ArgumentReport("backward", (), np.inf, cause=str(error)))
+        report.arguments.append(ArgumentReport(_RETURNED, (), np.inf, cause=f"what backward returns does not fit the arguments: {error}"))
         return None
 
 
 def _plural(gradients: Any) -> str:
-    return f"{len(gradients)} gradients" if isinstance(gradients, tuple) else f"a {type(gradients).__name__}"
+    if isinstance(gradients, tuple):
+        return f"{len(gradients)} gradient{'s' * (len(gradients) != 1)}"
+    return {"NoneType": "nothing", "ndarray": "an array"}.get(name := type(gradients).__name__, f"a {name}")
 
 
 def _compare(

@@ -87,6 +87,21 @@ def test_a_mistake_is_placed_and_named(name, change, where, why):
     assert where in found and why in found, found
 
 
+@pytest.mark.parametrize(
+    ("name", "returned", "says"),
+    [
+        ("rms_norm", "dout", "backward returns an array, wants 2, one an argument"),
+        ("rms_norm", "(dout,)", "backward returns 1 gradient, wants 2, one an argument"),
+        ("rope", "None", "what backward returns does not fit the arguments: that of x is nothing, wants an array"),
+        ("rope", "dout[0]", "gradient of x: its shape is (3, 5, 8), wants (2, 3, 5, 8)"),
+    ],
+)
+def test_what_is_no_list_of_gradients_is_told_in_one_sentence(name, returned, says):
+    text = blank(catalogue.find(name))
+    (line,) = (line for line in text.splitlines() if "raise NotImplementedError" in line)
+    assert judge(catalogue.find(name), loaded(text.replace(line, f"        return {returned}"))) == [says]
+
+
 def test_a_transposed_weight_is_named():
     def linear(params, x):
         out, backward = catalogue.find("linear").function(params, x)
