@@ -118,19 +118,24 @@ _LOOKS = {"holds": "holds", "exact": "holds", "mixed": "scale", "does not hold":
 
 def verdicts(results: dict[str, Any]) -> str:
     """How many claims came out how, and behind it a row for each, under the question of its section."""
-    rows = ["| Question | Claim | Verdict |", "| --- | --- | --- |"]
+    rows = ["| Question | Claim | Verdict | Other seeds |", "| --- | --- | --- | --- |"]
     asked = ""
     for claim in results["claims"]:
         section = claim.get("section", "")
         title = results.get("sections", {}).get(section, {}).get("title", section)
         link = f"[{title}](measured/{section}.md)" if section != asked else ""
-        look = _LOOKS.get(claim.get("state", str(claim["verdict"])), "open")
-        rows.append(f'| {link} | {claim["name"]} | <span class="verdict verdict--{look}">{escape(str(claim["verdict"]))}</span> |'.replace("||", "| |"))
+        shown = [_verdict(of) if of else "" for of in (claim, claim.get("again"))]
+        rows.append(f"| {link} | {claim['name']} | {' | '.join(shown)} |".replace("||", "| |"))
         asked = section
     states = [str(claim.get("state", claim["verdict"])) for claim in results["claims"]]
     counts = ", ".join(f"{states.count(state)} {words}" for state, words in _COUNTED.items() if state in states)
     table = "\n".join(f"    {row}" for row in rows)
     return f'??? abstract "{len(states)} claims: {counts}"\n    <div class="verdicts" markdown="1">\n\n{table}\n\n    </div>\n'
+
+
+def _verdict(of: dict[str, Any]) -> str:
+    look = _LOOKS.get(of.get("state", str(of["verdict"])), "open")
+    return f'<span class="verdict verdict--{look}">{escape(str(of["verdict"]))}</span>'
 
 
 def with_verdicts(markdown: str) -> str:
@@ -141,12 +146,12 @@ def with_verdicts(markdown: str) -> str:
 def _claim(claim: dict[str, Any]) -> str:
     verdict = str(claim["verdict"])
     kind = _LOOKS.get(claim.get("state", verdict), "open")
-    rows = (("The paper", "paper"), ("Expected here", "expect"), ("Measured", "measured"))
+    again = f"{of['verdict']}: {of['measured']}" if (of := claim.get("again")) else ""
+    rows = (("The paper", claim.get("paper")), ("Expected here", claim.get("expect")), ("Measured", claim.get("measured")), ("Other seeds", again))
     parts = "".join(
-        f'<div class="claim__part" markdown="1">\n<span class="claim__key">{key}</span>\n'
-        f'<div markdown="span">{written(claim[field])}</div>\n</div>\n'
-        for key, field in rows
-        if claim.get(field) not in (None, "")
+        f'<div class="claim__part" markdown="1">\n<span class="claim__key">{key}</span>\n<div markdown="span">{written(said)}</div>\n</div>\n'
+        for key, said in rows
+        if said not in (None, "")
     )
     return (
         f'<section class="claim claim--{kind}" markdown="1">\n'

@@ -241,6 +241,28 @@ def test_a_claim_that_does_not_hold_is_a_result_and_one_that_changed_fails(chapt
     assert start(chapter).returncode == 0, "it is on record now"
 
 
+def test_other_seeds_have_their_word_beside_the_record_and_change_nothing_of_it(chapter, start):
+    start(chapter)
+    before, figure = results_of(chapter), (chapter.parent.parent / "docs" / "tiny" / "results" / "line.svg").read_bytes()
+    edit(chapter / "learns.py", "1.5", "3")                  # a rule that these seeds do not keep
+    run = start(chapter, "--seed", "3")
+    assert run.returncode == 0 and "with these seeds: It learns: it was: holds in 3 of 3; it is: does not hold" in run.stdout
+    after = results_of(chapter)
+    said = {claim["name"]: claim.pop("again", None) for claim in after["claims"]}
+    assert after == before and (chapter.parent.parent / "docs" / "tiny" / "results" / "line.svg").read_bytes() == figure
+    assert said == {"It learns": {"seed": 3, "state": "does not hold", "verdict": "does not hold: holds in 0 of 3", "measured": "0.4"}, "It is so": None, "It is fast": None}
+
+
+def test_other_seeds_word_is_dropped_with_the_experiment_that_it_is_of(chapter, start):
+    start(chapter)
+    start(chapter / "learns.py", "--seed", "3")
+    assert start(chapter).returncode == 0
+    assert "again" in results_of(chapter)["claims"][0], "the same experiment was found again"
+    edit(chapter / "learns.py", "x + rng", "x + 1 + rng")
+    start(chapter)
+    assert "again" not in results_of(chapter)["claims"][0]
+
+
 def test_a_clock_decides_no_exit_status(chapter, start):
     start(chapter)
     edit(chapter / "exactly.py", '"pace": 3.0', '"pace": 1.0')

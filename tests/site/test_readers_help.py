@@ -76,13 +76,14 @@ def test_verdicts_are_counted_and_listed_by_question():
     found = {
         "chapter": "norms", "sections": {"text": {"title": "Who learns?"}},
         "claims": [
-            {"name": "One", "section": "text", "state": "holds", "verdict": "holds in 3 of 3"},
+            {"name": "One", "section": "text", "state": "holds", "verdict": "holds in 3 of 3", "again": {"state": "mixed", "verdict": "holds in 2 of 3"}},
             {"name": "Two", "section": "text", "state": "does not hold", "verdict": "does not hold: holds in 0 of 3"},
         ],
     }  # fmt: skip
     table = results.verdicts(found)
     assert '"2 claims: 1 hold, 1 do not hold"' in table
     assert table.count("[Who learns?](measured/text.md)") == 1 and "verdict--holds" in table and "verdict--scale" in table
+    assert '| One | <span class="verdict verdict--holds">holds in 3 of 3</span> | <span class="verdict verdict--scale">holds in 2 of 3</span> |' in table
 
 
 def test_the_book_has_each_address_once_and_its_links_stay_inside():
