@@ -1,4 +1,6 @@
-"""The book: every page of the site one after another, on one page that prints well.
+"""The book: every page of the site one after another, on one page, and each chapter on a page that prints well.
+
+What a browser needs to print a page grows with the square of its length: a chapter takes seconds, all of them half an hour.
 
 An address that occurs on several pages (``eq-1``) gets its page's name in front, in ids and in the links to them, and a link to
 another page leads to its place in the book. The code beside a derivation is left to the site; each equation has its own lines.
@@ -27,17 +29,19 @@ class Chapter(NamedTuple):
     html: str
 
 
-def bound(pages: Sequence[Chapter], title: str) -> str:
-    """The book as one document; formulas are set when it is opened, as on every page."""
+def bound(pages: Sequence[Chapter], title: str, parts: Mapping[str, str] | None = None) -> str:
+    """The book as one document; formulas are set when it is opened, as on every page. parts are those to print: their files and titles."""
     places = {page.address: _name(page.address) for page in pages}
-    parts = "\n".join(f'<section class="book__page" id="{places[page.address]}">{_own(page, places)}</section>' for page in pages)
+    content = "\n".join(f'<section class="book__page" id="{places[page.address]}">{_own(page, places)}</section>' for page in pages)
+    links = ", ".join(f'<a href="{file}">{escape(name)}</a>' for file, name in (parts or {}).items())
+    to_print = f'<p class="book__parts">To print, open a chapter: {links}. All of it at once keeps a browser busy for half an hour.</p>\n' if links else ""
     contents = "".join(f'<li><a href="#{places[page.address]}">{escape(page.title)}</a></li>' for page in pages)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}: the book</title>
+<title>{escape(title)}</title>
 <link rel="stylesheet" href="assets/katex/katex.min.css">
 <link rel="stylesheet" href="{_theme()}">
 <link rel="stylesheet" href="assets/site.css">
@@ -45,8 +49,8 @@ def bound(pages: Sequence[Chapter], title: str) -> str:
 <body dir="ltr" data-md-color-scheme="default" class="book">
 <main class="md-typeset">
 <h1>{escape(title)}</h1>
-<ol class="book__contents">{contents}</ol>
-{parts}
+{to_print}<ol class="book__contents">{contents}</ol>
+{content}
 </main>
 <script src="assets/katex/katex.min.js"></script>
 <script src="assets/site.js"></script>
@@ -56,10 +60,16 @@ def bound(pages: Sequence[Chapter], title: str) -> str:
 
 
 def write(site: Path, pages: Sequence[Chapter], title: str) -> None:
-    """Beside the other pages of the site."""
+    """Beside the other pages of the site, and a part for each chapter."""
     styles = sorted(path.relative_to(site).as_posix() for path in (site / "assets" / "stylesheets").glob("main.*.min.css"))
-    text = bound(pages, title).replace(_theme(), styles[0] if styles else "assets/site.css")
-    (site / FILE).write_text(text, encoding="utf-8")
+    chapters: dict[str, list[Chapter]] = {}
+    for page in pages:
+        if folder := posixpath.dirname(page.address):
+            chapters.setdefault(f"book-{folder}.html", []).append(page)
+    books = {file: bound(of, f"{title}: {of[0].title}") for file, of in chapters.items()}
+    books[FILE] = bound(pages, title, {file: of[0].title for file, of in chapters.items()})
+    for file, text in books.items():
+        (site / file).write_text(text.replace(_theme(), styles[0] if styles else "assets/site.css"), encoding="utf-8")
 
 
 def _theme() -> str:

@@ -99,11 +99,15 @@ def test_the_book_has_each_address_once_and_its_links_stay_inside():
     assert "Two &amp; more" in text
 
 
-def test_the_site_has_the_book_with_all_pages(site):
-    text = (site / book.FILE).read_text(encoding="utf-8")
+@pytest.mark.parametrize(("file", "pages"), [(book.FILE, 200), ("book-norms.html", 9)])
+def test_the_site_has_the_book_with_all_pages_and_each_chapter_by_itself(site, file, pages):
+    text = (site / file).read_text(encoding="utf-8")
     ids = re.findall(r'<[^>]*\sid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     inside = {target for target in re.findall(r'href="#([^"]+)"', text)}
     missing = {target for target in inside - set(ids) if not re.search(r"--(L\d+|.*-L\d+|source)$", target)}  # lines stand on the site alone
     assert not missing, sorted(missing)[:10]
-    assert text.count('class="book__page"') > 200 and "norms-rms_norm--eq-1" in ids
+    assert text.count('class="book__page"') >= pages and "norms-rms_norm--eq-1" in ids
+    outside = {target for target in re.findall(r'href="([^"#:]+\.html)', text)}
+    assert all((site / target).is_file() for target in outside)
+    assert ("book-norms.html" in outside) == (file == book.FILE)
