@@ -99,7 +99,7 @@ def worth_it(found):
 
 
 @section.claim(
-    "At one small rate for all, a gate looks better than it is",
+    "Does a gate look better than it is at one small rate for all?",
     paper="no paper: what learns faster at a given rate is ahead as long as the rate is too small for both",
     measured=lambda found: f"at {SMALL:g}: {told(found, SHARED)}",
 )

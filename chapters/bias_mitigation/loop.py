@@ -47,7 +47,7 @@ def sharpened(found):
 
 
 @section.claim(
-    "Written as counted, a lean drifts and does not grow",
+    "Written as counted, does a lean drift and not grow?",
     paper="Shumailov et al. 2023, arXiv:2305.17493, section 3: errors of sampling add up; no sharpening there",
     measured=lambda found: told(found, COUNTED) + f"; the largest drift of all loops {found['drift'][COUNTED][ROUNDS].max():.2f}",
 )

@@ -72,7 +72,7 @@ def an_exception(found):
 
 
 @section.claim(
-    "Few templates are not enough",
+    "Are few templates too few for either kind of network?",
     paper="Pryzant et al. 2019, arXiv:1911.09709, learn from 180,000 pairs",
     measured=lambda found: "sentences right, new templates: " + told(found, "exact", NEW, *ARMS),
 )

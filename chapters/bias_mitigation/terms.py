@@ -59,7 +59,7 @@ def mask_matters(found):
 
 
 @section.claim(
-    "A tenth of the weight keeps it, and still lowers the gap",
+    "Does a tenth of the weight keep it, and still lower the gap?",
     paper="Qian et al. 2019, arXiv:1905.12801, choose the weight of the loss by experiment",
     measured=lambda found: f"gap {told(found, 'gap', PLAIN, SQUARED, LIGHT)}; nats of the right pronoun {told(found, 'told', PLAIN, SQUARED, LIGHT)}",
 )

@@ -32,7 +32,7 @@ def experiment(rng):
 
 # %%
 @section.claim(
-    "With exact examples the penalty finds the ranks of the task, or one link more",
+    "With exact examples, does the penalty find the ranks of the task, or one link more?",
     paper="Yang et al. 2024 (CoMERA), arXiv:2405.14377, abstract: rank-adaptive, a high compression ratio and excellent accuracy",
     measured=lambda found: told(found, 0.01),
 )

@@ -89,7 +89,7 @@ def told(found, *names):
 
 
 @section.claim(
-    "With the same state, what stands below a recurrence decides how soon it binds",
+    "With the same state, does what stands below a recurrence decide how soon it binds?",
     paper="no paper: the same parts in another order",
     measured=lambda found: told(found, LOWEST, ABOVE),
 )

@@ -95,7 +95,7 @@ def where_it_is_small(found):
 
 
 @section.claim(
-    "Orthogonal draws err less",
+    "Do orthogonal draws err less at every angle?",
     paper="Choromanski et al. 2021, arXiv:2009.14794, theorem 2: orthogonal draws have a strictly smaller mean square error",
     measured=lambda found: f"orthogonal over independent {', '.join(f'{r:.2f}' for r in ratios(found, ORTHOGONAL, POSITIVE, ANGLES[:-1]))} at "
     f"{', '.join(map(str, ANGLES[:-1]))} degrees",

@@ -63,7 +63,7 @@ def low_rank(found):
 
 
 @section.claim(
-    "A random projection gets better with the root of its rank, and slowly",
+    "Does a random projection get better with the root of its rank, and slowly?",
     paper="Wang et al. 2020, theorem 1: an error of epsilon asks for a rank that grows as 1 over epsilon squared",
     measured=lambda found: f"exponent {slope(found, 'random'):.2f} random, {slope(found, 'clustered'):.2f} clustered; "
     f"at rank {RANKS[-1]} the error is still {mean(found, RANDOM, 'random', RANKS[-1]):.1f} and {mean(found, RANDOM, 'clustered', RANKS[-1]):.2f}",

@@ -93,7 +93,7 @@ def pieces_know(found):
 
 
 @section.claim(
-    "What was found by its words is read as a short text is", paper="Ding et al. 2020, CogLTX, NeurIPS 33: a few passages, in the order of the text, for a reader",
+    "Is what was found by its words read as a short text is?", paper="Ding et al. 2020, CogLTX, NeurIPS 33: a few passages, in the order of the text, for a reader",
     measured=lambda found: told(found, "bm25", "all"),
 )  # fmt: skip
 def found_is_read(found):

@@ -107,7 +107,7 @@ def scores_run_away(found):
 
 
 @section.claim(
-    "QK-norm makes a higher learning rate bearable",
+    "Does QK-norm make a higher learning rate bearable?",
     paper="Wortsman et al. 2023, arXiv:2309.14322, section 3.1: the loss depends less on the rate with QK-norm",
     measured=lambda found: f"bits at rates of {', '.join(f'{rate:g}' for rate in RATES)}: {told(found, 'bits', '.2f')}",
 )

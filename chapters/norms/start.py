@@ -103,7 +103,7 @@ def scaled_stream(found):
 
 
 @section.claim(
-    "Where both start small DeepNorm is better than post-norm",
+    "Where both start small, is DeepNorm better than post-norm?",
     paper="Wang et al. 2022, arXiv:2203.00555, abstract: the good performance of post-norm and the stable training of pre-norm",
     measured=lambda found: told(found, MODELS, "post_half", "deep_half"),
 )

@@ -100,7 +100,7 @@ def report(found):
 
 
 @section.claim(
-    "One trained vector asks for a language as well as the word that announces it",
+    "Does one trained vector ask for a language as well as the word that announces it?",
     paper="Lester et al. 2021, arXiv:2104.08691, figure 3: a single token can do much, in the largest model",
     measured=lambda found: f"the word {mean_and_spread(found['excess'][ANNOUNCED][0], '.3f')}, one vector "
     f"{mean_and_spread(starts(found, 'prompt of 1, uniform').mean(axis=0), '.3f')}, nothing {mean_and_spread(found['excess'][NOTHING][0], '.3f')} nats",

@@ -74,7 +74,7 @@ def experiment(rng):
 
 # %%
 @section.claim(
-    "Where heads read what is near, a short window keeps nearly all",
+    "Where heads read what is near, does a short window keep nearly all?",
     paper="Zaheer et al. 2020, arXiv:2007.14062, section 2: a great deal of information about a token is in its neighbours",
     measured=lambda found: f"{WINDOW} {' and '.join(mean_and_spread(of) for of in found['kept'][WINDOW].values())}",
 )

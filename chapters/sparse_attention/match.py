@@ -100,7 +100,7 @@ def finds(found):
 
 
 @section.claim(
-    "More rounds of hashing miss fewer partners",
+    "Do more rounds of hashing miss fewer partners?",
     paper="Kitaev et al. 2020, arXiv:2001.04451, section 2: with several rounds it is less likely that similar items fall in different buckets",
     measured=lambda found: told(found, ONE, FOUR),
 )

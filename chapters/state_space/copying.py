@@ -106,7 +106,7 @@ def told(found, kind):
 
 
 @section.claim(
-    "A system that can choose copies selectively, one that cannot does worse at every length",
+    "Does a system that can choose copy selectively, and one that cannot do worse at every length?",
     paper="Gu and Dao 2023, arXiv:2312.00752, table 1: S4 without selection 18.3 % at length 4,096, S6 97.0 %, Mamba 99.8 %",
     measured=lambda found: f"trained at {TRAINED}, tested at {', '.join(map(str, LENGTHS))}: {told(found, SELECTIVE)}; {told(found, INVARIANT)}",
 )

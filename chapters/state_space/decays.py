@@ -62,7 +62,7 @@ def terms(found):
 
 
 @section.claim(
-    "By the balance in one line they do not",
+    "Does the balance in one line lose them?",
     paper="no statement in a paper; a comment in the authors' code calls the line not stable",
     measured=lambda found: f"{errors(found, BALANCE, START)}; with a reset {errors(found, BALANCE, WITH_RESET)}; in float64 at most "
     f"{np.max(found['in float64'][BALANCE][START]):.0e} and {np.max(found['in float64'][BALANCE][WITH_RESET]):.0e}",

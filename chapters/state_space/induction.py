@@ -80,7 +80,7 @@ def told(found, name):
 
 
 @section.claim(
-    "Attention loses the thread beyond the length of its training sooner than Mamba",
+    "Does attention lose the thread beyond the length of its training sooner than Mamba?",
     paper="Gu and Dao 2023, arXiv:2312.00752, figure 2 and table 11: trained at 256, no attention works beyond twice its length, Mamba up to a million",
     measured=lambda found: f"at {', '.join(f'{n:,}' for n in found['right'][MAMBA])}: {told(found, MAMBA)}; {told(found, ATTENTION)}",
 )
