@@ -27,8 +27,8 @@ MODELS = {
     CAPSULE: Normed(mt.init_capsule_norm, mt.capsule_norm),
     TANH: Normed(mt.init_dynamic_tanh, mt.dynamic_tanh),
     NONE: Normed(init_without, without),
-    QK: Normed(qk_norm=True),
-    FIX: Normed(fix_norm=True),
+    QK: Normed(of_scores=(mt.init_qk_norm, mt.qk_norm)),
+    FIX: Normed(of_words=mt.fix_norm),
     DELETED: Normed(deleted=True),
 }
 

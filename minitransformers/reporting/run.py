@@ -77,7 +77,10 @@ def run_sections(sections: list[Section], *, argv: Sequence[str] | None, descrip
             measured[section.name] = section.measure(quick=given.quick, seed=given.seed, tune=given.tune, recorded=tuned)
         claims = [claim for part in measured.values() for claim in part["claims"]]
         out = given.out or (None if given.quick or not measured else home)
-        again = given.seed != 0 and out == home                  # other seeds' word on what is on record
+        again = given.seed != 0 and out is home                  # other seeds' word on what is on record
+        if again and (reason := _no_second_word(recorded, measured, given.seed)):
+            print(f"\nnothing is written: {reason}")
+            again, out = False, None
         others = _read(out / "results.json") if out is not None else {}
         kept = [name for name in others.get("sections", {}) if name not in measured and (name in left_out or not whole)]
         results = _with_other_seeds(recorded, claims, given.seed) if again else _results(chapter, others, kept, measured, given)
@@ -129,6 +132,14 @@ def _changed(recorded: dict[str, Any], claims: list[dict[str, Any]]) -> list[str
         if old.get("state") not in (None, "timed", "open", "mixed") and claim["state"] not in ("timed", "open", old["state"]):
             found.append(f"{claim['name']}: it was: {old['verdict']}; it is: {claim['verdict']}")
     return found
+
+
+def _no_second_word(recorded: dict[str, Any], measured: dict[str, dict[str, Any]], seed: int) -> str:
+    """Why seeds from this one on cannot stand beside the record of these sections; empty where they can."""
+    if missing := [name for name in measured if name not in recorded.get("sections", {})]:
+        return f"{', '.join(missing)}: not on record yet, which is made by a run without --seed"
+    seeds = max(part["section"]["seeds"] for part in measured.values())
+    return f"seeds below {seeds} are those of the record; from {seeds} on they are others" if seed < seeds else ""
 
 
 def _with_other_seeds(recorded: dict[str, Any], claims: list[dict[str, Any]], seed: int) -> dict[str, Any]:

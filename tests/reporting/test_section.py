@@ -253,6 +253,15 @@ def test_other_seeds_have_their_word_beside_the_record_and_change_nothing_of_it(
     assert said == {"It learns": {"seed": 3, "state": "does not hold", "verdict": "does not hold: holds in 0 of 3", "measured": "0.4"}, "It is so": None, "It is fast": None}
 
 
+def test_other_seeds_have_no_word_where_nothing_is_on_record_or_they_are_the_same(chapter, start):
+    run = start(chapter, "--seed", "3")
+    assert run.returncode == 0 and "nothing is written: learns, exactly: not on record yet" in run.stdout
+    assert not (chapter.parent.parent / "docs").exists()
+    start(chapter)
+    before = results_of(chapter)
+    assert "seeds below 3 are those of the record" in start(chapter, "--seed", "2").stdout and results_of(chapter) == before
+
+
 def test_other_seeds_word_is_dropped_with_the_experiment_that_it_is_of(chapter, start):
     start(chapter)
     start(chapter / "learns.py", "--seed", "3")
