@@ -1,6 +1,6 @@
 """The book: every page of the site one after another, on one page, and each chapter on a page that prints well.
 
-What a browser needs to print a page grows with the square of its length: a chapter takes seconds, all of them half an hour.
+What a browser needs to print a page grows with the square of its length: a chapter takes seconds, and all of them far too long.
 
 An address that occurs on several pages (``eq-1``) gets its page's name in front, in ids and in the links to them, and a link to
 another page leads to its place in the book. The code beside a derivation is left to the site; each equation has its own lines.
@@ -34,7 +34,7 @@ def bound(pages: Sequence[Chapter], title: str, parts: Mapping[str, str] | None 
     places = {page.address: _name(page.address) for page in pages}
     content = "\n".join(f'<section class="book__page" id="{places[page.address]}">{_own(page, places)}</section>' for page in pages)
     links = ", ".join(f'<a href="{file}">{escape(name)}</a>' for file, name in (parts or {}).items())
-    to_print = f'<p class="book__parts">To print, open a chapter: {links}. All of it at once keeps a browser busy for half an hour.</p>\n' if links else ""
+    to_print = f'<p class="book__parts">To print, open a chapter: {links}. All of it at once keeps a browser busy for very long.</p>\n' if links else ""
     contents = "".join(f'<li><a href="#{places[page.address]}">{escape(page.title)}</a></li>' for page in pages)
     return f"""<!doctype html>
 <html lang="en">
